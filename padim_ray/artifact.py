@@ -1,0 +1,189 @@
+"""A model on storage: numbered versions that never change, and a pointer to the current one.
+
+MODEL/
+  CURRENT                                    names the version; replaced atomically, last
+  trunks/<sha256>.safetensors                the trunk's weights, shared by the versions
+  versions/000003/
+    model.json                               format version, spec, groups
+    manifest.parquet                         every image that the model was given, failed ones too
+    groups/<group>/moments-00000-of-00012.safetensors    exact state, float64, to update from
+    groups/<group>/gaussian-00000-of-00012.safetensors   mean and whitening, all that scoring loads
+
+A group's state is sharded by runs of coarsest cells, so that no process has to hold all of it to
+merge, factorise or write it.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from typing import TypeVar
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from padim_ray import gaussian, moments
+from padim_ray.errors import ModelError
+from padim_ray.gaussian import Gaussian
+from padim_ray.moments import Moments
+from padim_ray.spec import ModelSpec
+from padim_ray.storage import Location
+from padim_ray.trunk import StateDict, weights_sha256
+
+FORMAT_VERSION = 1
+SHARD_BYTES = 64 * 2**20  # of a group's unpacked float32 state
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class GroupEntry:
+    """A group's line in model.json: images in its moments, images that failed, state shards."""
+
+    images: int
+    failed: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One published version: reads its parts."""
+
+    root: Location
+    number: int
+    spec: ModelSpec
+    groups: Mapping[str, GroupEntry]
+
+    def load_trunk_weights(self) -> StateDict:
+        """Raises: ModelError if the weights are missing or not those that the model names."""
+        location = _trunk(self.root, self.spec.weights_sha256)
+        weights = _load_tensors(location, dict)
+        if weights_sha256(weights) != self.spec.weights_sha256:
+            raise ModelError(f"{location.uri} doesn't hold the weights the model was fitted with")
+        return weights
+
+    def load_gaussian(self, group: str) -> Gaussian:
+        return gaussian.concatenate(self._load_shards(group, "gaussian", gaussian.from_tensors))
+
+    def load_moments(self, group: str) -> Moments:
+        return moments.concatenate(self._load_shards(group, "moments", moments.from_tensors))
+
+    def _load_shards(
+        self, group: str, kind: str, parse: Callable[[Mapping[str, torch.Tensor]], T]
+    ) -> list[T]:
+        count = self.groups[group].shards
+        return [
+            _load_tensors(shard_location(self.root, self.number, group, kind, index, count), parse)
+            for index in range(count)
+        ]
+
+
+def open_version(root: Location) -> ModelVersion:
+    """The current version of the model at `root`.
+
+    Raises:
+        ModelError: if there is no model, or one of another format.
+    """
+    number = current_number(root)
+    if number is None:
+        raise ModelError(f"There is no model at {root.uri}")
+    location = _version(root, number) / "model.json"
+    try:
+        content = json.loads(location.read())
+        found = content["format_version"]
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{location.uri} is missing or not a model's: {error}") from error
+    if found != FORMAT_VERSION:
+        raise ModelError(
+            f"{location.uri} has format version {found}, and this padim-ray reads "
+            f"{FORMAT_VERSION}; use the padim-ray that fitted it, or fit again"
+        )
+    try:
+        groups = {name: GroupEntry(**entry) for name, entry in content["groups"].items()}
+        return ModelVersion(root, number, ModelSpec.from_json(content["spec"]), groups)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{location.uri} can't be understood: {error}") from error
+
+
+def current_number(root: Location) -> int | None:
+    """The number that CURRENT names, None where there is no model."""
+    try:
+        text = (root / "CURRENT").read()
+    except FileNotFoundError:
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ModelError(f"{root.uri}/CURRENT doesn't name a version: {text[:40]!r}") from error
+
+
+def save_trunk_weights(root: Location, weights: StateDict) -> None:
+    """Store the trunk's weights under their own hash, unless they are there already."""
+    location = _trunk(root, weights_sha256(weights))
+    if not location.exists():
+        save_tensors(location, weights)
+
+
+def publish(
+    root: Location,
+    number: int,
+    spec: ModelSpec,
+    groups: Mapping[str, GroupEntry],
+    manifest: pa.Table,
+) -> None:
+    """Make a version whose group files are already written the current one."""
+    location = _version(root, number)
+    with (location / "manifest.parquet").replaced_by() as path:
+        pq.write_table(manifest, path, compression="zstd")
+    content = {
+        "format_version": FORMAT_VERSION,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: package_version(name) for name in ("padim-ray", "torch", "torchvision")},
+        "spec": spec.to_json(),
+        "groups": {name: asdict(entry) for name, entry in sorted(groups.items())},
+    }
+    (location / "model.json").write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    (root / "CURRENT").write(f"{number:06d}\n".encode())
+
+
+def shard_location(
+    root: Location, number: int, group: str, kind: str, index: int, count: int
+) -> Location:
+    """Where shard `index` of `count` of a group's `kind` ("moments" or "gaussian") is."""
+    name = f"{kind}-{index:05d}-of-{count:05d}.safetensors"
+    return _version(root, number) / "groups" / _directory(group) / name
+
+
+def save_tensors(location: Location, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as a safetensors file, atomically."""
+    with location.replaced_by() as path:
+        safetensors.torch.save_file(dict(tensors), path)
+
+
+def _load_tensors(location: Location, parse: Callable[[Mapping[str, torch.Tensor]], T]) -> T:
+    try:
+        with location.as_local_file() as path:
+            return parse(safetensors.torch.load_file(path))
+    except FileNotFoundError as error:
+        raise ModelError(f"The model is incomplete: {location.uri} is missing") from error
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{location.uri} can't be understood: {error}") from error
+
+
+def _version(root: Location, number: int) -> Location:
+    return root / f"versions/{number:06d}"
+
+
+def _trunk(root: Location, sha256: str) -> Location:
+    return root / f"trunks/{sha256}.safetensors"
+
+
+def _directory(group: str) -> str:
+    """A group's name as one safe path segment; different names stay different."""
+    quoted = quote(group, safe=" ")
+    return quoted.replace(".", "%2E") if group.strip(".") == "" else quoted

@@ -1,0 +1,19 @@
+"""The errors that users see."""
+
+
+class PadimError(Exception):
+    """A mistake of the user's, in a sentence that says what to do; shown without a traceback."""
+
+
+class ModelError(PadimError):
+    """A model that can't be fitted, found, read or applied."""
+
+
+class ImageError(Exception):
+    """One unusable image: `stage` (fetch, decode or embed), `cause` (a fixed phrase) and detail.
+
+    Never ends a job: the image becomes a row with `status = "failed"` and this text as its error.
+    """
+
+    def __init__(self, stage: str, cause: str, detail: str = "") -> None:
+        super().__init__(f"{stage}: {cause}" + (f" ({detail})" if detail else ""))

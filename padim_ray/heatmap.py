@@ -1,0 +1,97 @@
+"""Heatmaps: the image under a translucent anomaly map, and where it is stored."""
+
+import hashlib
+from collections.abc import Sequence
+from urllib.parse import quote
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from padim_ray.images import Preprocessing
+
+COLORMAP = "inferno"  # perceptually uniform: equal steps in distance look equal
+LONGEST_SIDE = 1024
+SHORTEST_SIDE = 256
+OPACITY = 0.65
+_MAX_SEGMENT = 200  # bytes; file systems allow 255 in a name
+
+
+def color_scale(scores: np.ndarray) -> tuple[float, float]:
+    """The distances at which a run's colours begin and end.
+
+    Most images of an archive are good, and a good image's score is its largest distance: what lies
+    below the lower scores is transparent. A few extreme scores don't stretch the scale.
+    """
+    low, high = np.quantile(scores, [0.25, 0.995])
+    return float(low), float(max(high, low * 1.25, low + 1e-6))
+
+
+def draw_heatmap(
+    image: np.ndarray,
+    anomaly_map: np.ndarray,
+    preprocessing: Preprocessing,
+    scale: tuple[float, float],
+) -> Image.Image:
+    """Lay the anomaly map over the image, at the image's own aspect ratio.
+
+    Args:
+        image: (H, W, 3) uint8, as decoded.
+        anomaly_map: (h, w), covering what the model saw of the image.
+        preprocessing: the model's, which says where that is.
+        scale: distances of the colour map's two ends; opacity grows between them.
+    """
+    height, width = image.shape[:2]
+    factor = min(LONGEST_SIDE / max(width, height), max(1.0, SHORTEST_SIDE / min(width, height)))
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    canvas = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    left, top, right, bottom = (
+        round(share * side)
+        for share, side in zip(preprocessing.visible_share, size + size, strict=True)
+    )
+    low, high = scale
+    heat = Image.fromarray(anomaly_map.astype(np.float32)).resize(
+        (max(1, right - left), max(1, bottom - top)), Image.Resampling.BILINEAR
+    )
+    strength = np.clip((np.asarray(heat) - low) / (high - low), 0, 1)
+    colors = matplotlib.colormaps[COLORMAP](strength, bytes=True)
+    colors[..., 3] = np.uint8(255 * OPACITY * np.sqrt(strength))  # faint heat stays visible
+    canvas = canvas.convert("RGBA")
+    canvas.alpha_composite(Image.fromarray(colors), (left, top))
+    return canvas.convert("RGB")
+
+
+def output_name(uri: str, prefix: str, suffix: str) -> str:
+    """A relative path for something made from an image, after the image's own path.
+
+    Safe (no `..`, no empty, over-long or hidden segment) and free of collisions: different images
+    below `prefix` get different names, and no name is also a directory of another.
+    """
+    relative = uri.removeprefix(prefix).lstrip("/")
+    *directories, name = relative.split("/")
+    safe = [_safe(segment).replace(suffix, quote_all(suffix)) for segment in directories]
+    return "/".join([*safe, _safe(name) + suffix])
+
+
+def _safe(segment: str) -> str:
+    quoted = quote(segment, safe=" !()+,=@[]")
+    if not quoted or quoted.startswith((".", "-", " ")):
+        quoted = (f"%{ord(quoted[0]):02X}" if quoted else "%") + quoted[1:]
+    if len(quoted) > _MAX_SEGMENT:
+        digest = hashlib.sha256(segment.encode()).hexdigest()[:16]
+        quoted = f"{quoted[: _MAX_SEGMENT - 20]}%~{digest}"
+    return quoted
+
+
+def quote_all(text: str) -> str:
+    """Percent-encode every character, so that the text can't be mistaken for itself."""
+    return "".join(f"%{ord(character):02X}" for character in text)
+
+
+def common_prefix(uris: Sequence[str]) -> str:
+    """The longest common directory of sorted URIs."""
+    first, last = uris[0].split("/")[:-1], uris[-1].split("/")[:-1]
+    shared = 0
+    while shared < min(len(first), len(last)) and first[shared] == last[shared]:
+        shared += 1
+    return "/".join(first[:shared])

@@ -1,0 +1,272 @@
+"""PadimModel: fit and score in one process, for people who have a DataLoader."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from padim_ray import artifact, gaussian, moments
+from padim_ray.anomaly_map import anomaly_maps, image_scores
+from padim_ray.artifact import SHARD_BYTES, GroupEntry
+from padim_ray.errors import ModelError
+from padim_ray.gaussian import Gaussian, squared_distances
+from padim_ray.manifest import DEFAULT_GROUP
+from padim_ray.moments import Moments, accumulate_, empty_moments
+from padim_ray.options import ModelOptions
+from padim_ray.patches import split_cells
+from padim_ray.spec import ModelSpec, new_spec
+from padim_ray.storage import Location
+from padim_ray.trunk import StateDict, Trunk, native_precision
+
+
+class Scores(NamedTuple):
+    """`scores` (B,): each map's maximum. `maps` (B, H, W): smoothed Mahalanobis distances."""
+
+    scores: torch.Tensor
+    maps: torch.Tensor
+
+
+class Embedder:
+    """A trunk with its spec: images to nested patches."""
+
+    def __init__(self, spec: ModelSpec, weights: StateDict, device: torch.device | str) -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        self.trunk = Trunk(
+            spec.backbone, spec.channels, weights, precision=spec.precision, device=device
+        )
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor, batch_size: int = 32) -> list[torch.Tensor]:
+        """uint8 images (B, 3, H, W) → per level, finest first, (P_ℓ, c_ℓ, B) float32 on the device.
+
+        The trunk sees `batch_size` images at a time.
+        """
+        features = [
+            self.trunk(part.to(self.device, non_blocking=True)) for part in images.split(batch_size)
+        ]
+        return self.spec.grid.nest([torch.cat(maps) for maps in zip(*features, strict=True)])
+
+    def distances(self, patches: Sequence[torch.Tensor], group: Gaussian) -> torch.Tensor:
+        """Mahalanobis distances (B, H_0, W_0) of nested patches."""
+        return self.spec.grid.unnest(squared_distances(group, patches)).sqrt_()
+
+    def maps(self, distances: torch.Tensor) -> torch.Tensor:
+        """Anomaly maps (B, H, W) in the input's pixels."""
+        return anomaly_maps(distances, self.spec.preprocessing.size, sigma=self.spec.sigma)
+
+
+def finite_images(patches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Which images' patches are all finite: (B,) bool."""
+    return torch.stack([level.isfinite().all(0).all(0) for level in patches]).all(0)
+
+
+class PadimModel:
+    """PaDiM (Defard et al. 2021) with exact moments in constant memory.
+
+    >>> model = PadimModel(backbone="resnet18", weights="trunk.pth")  # doctest: +SKIP
+    >>> for images in loader:  # doctest: +SKIP
+    ...     model.update(images)
+    >>> model.finalize()  # doctest: +SKIP
+    >>> scores, maps = model.score(images)  # doctest: +SKIP
+
+    Args:
+        device: where the trunk and the state live; default: CUDA if there is a GPU, else the CPU.
+        storage_options: fsspec's, for weights on an object store.
+        options: the fields of `ModelOptions`, named as on the command line.
+
+    Raises:
+        PadimError: if the options don't fit together, or the weights can't be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        device = device or _default_device()
+        chosen = ModelOptions(**options)
+        precision = native_precision(device) if chosen.precision == "auto" else chosen.precision
+        self._set_up(*new_spec(chosen, precision, storage_options), device)
+
+    def _set_up(self, spec: ModelSpec, weights: StateDict, device: torch.device | str) -> None:
+        self._weights = weights
+        self._embedder = Embedder(spec, weights, device)
+        self._moments: dict[str, Moments] = {}
+        self._gaussians: dict[str, Gaussian] = {}
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._embedder.spec
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images in each group's moments."""
+        return {group: state.count for group, state in self._moments.items()}
+
+    def update(self, images: torch.Tensor | np.ndarray, *, group: str = DEFAULT_GROUP) -> None:
+        """Add a batch of good images to a group.
+
+        Args:
+            images: (B, 3, H, W), of the model's input size, either uint8 in 0…255 or floats in
+                0…1. The model normalises them itself.
+
+        Raises:
+            ValueError: for another shape, size, type or range.
+            ModelError: if an image gives NaN or infinite features.
+        """
+        patches = self._embed(images, group)
+        grid = self.spec.grid
+        # each batch is a partial sum in float32; what is kept is float64, like the jobs' merge
+        part = empty_moments(grid.cells, grid.channels, device=self._embedder.device)
+        part = accumulate_(part, patches)
+        kept = self._moments.get(group)
+        self._moments[group] = moments.merge_all([part] if kept is None else [kept, part])
+        self._gaussians.pop(group, None)
+
+    def finalize(self) -> None:
+        """Derive the Gaussians from the moments, of the groups that changed since the last time.
+
+        More images may be added afterwards. `score` and `save` call this themselves if needed.
+
+        Raises:
+            ModelError: naming a group with fewer than 2 images, or without variation.
+        """
+        for group in self._moments.keys() - self._gaussians.keys():
+            self._gaussians[group] = self._factorise(group)
+
+    def _factorise(self, group: str) -> Gaussian:
+        state, regularization = self._moments[group], self.spec.regularization
+        try:
+            if state.count < 2:
+                raise ModelError(f"has {state.count} image; a covariance needs at least 2")
+            offset = regularization.offset(gaussian.pool(state))
+            shards = [state.cells(start, stop) for start, stop in self._shards()]
+            scale = regularization.scale(state.count)
+            return gaussian.concatenate(
+                [gaussian.factorise(shard, scale, offset) for shard in shards]
+            )
+        except ModelError as error:
+            raise ModelError(f"Group {group!r} {error}") from error
+
+    def score(
+        self,
+        images: torch.Tensor | np.ndarray,
+        *,
+        group: str = DEFAULT_GROUP,
+        sigma: float | None = None,
+    ) -> Scores:
+        """Score a batch of images with a group's Gaussians.
+
+        Args:
+            images: as for `update`.
+            sigma: another smoothing than the model's.
+
+        Returns:
+            Scores (B,) and anomaly maps (B, H, W), float32 on the CPU.
+
+        Raises:
+            ValueError: for another shape, size, type or range.
+            ModelError: for a group without images.
+        """
+        if group not in self._gaussians:
+            if group not in self._moments:
+                raise ModelError(f"No images of group {group!r} were given to update()")
+            self._gaussians[group] = self._factorise(group)
+        patches = self._embed(images, group)
+        distances = self._embedder.distances(patches, self._gaussians[group])
+        size = self.spec.preprocessing.size
+        maps = anomaly_maps(distances, size, sigma=self.spec.sigma if sigma is None else sigma)
+        return Scores(image_scores(maps).cpu(), maps.cpu())
+
+    def save(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> int:
+        """Publish the model as a new version at `uri`, and return the version's number."""
+        self.finalize()
+        root = Location.of(uri, storage_options)
+        number = (artifact.current_number(root) or 0) + 1
+        artifact.save_trunk_weights(root, self._weights)
+        runs = self._shards()
+        for group, state in self._moments.items():
+            for index, (start, stop) in enumerate(runs):
+                for kind, tensors in (
+                    ("moments", moments.to_tensors(state.cells(start, stop))),
+                    ("gaussian", gaussian.to_tensors(self._gaussians[group].cells(start, stop))),
+                ):
+                    file = artifact.shard_location(root, number, group, kind, index, len(runs))
+                    artifact.save_tensors(file, {k: v.cpu() for k, v in tensors.items()})
+        groups = {
+            group: GroupEntry(state.count, 0, len(runs)) for group, state in self._moments.items()
+        }
+        # images that came as tensors have no names: the manifest is empty
+        manifest = pa.table({"uri": pa.array([], pa.string()), "group": pa.array([], pa.string())})
+        artifact.publish(root, number, self.spec, groups, manifest)
+        return number
+
+    @classmethod
+    def load(
+        cls,
+        uri: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> "PadimModel":
+        """Read the current version of a model, which can then score, and be updated further.
+
+        Raises:
+            ModelError: if there is no model, it is damaged, or has another format version.
+        """
+        device = device or _default_device()
+        version = artifact.open_version(Location.of(uri, storage_options))
+        model = cls.__new__(cls)
+        model._set_up(version.spec, version.load_trunk_weights(), device)
+        for group in version.groups:
+            model._moments[group] = version.load_moments(group).to(device)
+            model._gaussians[group] = version.load_gaussian(group).to(device)
+        return model
+
+    def _shards(self) -> list[tuple[int, int]]:
+        return state_shards(self.spec)
+
+    def _embed(self, images: torch.Tensor | np.ndarray, group: str) -> list[torch.Tensor]:
+        patches = self._embedder.embed(_checked(images, self.spec.preprocessing.size))
+        bad = (~finite_images(patches)).nonzero().flatten().tolist()
+        if bad:
+            raise ModelError(
+                f"Group {group!r}: images {bad} of the batch give NaN or infinite features; "
+                "nothing was added"
+            )
+        return patches
+
+
+def state_shards(spec: ModelSpec) -> list[tuple[int, int]]:
+    """The runs of coarsest cells in which a group's state is stored, merged and factorised."""
+    parts = -(-4 * spec.grid.state_size // SHARD_BYTES)
+    return split_cells(spec.grid.cells[-1], parts)
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _checked(images: torch.Tensor | np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    images = torch.as_tensor(images)
+    if images.ndim != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) != size:
+        raise ValueError(
+            f"images must be (B, 3, {size[0]}, {size[1]}), but are {tuple(images.shape)}"
+        )
+    if len(images) == 0:
+        raise ValueError("the batch is empty")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"images must be uint8 or floating-point, not {images.dtype}")
+    if not (images.min() >= 0 and images.max() <= 1):  # false for NaN as well
+        raise ValueError(
+            f"floating-point images must be in 0…1, but reach from {images.min():.3g} to "
+            f"{images.max():.3g}; the model applies ImageNet's normalisation itself"
+        )
+    return images * 255

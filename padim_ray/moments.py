@@ -1,0 +1,243 @@
+"""Moments of patch embeddings in nested blocks: mergeable, subtractable, each entry once.
+
+Nearest-neighbour alignment (PaDiM, section 3.1) repeats a coarse cell over all the patches that
+it covers, so the covariance's coarse rows and columns are the same numbers for all those patches.
+They are stored once, on the coarse level's own grid.
+
+The scatter block of levels (ℓ, k), k ≥ ℓ, is Σ (x_ℓ − μ_ℓ)(x_k − μ_k)ᵀ at every cell of level ℓ,
+where x_k is the cell's ancestor at level k. Cells are in nested order (see `patches`), so each
+block is one batched matrix product over level k's cells, without repeating anything.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+
+Blocks = tuple[tuple[torch.Tensor, ...], ...]
+"""Per level ℓ, its blocks with levels k = ℓ, ℓ+1, … K, each (P_ℓ, c_ℓ, c_k)."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, means and scatters over any run of coarsest cells with their descendants.
+
+    `means`: per level (P_ℓ, c_ℓ). `scatters`: centred sums of outer products, not divided by n−1.
+    """
+
+    count: int
+    means: tuple[torch.Tensor, ...]
+    scatters: Blocks
+
+    @property
+    def levels(self) -> int:
+        return len(self.means)
+
+    def to(self, target: torch.dtype | torch.device | str) -> "Moments":
+        """Copy to another type or device."""
+        return Moments(
+            self.count,
+            tuple(mean.to(target) for mean in self.means),
+            tuple(tuple(block.to(target) for block in row) for row in self.scatters),
+        )
+
+    def cells(self, start: int, stop: int) -> "Moments":
+        """The moments of the coarsest cells [start, stop) and all their descendants, as views."""
+        return Moments(
+            self.count,
+            tuple(cut_cells(self.means, len(self.means[-1]), start, stop)),
+            tuple(tuple(cut_cells(row, len(self.means[-1]), start, stop)) for row in self.scatters),
+        )
+
+
+def cut_cells(
+    tensors: Sequence[torch.Tensor], coarsest: int, start: int, stop: int
+) -> list[torch.Tensor]:
+    """The descendants of the cells [start, stop) of a level of `coarsest` cells, as views."""
+    return [
+        tensor[start * len(tensor) // coarsest : stop * len(tensor) // coarsest]
+        for tensor in tensors
+    ]
+
+
+def join_cells(
+    runs: Sequence[tuple[Sequence[torch.Tensor], Blocks]],
+) -> tuple[tuple[torch.Tensor, ...], Blocks]:
+    """Join means and blocks of consecutive runs of cells."""
+    means = tuple(torch.cat(level) for level in zip(*(m for m, _ in runs), strict=True))
+    blocks = tuple(
+        tuple(torch.cat(block) for block in zip(*rows, strict=True))
+        for rows in zip(*(b for _, b in runs), strict=True)
+    )
+    return means, blocks
+
+
+def concatenate(parts: Sequence[Moments]) -> Moments:
+    """Join the moments of consecutive runs of cells, as `Moments.cells` cuts them."""
+    return Moments(parts[0].count, *join_cells([(part.means, part.scatters) for part in parts]))
+
+
+def empty_moments(
+    cells: Sequence[int],
+    channels: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Moments:
+    """Moments of no images, for P_ℓ `cells` and c_ℓ `channels` per level, finest first."""
+    levels = range(len(cells))
+    return Moments(
+        0,
+        tuple(torch.zeros(cells[m], channels[m], dtype=dtype, device=device) for m in levels),
+        tuple(
+            tuple(
+                torch.zeros(cells[m], channels[m], channels[k], dtype=dtype, device=device)
+                for k in levels[m:]
+            )
+            for m in levels
+        ),
+    )
+
+
+def accumulate_(moments: Moments, patches: Sequence[torch.Tensor]) -> Moments:
+    """Add a batch of images, in place in the tensors of `moments`.
+
+    Args:
+        moments: what has been summed so far.
+        patches: per level (P_ℓ, c_ℓ, B), in nested order and in the moments' type.
+
+    Returns:
+        The new moments; the argument's tensors are theirs.
+
+    The batch is centred on its own mean (raw Σxxᵀ − nμμᵀ loses digits) and merged by the formula of
+    Chan, Golub and LeVeque (1983); its rank-one term is one more column of the matrix product.
+    """
+    batch = patches[0].shape[-1]
+    count = moments.count + batch
+    centred = []
+    for mean, x in zip(moments.means, patches, strict=True):
+        batch_mean = x.mean(-1)
+        delta = batch_mean - mean
+        columns = torch.empty(*x.shape[:-1], batch + 1, dtype=x.dtype, device=x.device)
+        torch.sub(x, batch_mean[..., None], out=columns[..., :batch])
+        columns[..., batch] = delta * (moments.count * batch / count) ** 0.5
+        mean.add_(delta, alpha=batch / count)
+        centred.append(columns)
+    for level, row in enumerate(moments.scatters):
+        for block, coarse in zip(row, centred[level:], strict=True):
+            per_coarse_cell(block, len(coarse)).baddbmm_(
+                per_coarse_cell(centred[level], len(coarse)), coarse.mT
+            )
+    return Moments(count, moments.means, moments.scatters)
+
+
+def per_coarse_cell(tensor: torch.Tensor, coarse_cells: int) -> torch.Tensor:
+    """View (P_ℓ, c_ℓ, n) as (P_k, descendants · c_ℓ, n): rows below one coarse cell together."""
+    cells, rows, columns = tensor.shape
+    return tensor.view(coarse_cells, cells // coarse_cells * rows, columns)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Moments of both sets of images together (Chan, Golub and LeVeque 1983)."""
+    count = a.count + b.count
+    if count == 0:
+        return a
+    deltas = [mean_b - mean_a for mean_a, mean_b in zip(a.means, b.means, strict=True)]
+    means = tuple(
+        mean + delta * (b.count / count) for mean, delta in zip(a.means, deltas, strict=True)
+    )
+    return Moments(count, means, _add_scatters(a, b, 1, deltas, a.count * b.count / count))
+
+
+def merge_all(parts: Sequence[Moments]) -> Moments:
+    """Moments of all `parts` together, in float64."""
+    return reduce(lambda a, b: merge(a, b.to(torch.float64)), parts[1:], parts[0].to(torch.float64))
+
+
+def subtract(total: Moments, part: Moments) -> Moments:
+    """What `merge` would have to be given with `part` to make `total`: forget `part`'s images.
+
+    Raises:
+        ValueError: if `part` counts more images than `total`.
+    """
+    count = total.count - part.count
+    if count < 0:
+        raise ValueError(f"can't subtract {part.count} images from {total.count}")
+    if count == 0:
+        cells = [len(mean) for mean in total.means]
+        channels = [mean.shape[1] for mean in total.means]
+        like = total.means[0]
+        return empty_moments(cells, channels, dtype=like.dtype, device=like.device)
+    means = tuple(
+        mean + (mean - part_mean) * (part.count / count)
+        for mean, part_mean in zip(total.means, part.means, strict=True)
+    )
+    deltas = [part_mean - mean for mean, part_mean in zip(means, part.means, strict=True)]
+    weight = -count * part.count / total.count
+    return Moments(count, means, _add_scatters(total, part, -1, deltas, weight))
+
+
+def _add_scatters(
+    a: Moments, b: Moments, sign: int, deltas: Sequence[torch.Tensor], weight: float
+) -> Blocks:
+    rows = []
+    for level, (row_a, row_b) in enumerate(zip(a.scatters, b.scatters, strict=True)):
+        row = []
+        for block_a, block_b, coarse in zip(row_a, row_b, deltas[level:], strict=True):
+            block = torch.add(block_a, block_b, alpha=sign)
+            fine = per_coarse_cell(deltas[level][..., None], len(coarse))
+            per_coarse_cell(block, len(coarse)).baddbmm_(fine, coarse[:, None], alpha=weight)
+            row.append(block)
+        rows.append(tuple(row))
+    return tuple(rows)
+
+
+def to_tensors(moments: Moments) -> dict[str, torch.Tensor]:
+    """Named tensors to save; symmetric corners keep their lower triangle only."""
+    return {
+        "count": torch.tensor(moments.count),
+        **{f"mean.{level}": mean for level, mean in enumerate(moments.means)},
+        **pack_blocks("scatter", moments.scatters),
+    }
+
+
+def from_tensors(tensors: Mapping[str, torch.Tensor]) -> Moments:
+    """The inverse of `to_tensors`."""
+    means = read_levels("mean", tensors)
+    scatters = unpack_blocks("scatter", tensors, [mean.shape[1] for mean in means], symmetric=True)
+    return Moments(int(tensors["count"]), means, scatters)
+
+
+def read_levels(name: str, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The tensors `name`.0, `name`.1, … as far as there are any."""
+    levels = sum(key.startswith(f"{name}.") for key in tensors)
+    return tuple(tensors[f"{name}.{level}"] for level in range(levels))
+
+
+def pack_blocks(name: str, blocks: Blocks) -> dict[str, torch.Tensor]:
+    """Blocks as tensors `name`.ℓ.k; of a level's own block only the lower triangle's rows."""
+    packed = {}
+    for level, (own, *cross) in enumerate(blocks):
+        rows, columns = torch.tril_indices(*own.shape[1:], device=own.device)
+        packed[f"{name}.{level}.{level}"] = own[:, rows, columns]
+        for k, block in enumerate(cross, start=level + 1):
+            packed[f"{name}.{level}.{k}"] = block.contiguous()
+    return packed
+
+
+def unpack_blocks(
+    name: str, tensors: Mapping[str, torch.Tensor], channels: Sequence[int], *, symmetric: bool
+) -> Blocks:
+    """The inverse of `pack_blocks`; the upper triangle is the mirrored lower one, or zero."""
+    blocks = []
+    for level, size in enumerate(channels):
+        packed = tensors[f"{name}.{level}.{level}"]
+        rows, columns = torch.tril_indices(size, size, device=packed.device)
+        own = packed.new_zeros(len(packed), size, size)
+        own[:, rows, columns] = packed
+        if symmetric:
+            own[:, columns, rows] = packed
+        cross = (tensors[f"{name}.{level}.{k}"] for k in range(level + 1, len(channels)))
+        blocks.append((own, *cross))
+    return tuple(blocks)

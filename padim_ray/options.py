@@ -1,0 +1,228 @@
+"""Every option of the jobs, typed: one place behind the command line, YAML files and Python."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from padim_ray.errors import PadimError
+
+IMAGES = Group("Images", sort_key=1)
+MODEL = Group("Model", sort_key=2)
+RESULTS = Group("Results", sort_key=3)
+RUN = Group("Run", sort_key=4)
+
+
+def _parse_json(_: type, tokens: Sequence[Any]) -> dict[str, Any]:
+    try:
+        value = json.loads(tokens[0].value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"must be JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError('must be a JSON object, such as {"anon": true}')
+    return value
+
+
+StorageOptions = Annotated[
+    dict[str, Any] | None,
+    Parameter(group=RUN, converter=_parse_json, accepts_keys=False, n_tokens=1, show_default=False),
+]
+Sizes = Annotated[
+    tuple[int, ...] | None,
+    Parameter(group=MODEL, consume_multiple=True, negative_iterable="", negative_none=""),
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What makes a model, apart from its images."""
+
+    backbone: Annotated[str, Parameter(group=MODEL)] = "resnet18"
+    """ResNet of torchvision: resnet18/34/50/101/152, wide_resnet50_2, resnext50_32x4d, …"""
+
+    weights: Annotated[str, Parameter(group=MODEL)] = "IMAGENET1K_V1"
+    """torchvision weights name, or path or URI of a .pth or .safetensors state dict (its trunk is
+    enough)."""
+
+    layers: Annotated[
+        tuple[str, ...], Parameter(group=MODEL, consume_multiple=True, negative_iterable="")
+    ] = ("layer1", "layer2", "layer3")
+    """Layers whose features are used, separated by spaces or commas."""
+
+    image_size: Sizes = (256,)
+    """Height and width that images are resized to (one number: square), in pixels."""
+
+    crop: Sizes = None
+    """Height and width of the centre kept after resizing (the paper: 224). Default: no crop."""
+
+    n_features: Annotated[int | Literal["all"] | None, Parameter(group=MODEL, negative_none="")] = (
+        None
+    )
+    """Channels kept in all layers together, drawn by the seed, or all. Default: all for resnet18
+    and resnet34, 550 for the others (the paper: 100 for resnet18, 550 for wide_resnet50_2)."""
+
+    seed: Annotated[int, Parameter(group=MODEL)] = 42
+    """Seed of the draw of channels."""
+
+    regularization: Annotated[Literal["shrink", "paper"], Parameter(group=MODEL)] = "shrink"
+    """shrink: towards the covariance averaged over all positions. paper: a constant on the
+    diagonal."""
+
+    shrinkage: Annotated[float, Parameter(group=MODEL)] = 0.1
+    """Weight of the averaged covariance (shrink)."""
+
+    ridge: Annotated[float, Parameter(group=MODEL)] = 0.01
+    """Added to the diagonal, in units of the layer's mean variance (shrink)."""
+
+    epsilon: Annotated[float, Parameter(group=MODEL)] = 0.01
+    """Added to the diagonal (paper)."""
+
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(group=MODEL)] = "auto"
+    """Precision of the trunk. auto: the fastest that the workers compute natively."""
+
+    sigma: Annotated[float, Parameter(group=MODEL)] = 4.0
+    """Standard deviation of the anomaly map's smoothing, in pixels; 0: none."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        layers = (self.layers,) if isinstance(self.layers, str) else self.layers
+        split = tuple(name for layer in layers for name in layer.split(",") if name)
+        object.__setattr__(self, "layers", split)
+        for name in ("image_size", "crop"):
+            object.__setattr__(self, name, _pair(name, getattr(self, name)))
+        if self.sigma < 0:
+            raise PadimError(f"sigma must not be negative, but is {self.sigma}")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What every job needs to know."""
+
+    images: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
+    """Images to read, such as 's3://archive/{group}/train/good/*.png'. {name} captures a path
+    segment or part of one as a column, and {group} chooses the model; *, ? and ** as in a shell."""
+
+    manifest: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
+    """Parquet file that lists the images instead: uri, and optionally group and other columns."""
+
+    model: Annotated[str, Parameter(group=IMAGES)]
+    """Directory of the model: a path, or a URI such as s3://models/line7."""
+
+    batch_size: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
+    """Images per pass through the trunk. Default: 32 on CPUs, 128 on GPUs."""
+
+    actors: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
+    """Workers that hold the trunk. Default: one per GPU; without GPUs, one per 8 cores."""
+
+    max_failed: Annotated[float | None, Parameter(group=RUN, negative_none="")] = None
+    """Exit with code 3 if more images fail: a number of images, or a share if below 1. Default:
+    any number may fail, and it is said."""
+
+    storage_options: StorageOptions = None
+    """JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'."""
+
+    address: Annotated[str | None, Parameter(group=RUN, negative_none="")] = None
+    """Ray cluster to run on ('auto': the one on this machine). Default: RAY_ADDRESS, which a
+    submitted job has; else Ray starts inside this process."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if (self.images is None) == (self.manifest is None):
+            raise PadimError("Say which images to read: either --images or --manifest")
+        for name in ("batch_size", "actors"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PadimError(f"{_flag(name)} must be at least 1, but is {value}")
+        if self.max_failed is not None and self.max_failed < 0:
+            raise PadimError(f"--max-failed must not be negative, but is {self.max_failed}")
+
+    def allows(self, failed: int, listed: int) -> bool:
+        """Whether so many failed images are within --max-failed."""
+        if self.max_failed is None:
+            return True
+        limit = self.max_failed * listed if self.max_failed < 1 else self.max_failed
+        return failed <= limit
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(ModelOptions, JobOptions):
+    """Options of `fit`."""
+
+    def __post_init__(self) -> None:
+        JobOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
+
+    @property
+    def model_options(self) -> ModelOptions:
+        return ModelOptions(
+            **{field.name: getattr(self, field.name) for field in fields(ModelOptions)}
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(JobOptions):
+    """Options of `score`."""
+
+    out: Annotated[str, Parameter(group=RESULTS)]
+    """Directory of the results: a path or a URI."""
+
+    heatmaps: Annotated[Literal["all", "none", "top"], Parameter(group=RESULTS)] = "top"
+    """Images to draw heatmaps of. top: those with the highest scores."""
+
+    top: Annotated[int, Parameter(group=RESULTS)] = 100
+    """How many heatmaps 'top' means."""
+
+    maps: Annotated[bool, Parameter(group=RESULTS, negative="")] = False
+    """Also write every anomaly map as a float32 TIFF."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top < 1:
+            raise PadimError(f"--top must be at least 1, but is {self.top}")
+
+
+def from_mapping(kind: type, options: Mapping[str, Any]) -> Any:
+    """Options from keyword arguments, which may be named as on the command line.
+
+    Raises:
+        PadimError: for an unknown name, or if one that is needed is missing.
+    """
+    known = {field.name for field in fields(kind)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise PadimError(f"Unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    missing = {"model", "out"} & known - set(options)
+    if missing:
+        raise PadimError(f"{_flag(min(missing))} is needed")
+    return kind(**options)
+
+
+def _check_choices(options: Any) -> None:
+    choices = {
+        "regularization": ("shrink", "paper"),
+        "precision": ("auto", "float32", "bfloat16"),
+        "heatmaps": ("all", "none", "top"),
+    }
+    for name, allowed in choices.items():
+        value = getattr(options, name, allowed[0])
+        if value not in allowed:
+            raise PadimError(f"{_flag(name)} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def _pair(name: str, sizes: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if sizes is None:
+        return None
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    if len(sizes) not in (1, 2) or min(sizes) < 1:
+        raise PadimError(f"{_flag(name)} takes one or two positive numbers, not {sizes}")
+    return sizes[0], sizes[-1]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

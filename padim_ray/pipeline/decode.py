@@ -1,0 +1,125 @@
+"""The stage that fetches and decodes images: a shard of the manifest in, its pixels out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from padim_ray.errors import ImageError
+from padim_ray.images import Preprocessing, decode
+from padim_ray.storage import Location
+
+SHARD_BYTES = 48 * 2**20  # of decoded pixels: well below the size at which Ray Data splits blocks
+SHARD_IMAGES = 256
+WINDOW_BYTES = 64 * 2**20  # of encoded images: fetched together, while the last window is decoded
+WINDOW_IMAGES = 64
+
+
+def images_per_shard(images: int, preprocessing: Preprocessing, workers: int) -> int:
+    """A shard's length: a bounded block of pixels, and on small sets some shards per worker."""
+    height, width = preprocessing.size
+    fair = -(-images // (4 * workers))
+    return max(1, min(SHARD_BYTES // (3 * height * width), SHARD_IMAGES, max(fair, 16)))
+
+
+class FetchAndDecode:
+    """Adds to manifest rows `image` (H·W·3 bytes), `status`, `error`, `width` and `height`.
+
+    An image that can't be fetched or decoded becomes a row with `status = "failed"`.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, storage_options: Mapping[str, Any]) -> None:
+        self.preprocessing = preprocessing
+        self.storage_options = dict(storage_options)
+
+    def __call__(self, shard: pa.Table) -> pa.Table:
+        height, width = self.preprocessing.size
+        pixels = np.zeros((shard.num_rows, height, width, 3), np.uint8)
+        errors: list[str | None] = []
+        sizes: list[tuple[int, int] | tuple[None, None]] = []
+        for row, content in enumerate(self._fetch(shard)):
+            try:
+                if isinstance(content, ImageError):
+                    raise content
+                image = decode(content)
+                pixels[row] = self.preprocessing.apply(image)
+            except ImageError as error:
+                errors.append(str(error))
+                sizes.append((None, None))
+            else:
+                errors.append(None)
+                sizes.append((image.width, image.height))
+        columns = {
+            "image": pixels_array(pixels),
+            "status": pa.array(["failed" if error else "scored" for error in errors]),
+            "error": pa.array(errors, pa.string()),
+            "width": pa.array([width for width, _ in sizes], pa.int32()),
+            "height": pa.array([height for _, height in sizes], pa.int32()),
+        }
+        for name, column in columns.items():
+            shard = shard.append_column(name, column)
+        return shard
+
+    def _fetch(self, shard: pa.Table) -> Iterator[bytes | ImageError]:
+        """The rows' encoded images in order; the next window is on its way during decoding."""
+        uris = shard["uri"].to_pylist()
+        windows = list(_windows(shard["size"].to_pylist()))
+        with ThreadPoolExecutor(1) as pool:
+            ahead = [pool.submit(self.fetch, uris[start:stop]) for start, stop in windows[:1]]
+            for following in [*windows[1:], None]:
+                contents = ahead.pop().result()
+                if following:
+                    ahead.append(pool.submit(self.fetch, uris[slice(*following)]))
+                yield from contents
+
+    def fetch(self, uris: Sequence[str]) -> list[bytes | ImageError]:
+        """Read files concurrently; a failure takes the place of the content."""
+        location = Location.of(uris[0], self.storage_options)
+        paths = [location.fs._strip_protocol(uri) for uri in uris]
+        contents = location.fs.cat(paths, on_error="return")
+        return [_content(contents.get(path)) for path in paths]
+
+
+def _windows(sizes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
+    start, total = 0, 0
+    for row, size in enumerate(sizes):
+        total += size or 0
+        if row > start and (total > WINDOW_BYTES or row - start >= WINDOW_IMAGES):
+            yield start, row
+            start, total = row, size or 0
+    yield start, len(sizes)
+
+
+def _content(content: bytes | Exception | None) -> bytes | ImageError:
+    match content:
+        case bytes():
+            return content
+        case None | FileNotFoundError():
+            return ImageError("fetch", "not found")
+        case PermissionError():
+            return ImageError("fetch", "permission denied")
+        case _:
+            return ImageError("fetch", type(content).__name__, str(content))
+
+
+def pixels_array(pixels: np.ndarray) -> pa.FixedSizeBinaryArray:
+    """(n, H, W, 3) uint8 as an Arrow column, without a copy."""
+    kind = pa.binary(int(np.prod(pixels.shape[1:])))
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [None, pa.py_buffer(pixels)])
+
+
+def column_array(
+    column: pa.ChunkedArray, dtype: np.dtype | type, shape: tuple[int, ...]
+) -> np.ndarray:
+    """A fixed-size binary column as (n, *shape); without a copy if it is one chunk."""
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], np.uint8)[
+            chunk.offset * chunk.type.byte_width : (chunk.offset + len(chunk))
+            * chunk.type.byte_width
+        ]
+        for chunk in column.chunks
+    ]
+    data = chunks[0] if len(chunks) == 1 else np.concatenate([*chunks, np.empty(0, np.uint8)])
+    return data.view(dtype).reshape(-1, *shape)

@@ -1,0 +1,294 @@
+"""The fit job: images → partial sums → merged moments → Gaussians → a published model."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+from padim_ray import artifact
+from padim_ray.artifact import GroupEntry
+from padim_ray.errors import ImageError, ModelError
+from padim_ray.manifest import group_counts, split_shards
+from padim_ray.model import Embedder, finite_images, state_shards
+from padim_ray.moments import accumulate_, empty_moments
+from padim_ray.options import FitOptions, from_mapping
+from padim_ray.pipeline.decode import FetchAndDecode, column_array, images_per_shard
+from padim_ray.pipeline.merge import (
+    MergeTree,
+    describe_task,
+    pool_task,
+    serialise,
+    write_task,
+)
+from padim_ray.pipeline.resources import Plan, plan_resources
+from padim_ray.pipeline.run import Summary, read_images_table
+from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
+from padim_ray.spec import ModelSpec, new_spec
+from padim_ray.storage import Location
+from padim_ray.trunk import StateDict, native_precision
+
+log = logging.getLogger("padim_ray")
+
+MIN_PARTIAL_IMAGES = 512
+MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made of
+ACCUMULATED_TOGETHER = 128  # images: enough for the state's memory traffic not to dominate
+
+
+def fit(**options: Any) -> Summary:
+    """Fit a model to good images and publish it.
+
+    Args:
+        options: the fields of `FitOptions`, named as on the command line:
+            `padim_ray.fit(images="archive/{group}/train/*.png", model="models/line7")`.
+
+    Raises:
+        PadimError: for a mistake in the options, or if a group can't be fitted.
+    """
+    return run_fit(from_mapping(FitOptions, options))
+
+
+def run_fit(options: FitOptions) -> Summary:
+    """Fit as `options` say; see `fit`."""
+    started = time.monotonic()
+    root = Location.of(options.model, options.storage_options)
+    spec, weights = new_spec(options.model_options, "float32", options.storage_options)
+    manifest = read_images_table(options)
+    _check_counts(group_counts(manifest), [])
+    root.check_writable()
+    number = (artifact.current_number(root) or 0) + 1
+    with ray_session(options.address):
+        plan = plan_resources(cluster_nodes(), options.actors)
+        spec = replace(spec, precision=_precision(options, plan))
+        artifact.save_trunk_weights(root, weights)
+        partials = _sum_images(options, plan, spec, weights, manifest)
+        log.info(
+            "%d images embedded in %.0f s (%d partial sums)",
+            manifest.num_rows,
+            time.monotonic() - started,
+            partials.count,
+        )
+        failures = partials.failures
+        counts = _readable(manifest, failures)
+        _check_counts(counts, list(failures.values()))
+        _write_states(partials.tree, spec, root, number, len(state_shards(spec)))
+        groups = {
+            group: GroupEntry(counts[group], listed - counts[group], len(state_shards(spec)))
+            for group, listed in group_counts(manifest).items()
+        }
+        artifact.publish(root, number, spec, groups, _with_status(manifest, failures))
+    summary = Summary(
+        job="fit",
+        listed=manifest.num_rows,
+        failures=failures,
+        groups=group_counts(manifest),
+        seconds=time.monotonic() - started,
+        places={"model": f"{root.uri} (version {number})"},
+        within_max_failed=options.allows(len(failures), manifest.num_rows),
+    )
+    summary.report()
+    return summary
+
+
+def _precision(options: FitOptions, plan: Plan) -> str:
+    """What `auto` means, asked on a worker like those that will compute."""
+    if options.precision != "auto":
+        return options.precision
+    probe = ray.remote(native_precision).options(num_cpus=plan.actor_cpus, num_gpus=plan.actor_gpus)
+    return ray.get(probe.remote(plan.device))
+
+
+@dataclass
+class _Partials:
+    """What the pipeline leaves behind: references to partial sums, and who failed (uri: error)."""
+
+    tree: MergeTree
+    failures: dict[str, str] = field(default_factory=dict)
+    count: int = 0
+
+
+def _sum_images(
+    options: FitOptions, plan: Plan, spec: ModelSpec, weights: StateDict, manifest: pa.Table
+) -> _Partials:
+    # in the manifest's order, partial sums are of the same images in every run: results repeat
+    with data_context(preserve_order=True):
+        shards = split_shards(
+            manifest,
+            images_per_shard(manifest.num_rows, spec.preprocessing, plan.decoders + plan.actors),
+        )
+        partials = (
+            ray.data.from_arrow(shards)
+            .map_batches(
+                FetchAndDecode(spec.preprocessing, options.storage_options or {}),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=TaskPoolStrategy(size=plan.decoders),
+                num_cpus=plan.decode_cpus,
+            )
+            .map_batches(
+                PartialSums,
+                fn_constructor_args=[
+                    spec,
+                    ray.put(dict(weights)),
+                    plan,
+                    options.batch_size or plan.batch_size,
+                ],
+                batch_size=images_per_partial(manifest.num_rows, plan.actors, spec),
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),
+                num_cpus=plan.actor_cpus,
+                num_gpus=plan.actor_gpus,
+            )
+        )
+        result = _Partials(MergeTree(plan.helper_cpus))
+        for bundle in partials.iter_internal_ref_bundles():
+            for block in bundle.block_refs:
+                describe = describe_task.options(num_cpus=plan.helper_cpus)
+                for row, partial in enumerate(ray.get(describe.remote(block))):
+                    result.failures.update(partial["failures"])
+                    result.count += partial["shard"] == 0 and partial["count"] > 0
+                    if partial["count"]:
+                        result.tree.add((partial["group"], partial["shard"]), block, row)
+    return result
+
+
+def images_per_partial(images: int, actors: int, spec: ModelSpec) -> int:
+    """How many images one partial sum is made of.
+
+    So many that the sums don't weigh more than the images themselves, but no fewer than 512 nor
+    more than a GiB of them; and on small sets as few as share the work among the actors.
+    """
+    height, width = spec.preprocessing.size
+    image_bytes = 3 * height * width
+    weighty = 4 * spec.grid.state_size // image_bytes
+    most = max(1, MAX_PARTIAL_BYTES // image_bytes)
+    return min(max(weighty, MIN_PARTIAL_IMAGES), most, -(-images // actors))
+
+
+class PartialSums:
+    """Images in, partial sums out. Keeps nothing between calls: Ray may run any call twice.
+
+    Rows out: `group`, `shard` (which run of cells), `count`, `state` (moments, float32, serialised)
+    and `failures` (uri and error of images that failed; in shard 0's row only).
+    """
+
+    def __init__(
+        self, spec: ModelSpec, weights: ray.ObjectRef, plan: Plan, batch_size: int
+    ) -> None:
+        torch.set_num_threads(plan.threads)
+        self.embedder = Embedder(spec, ray.get(weights), plan.device)
+        self.batch_size = batch_size
+
+    def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
+        start = 0
+        for _, run in groupby(images["group"].to_pylist()):
+            length = len(list(run))
+            yield from self._sum(images.slice(start, length))
+            start += length
+
+    def _sum(self, images: pa.Table) -> Iterator[pa.Table]:
+        spec = self.embedder.spec
+        failures = {
+            uri: error
+            for uri, error in zip(
+                images["uri"].to_pylist(), images["error"].to_pylist(), strict=True
+            )
+            if error
+        }
+        total = empty_moments(spec.grid.cells, spec.grid.channels, device=self.embedder.device)
+        readable = images.filter(pa.compute.is_null(images["error"]))
+        step = max(ACCUMULATED_TOGETHER, self.batch_size)
+        for start in range(0, readable.num_rows, step):
+            rows = readable.slice(start, step)
+            pixels = column_array(rows["image"], np.uint8, (*spec.preprocessing.size, 3))
+            patches = self.embedder.embed(as_images(pixels), self.batch_size)
+            good = finite_images(patches)
+            if not good.all():
+                error = ImageError("embed", "NaN or infinite features")
+                for index in (~good).nonzero().flatten().tolist():
+                    failures[rows["uri"][index].as_py()] = str(error)
+                patches = [level[..., good] for level in patches]
+            if good.any():
+                total = accumulate_(total, patches)
+        group = images["group"][0].as_py()
+        if not total.count:
+            yield _row(group, 0, 0, b"", failures)
+            return
+        for shard, (start, stop) in enumerate(state_shards(spec)):
+            part = total.cells(start, stop).to("cpu")
+            yield _row(group, shard, total.count, serialise(part), failures if shard == 0 else {})
+
+
+def as_images(pixels: np.ndarray) -> torch.Tensor:
+    """(n, H, W, 3) uint8 pixels as channels-last images (n, 3, H, W), without a copy."""
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(0, 3, 1, 2)
+
+
+def _row(group: str, shard: int, count: int, state: bytes, failures: dict[str, str]) -> pa.Table:
+    return pa.table(
+        {
+            "group": pa.array([group], pa.string()),
+            "shard": pa.array([shard], pa.int32()),
+            "count": pa.array([count], pa.int64()),
+            "failures": pa.array([list(failures.items())], pa.map_(pa.string(), pa.string())),
+            "state": pa.array([state], pa.large_binary()),
+        }
+    )
+
+
+def _write_states(
+    tree: MergeTree, spec: ModelSpec, root: Location, number: int, shards: int
+) -> None:
+    """Finish the merge, factorise and write every group's state.
+
+    Raises:
+        ModelError: naming the group whose covariances can't be factorised.
+    """
+    states = tree.results()
+    pooled: dict[str, Any] = {}
+    pools = {key: pool_task.options(num_cpus=tree.cpus).remote(ref) for key, ref in states.items()}
+    for (group, _), ref in pools.items():
+        pool = ray.get(ref)
+        pooled[group] = pooled[group] + pool if group in pooled else pool
+    offsets = {group: ray.put(spec.regularization.offset(pool)) for group, pool in pooled.items()}
+    writes = [
+        write_task.options(num_cpus=tree.cpus).remote(
+            ref, spec.regularization, offsets[key[0]], root, number, key, shards
+        )
+        for key, ref in states.items()
+    ]
+    problems = [problem for problem in ray.get(writes) if problem]
+    if problems:
+        raise ModelError(problems[0])
+
+
+def _readable(manifest: pa.Table, failures: dict[str, str]) -> dict[str, int]:
+    counts = group_counts(manifest)
+    for uri, group in zip(manifest["uri"].to_pylist(), manifest["group"].to_pylist(), strict=True):
+        counts[group] -= uri in failures
+    return counts
+
+
+def _check_counts(counts: dict[str, int], errors: list[str]) -> None:
+    for group, count in counts.items():
+        if count < 2:
+            cause = f" (the first failure: {errors[0]})" if errors else ""
+            raise ModelError(
+                f"Group {group!r} has {count} readable image{'s' * (count != 1)}, and a covariance "
+                f"needs at least 2{cause}"
+            )
+
+
+def _with_status(manifest: pa.Table, failures: dict[str, str]) -> pa.Table:
+    errors = [failures.get(uri) for uri in manifest["uri"].to_pylist()]
+    status = pa.array(["failed" if error else "fitted" for error in errors])
+    return manifest.append_column("status", status).append_column(
+        "error", pa.array(errors, pa.string())
+    )

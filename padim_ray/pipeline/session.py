@@ -1,0 +1,66 @@
+"""A Ray session for a job: connect or start, and Ray Data's settings."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.data import DataContext
+
+from padim_ray.errors import PadimError
+from padim_ray.pipeline.resources import Node
+
+log = logging.getLogger("padim_ray")
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Use the Ray that is running in this process, else connect to a cluster, else start one.
+
+    Raises:
+        PadimError: if there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if address == "local" else None,
+        )
+    except ConnectionError as error:
+        raise PadimError(f"There is no Ray cluster at {address!r}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes that are alive."""
+    return [
+        Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+@contextmanager
+def data_context(*, preserve_order: bool) -> Iterator[DataContext]:
+    """Ray Data's settings for one of our data sets; the caller's own come back afterwards.
+
+    Args:
+        preserve_order: blocks leave every stage in the order of the manifest.
+    """
+    original = DataContext.get_current()
+    context = original.copy()
+    context.execution_options.preserve_order = preserve_order
+    context.enable_progress_bars = context.enable_progress_bars and sys.stderr.isatty()
+    context.print_on_execution_start = False
+    with DataContext.current(context):
+        yield context

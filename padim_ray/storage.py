@@ -1,0 +1,176 @@
+"""Files on local disk or an object store, through fsspec.
+
+Everything is addressed by a `Location`: a root (a path or a URI such as `s3://bucket/prefix`) with
+fsspec's storage options. It can be sent to workers; connections are made where it is used.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from padim_ray.errors import PadimError
+
+
+@dataclass(frozen=True)
+class Location:
+    """A directory, prefix or file. `uri` has no trailing slash; local paths are absolute."""
+
+    uri: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold credentials
+
+    @classmethod
+    def of(cls, uri: str, options: Mapping[str, Any] | None = None) -> "Location":
+        """Normalise what a user wrote: `~` and relative paths become absolute ones.
+
+        Raises:
+            PadimError: if no file system serves the URI's scheme.
+        """
+        scheme, separator, rest = str(uri).partition("://")
+        if not separator:
+            return cls(os.path.abspath(os.path.expanduser(uri)))
+        if scheme == "file":
+            return cls(os.path.abspath(rest))
+        if scheme not in fsspec.available_protocols():
+            raise PadimError(
+                f"{uri!r} has the scheme {scheme!r}, which no known file system serves"
+            )
+        return cls(uri.rstrip("/"), options or {})
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.uri
+
+    @cached_property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        if self.is_local:
+            return LocalFileSystem()
+        return fsspec.filesystem(self.uri.partition("://")[0], **self.options)
+
+    @property
+    def path(self) -> str:
+        """The file system's own name for this location."""
+        return self.fs._strip_protocol(self.uri)
+
+    def __truediv__(self, relative: str) -> "Location":
+        return Location(f"{self.uri.rstrip('/')}/{relative}", self.options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "options": self.options}  # not the connection
+
+    def uri_of(self, path: str) -> str:
+        """The URI of a path that this location's file system listed."""
+        return path if self.is_local else self.fs.unstrip_protocol(path)
+
+    def exists(self) -> bool:
+        with explained(self.uri, "look up"):
+            self.fs.invalidate_cache()
+            return self.fs.exists(self.path)
+
+    def read(self) -> bytes:
+        """Raises: FileNotFoundError if it isn't there, PadimError if it can't be reached."""
+        with explained(self.uri, "read"):
+            return self.fs.cat_file(self.path)
+
+    def write(self, data: bytes) -> None:
+        """Write atomically: readers see the whole file or none of it."""
+        with self.replaced_by() as temporary:
+            temporary.write_bytes(data)
+
+    @contextmanager
+    def replaced_by(self) -> Iterator[Path]:
+        """A local file to fill, which takes this location's place when the block ends well.
+
+        On local disk it is renamed into place; to an object store it is uploaded, which its readers
+        see only when complete.
+        """
+        with explained(self.uri, "write"):
+            directory = None
+            if self.is_local:
+                directory = os.path.dirname(self.uri)
+                os.makedirs(directory, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=directory, prefix=".", suffix=".tmp")
+            os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with explained(self.uri, "write"):
+                if self.is_local:
+                    temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would lock readers out
+                    os.replace(temporary, self.uri)
+                else:
+                    self.fs.put_file(name, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def as_local_file(self) -> Iterator[Path]:
+        """This file on local disk: itself, or a copy that lasts as long as the block."""
+        if self.is_local:
+            yield Path(self.uri)
+            return
+        with tempfile.TemporaryDirectory(prefix="padim-ray-") as directory:
+            copy = Path(directory) / "file"
+            with explained(self.uri, "read"):
+                self.fs.get_file(self.path, str(copy))
+            yield copy
+
+    def check_writable(self) -> None:
+        """Raises: PadimError if nothing can be written below this location."""
+        probe = self / ".write-check"
+        probe.write(b"")
+        with explained(probe.uri, "delete"):
+            probe.fs.rm_file(probe.path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def explained(uri: str, action: str) -> Iterator[None]:
+    """Turn a file system's refusals into sentences; a missing file stays FileNotFoundError."""
+    try:
+        yield
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise PadimError(f"Can't {action} {uri}: {reason}.") from error
+
+
+def _reason(error: BaseException) -> str | None:
+    text = str(error)
+    names = {type(e).__name__ for e in _chain(error)}
+    if "bucket does not exist" in text or "NoSuchBucket" in text:
+        return "the bucket does not exist"
+    if names & {"NoCredentialsError", "PartialCredentialsError"}:
+        return "no credentials were found (set AWS_ACCESS_KEY_ID … or --storage-options)"
+    if any(
+        code in text for code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken")
+    ):
+        return "the storage rejects the credentials"
+    if isinstance(error, FileNotFoundError):
+        return None
+    if isinstance(error, PermissionError):
+        return f"permission denied ({text})"
+    if names & {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError"}:
+        return f"the storage can't be reached ({text})"
+    if isinstance(error, OSError):
+        return error.strerror or text or type(error).__name__
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
