@@ -1,58 +1,81 @@
-"""Anomaly maps: distances upsampled bilinearly, smoothed by a Gaussian, and their maximum."""
+"""Anomaly maps: distances upsampled bilinearly, smoothed by a Gaussian, and their maximum.
 
+Works on NumPy arrays and on tensors alike, and imports no torch, for the tasks that draw and write.
+"""
+
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 
-def anomaly_maps(
-    distances: torch.Tensor, size: tuple[int, int], *, sigma: float = 4.0
-) -> torch.Tensor:
-    """Upsample patch distances to the input size and smooth them (PaDiM, section 4.2).
+@dataclass(frozen=True)
+class AnomalyMapper:
+    """From patch distances to anomaly maps (PaDiM, section 4.2).
 
-    Args:
-        distances: (B, H, W) Mahalanobis distances of the patches.
-        size: height and width of the model's input, in pixels.
-        sigma: the Gaussian's standard deviation in pixels; 0 doesn't smooth.
+    `patches`: height and width of the patch grid. `size`: of the model's input, in pixels. `sigma`:
+    the smoothing Gaussian's standard deviation in pixels; 0 doesn't smooth.
 
-    Returns:
-        (B, height, width), in the type of `distances`.
-
-    Both steps are linear and separable, so together they are one matrix per axis, applied as
-    matrix products: the same map as upsampling and then smoothing, without its intermediate images.
+    Upsampling and smoothing are linear and separable, so together they are one matrix per axis: the
+    same maps as by doing one after the other, without the images in between.
     """
-    rows, columns = (
-        _upsample_and_smooth(cells, pixels, sigma).to(distances)
-        for cells, pixels in zip(distances.shape[1:], size, strict=True)
-    )
-    return rows @ distances @ columns.T
+
+    patches: tuple[int, int]
+    size: tuple[int, int]
+    sigma: float = 4.0
+
+    def maps(self, distances: Array) -> Array:
+        """Mahalanobis distances (B, *patches) → maps (B, *size), of the same type."""
+        rows, columns = (
+            _like(upsample_and_smooth(patches, pixels, self.sigma), distances)
+            for patches, pixels in zip(self.patches, self.size, strict=True)
+        )
+        return rows @ distances @ columns.T
 
 
-def image_scores(maps: torch.Tensor) -> torch.Tensor:
+def image_scores(maps: Array) -> Array:
     """Each map's maximum: (B, height, width) → (B,)."""
-    return maps.amax((1, 2))
+    return (
+        maps.reshape(len(maps), -1).max(-1) if isinstance(maps, np.ndarray) else maps.amax((1, 2))
+    )
+
+
+def _like(matrix: np.ndarray, array: Array) -> Array:
+    if isinstance(array, np.ndarray):
+        return matrix.astype(array.dtype)
+    return array.new_tensor(matrix)
 
 
 @lru_cache(maxsize=16)
-def _upsample_and_smooth(cells: int, pixels: int, sigma: float) -> torch.Tensor:
-    """The matrix (pixels, cells) of bilinear upsampling followed by smoothing along one axis."""
-    basis = torch.eye(cells, dtype=torch.float64)[:, None]
-    upsampled = F.interpolate(basis, pixels, mode="linear", align_corners=False)[:, 0]
-    if sigma > 0:
-        upsampled = upsampled @ _smoothing(pixels, sigma).T
-    return upsampled.T.contiguous()
+def upsample_and_smooth(cells: int, pixels: int, sigma: float) -> np.ndarray:
+    """The matrix (pixels, cells), float64, of both steps along one axis.
+
+    Bilinear upsampling takes pixel centres at half-integers; the Gaussian is sampled, cut at 4σ and
+    reflected at the borders (without repeating the border pixel).
+    """
+    position = ((np.arange(pixels) + 0.5) * cells / pixels - 0.5).clip(0, cells - 1)
+    below = position.astype(int).clip(max=max(cells - 2, 0))
+    share = position - below
+    matrix = np.zeros((pixels, cells))
+    matrix[np.arange(pixels), below] = 1 - share
+    matrix[np.arange(pixels), np.minimum(below + 1, cells - 1)] += share
+    return _smoothing(pixels, sigma) @ matrix if sigma > 0 else matrix
 
 
-def _smoothing(pixels: int, sigma: float) -> torch.Tensor:
-    """The matrix (pixels, pixels) of a sampled Gaussian cut at 4σ, reflecting at the borders."""
+def _smoothing(pixels: int, sigma: float) -> np.ndarray:
     radius = int(4 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1)
-    weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     weights /= weights.sum()
     period = max(2 * (pixels - 1), 1)
-    source = (torch.arange(pixels)[:, None] + offsets).remainder(period)
-    source = torch.minimum(source, period - source)
-    return torch.zeros(pixels, pixels, dtype=torch.float64).scatter_add_(
-        1, source, weights.expand(pixels, -1)
-    )
+    source = (np.arange(pixels)[:, None] + offsets) % period
+    source = np.minimum(source, period - source)
+    matrix = np.zeros((pixels, pixels))
+    np.add.at(matrix, (np.arange(pixels)[:, None], source), weights)
+    return matrix

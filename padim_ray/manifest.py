@@ -23,7 +23,7 @@ LISTING_THREADS = 16  # listings wait for the store, not for a processor
 _TOKEN = re.compile(r"\{([^{}]*)\}|\*|\?|\[[^\]/]+\]")
 _RESULT_COLUMNS = """
     uri size version_tag status error score p_value threshold is_anomalous regions heatmap_uri
-    map_uri width height model_version scored_at shard image
+    map_uri width height model_version scored_at shard shard_images image distances
 """
 _RESERVED = frozenset(_RESULT_COLUMNS.split())
 
@@ -257,7 +257,8 @@ def group_counts(manifest: pa.Table) -> dict[str, int]:
 def split_shards(manifest: pa.Table, images: int) -> list[pa.Table]:
     """Cut a sorted manifest into shards of one group and at most `images` images each.
 
-    Shards are what travels through the pipelines as one block; their number is in column `shard`.
+    Shards are what travels through the pipelines as one block; columns `shard` and `shard_images`
+    hold their number and length.
     """
     shards, start = [], 0
     for count in group_counts(manifest).values():
@@ -265,7 +266,10 @@ def split_shards(manifest: pa.Table, images: int) -> list[pa.Table]:
         for part in range(parts):
             stop = start + count * (part + 1) // parts - count * part // parts
             shard = manifest.slice(start, stop - start)
-            number = pa.array([len(shards)] * shard.num_rows, pa.int32())
-            shards.append(shard.append_column("shard", number))
+            for name, value in (("shard", len(shards)), ("shard_images", shard.num_rows)):
+                shard = shard.append_column(
+                    name, pa.repeat(pa.scalar(value, pa.int32()), stop - start)
+                )
+            shards.append(shard)
             start = stop
     return shards

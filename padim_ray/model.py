@@ -1,6 +1,7 @@
 """PadimModel: fit and score in one process, for people who have a DataLoader."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from padim_ray import artifact, gaussian, moments
-from padim_ray.anomaly_map import anomaly_maps, image_scores
+from padim_ray.anomaly_map import image_scores
 from padim_ray.artifact import SHARD_BYTES, GroupEntry
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import Gaussian, squared_distances
@@ -53,9 +54,11 @@ class Embedder:
         """Mahalanobis distances (B, H_0, W_0) of nested patches."""
         return self.spec.grid.unnest(squared_distances(group, patches)).sqrt_()
 
-    def maps(self, distances: torch.Tensor) -> torch.Tensor:
-        """Anomaly maps (B, H, W) in the input's pixels."""
-        return anomaly_maps(distances, self.spec.preprocessing.size, sigma=self.spec.sigma)
+
+def as_images(pixels: np.ndarray) -> torch.Tensor:
+    """(n, H, W, 3) uint8 pixels as channels-last images (n, 3, H, W)."""
+    writeable = pixels if pixels.flags.writeable else pixels.copy()  # tensors can't be read-only
+    return torch.from_numpy(writeable).permute(0, 3, 1, 2)
 
 
 def finite_images(patches: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -179,8 +182,8 @@ class PadimModel:
             self._gaussians[group] = self._factorise(group)
         patches = self._embed(images, group)
         distances = self._embedder.distances(patches, self._gaussians[group])
-        size = self.spec.preprocessing.size
-        maps = anomaly_maps(distances, size, sigma=self.spec.sigma if sigma is None else sigma)
+        mapper = self.spec.mapper
+        maps = (mapper if sigma is None else replace(mapper, sigma=sigma)).maps(distances)
         return Scores(image_scores(maps).cpu(), maps.cpu())
 
     def save(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> int:

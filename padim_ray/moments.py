@@ -23,7 +23,8 @@ Blocks = tuple[tuple[torch.Tensor, ...], ...]
 class Moments:
     """Count, means and scatters over any run of coarsest cells with their descendants.
 
-    `means`: per level (P_ℓ, c_ℓ). `scatters`: centred sums of outer products, not divided by n−1.
+    `means`: per level (P_ℓ, c_ℓ), float64. `scatters`: centred sums of outer products, not divided
+    by n−1, float32 while a partial sum is short and float64 from the merge on.
     """
 
     count: int
@@ -35,10 +36,11 @@ class Moments:
         return len(self.means)
 
     def to(self, target: torch.dtype | torch.device | str) -> "Moments":
-        """Copy to another type or device."""
+        """Copy to another device, or the scatters to another type."""
+        is_type = isinstance(target, torch.dtype)
         return Moments(
             self.count,
-            tuple(mean.to(target) for mean in self.means),
+            self.means if is_type else tuple(mean.to(target) for mean in self.means),
             tuple(tuple(block.to(target) for block in row) for row in self.scatters),
         )
 
@@ -89,7 +91,9 @@ def empty_moments(
     levels = range(len(cells))
     return Moments(
         0,
-        tuple(torch.zeros(cells[m], channels[m], dtype=dtype, device=device) for m in levels),
+        tuple(
+            torch.zeros(cells[m], channels[m], dtype=torch.float64, device=device) for m in levels
+        ),
         tuple(
             tuple(
                 torch.zeros(cells[m], channels[m], channels[k], dtype=dtype, device=device)
@@ -105,22 +109,25 @@ def accumulate_(moments: Moments, patches: Sequence[torch.Tensor]) -> Moments:
 
     Args:
         moments: what has been summed so far.
-        patches: per level (P_ℓ, c_ℓ, B), in nested order and in the moments' type.
+        patches: per level (P_ℓ, c_ℓ, B), in nested order and in the scatters' type.
 
     Returns:
         The new moments; the argument's tensors are theirs.
 
     The batch is centred on its own mean (raw Σxxᵀ − nμμᵀ loses digits) and merged by the formula of
-    Chan, Golub and LeVeque (1983); its rank-one term is one more column of the matrix product.
+    Chan, Golub and LeVeque (1983); its rank-one term is one more column of the matrix product. A
+    mean is taken as an offset from the batch's first image: features are often much larger than
+    their deviations, and a float32 mean's rounding would show in the rank-one term.
     """
     batch = patches[0].shape[-1]
     count = moments.count + batch
     centred = []
     for mean, x in zip(moments.means, patches, strict=True):
-        batch_mean = x.mean(-1)
-        delta = batch_mean - mean
         columns = torch.empty(*x.shape[:-1], batch + 1, dtype=x.dtype, device=x.device)
-        torch.sub(x, batch_mean[..., None], out=columns[..., :batch])
+        offsets = torch.sub(x, x[..., :1], out=columns[..., :batch])
+        mean_offset = offsets.mean(-1)
+        offsets.sub_(mean_offset[..., None])
+        delta = x[..., 0].double() + mean_offset - mean
         columns[..., batch] = delta * (moments.count * batch / count) ** 0.5
         mean.add_(delta, alpha=batch / count)
         centred.append(columns)
@@ -187,7 +194,8 @@ def _add_scatters(
         for block_a, block_b, coarse in zip(row_a, row_b, deltas[level:], strict=True):
             block = torch.add(block_a, block_b, alpha=sign)
             fine = per_coarse_cell(deltas[level][..., None], len(coarse))
-            per_coarse_cell(block, len(coarse)).baddbmm_(fine, coarse[:, None], alpha=weight)
+            outer = torch.bmm(fine, coarse[:, None]).mul_(weight)
+            per_coarse_cell(block, len(coarse)).add_(outer)
             row.append(block)
         rows.append(tuple(row))
     return tuple(rows)

@@ -31,7 +31,13 @@ StorageOptions = Annotated[
 ]
 Sizes = Annotated[
     tuple[int, ...] | None,
-    Parameter(group=MODEL, consume_multiple=True, negative_iterable="", negative_none=""),
+    Parameter(
+        group=MODEL,
+        consume_multiple=True,
+        negative_iterable="",
+        negative_none="",
+        show_default=lambda sizes: " ".join(map(str, sizes or ())),
+    ),
 ]
 
 
@@ -48,7 +54,8 @@ class ModelOptions:
     enough)."""
 
     layers: Annotated[
-        tuple[str, ...], Parameter(group=MODEL, consume_multiple=True, negative_iterable="")
+        tuple[str, ...],
+        Parameter(group=MODEL, consume_multiple=True, negative_iterable="", show_default=" ".join),
     ] = ("layer1", "layer2", "layer3")
     """Layers whose features are used, separated by spaces or commas."""
 
@@ -178,7 +185,10 @@ class ScoreOptions(JobOptions):
     top: Annotated[int, Parameter(group=RESULTS)] = 100
     """How many heatmaps 'top' means."""
 
-    maps: Annotated[bool, Parameter(group=RESULTS, negative="")] = False
+    overwrite: Annotated[bool, Parameter(group=RESULTS, negative="", show_default=False)] = False
+    """Replace the results that are already in the directory."""
+
+    maps: Annotated[bool, Parameter(group=RESULTS, negative="", show_default=False)] = False
     """Also write every anomaly map as a float32 TIFF."""
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, get_args
 
+from padim_ray.anomaly_map import AnomalyMapper
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import Regularization
 from padim_ray.images import Preprocessing
@@ -51,6 +52,10 @@ class ModelSpec:
             tuple((height // STRIDES[layer], width // STRIDES[layer]) for layer in self.channels),
             tuple(len(indices) for indices in self.channels.values()),
         )
+
+    @property
+    def mapper(self) -> AnomalyMapper:
+        return AnomalyMapper(self.grid.grids[0], self.preprocessing.size, self.sigma)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -52,7 +52,7 @@ class FetchAndDecode:
                 errors.append(None)
                 sizes.append((image.width, image.height))
         columns = {
-            "image": pixels_array(pixels),
+            "image": fixed_size_column(pixels),
             "status": pa.array(["failed" if error else "scored" for error in errors]),
             "error": pa.array(errors, pa.string()),
             "width": pa.array([width for width, _ in sizes], pa.int32()),
@@ -67,19 +67,24 @@ class FetchAndDecode:
         uris = shard["uri"].to_pylist()
         windows = list(_windows(shard["size"].to_pylist()))
         with ThreadPoolExecutor(1) as pool:
-            ahead = [pool.submit(self.fetch, uris[start:stop]) for start, stop in windows[:1]]
+            ahead = [
+                pool.submit(fetch, uris[start:stop], self.storage_options)
+                for start, stop in windows[:1]
+            ]
             for following in [*windows[1:], None]:
                 contents = ahead.pop().result()
                 if following:
-                    ahead.append(pool.submit(self.fetch, uris[slice(*following)]))
+                    following_uris = uris[slice(*following)]
+                    ahead.append(pool.submit(fetch, following_uris, self.storage_options))
                 yield from contents
 
-    def fetch(self, uris: Sequence[str]) -> list[bytes | ImageError]:
-        """Read files concurrently; a failure takes the place of the content."""
-        location = Location.of(uris[0], self.storage_options)
-        paths = [location.fs._strip_protocol(uri) for uri in uris]
-        contents = location.fs.cat(paths, on_error="return")
-        return [_content(contents.get(path)) for path in paths]
+
+def fetch(uris: Sequence[str], storage_options: Mapping[str, Any]) -> list[bytes | ImageError]:
+    """Read files concurrently; a failure takes the place of the content."""
+    location = Location.of(uris[0], storage_options)
+    paths = [location.fs._strip_protocol(uri) for uri in uris]
+    contents = location.fs.cat(paths, on_error="return")
+    return [_content(contents.get(path)) for path in paths]
 
 
 def _windows(sizes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
@@ -104,10 +109,10 @@ def _content(content: bytes | Exception | None) -> bytes | ImageError:
             return ImageError("fetch", type(content).__name__, str(content))
 
 
-def pixels_array(pixels: np.ndarray) -> pa.FixedSizeBinaryArray:
-    """(n, H, W, 3) uint8 as an Arrow column, without a copy."""
-    kind = pa.binary(int(np.prod(pixels.shape[1:])))
-    return pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [None, pa.py_buffer(pixels)])
+def fixed_size_column(rows: np.ndarray) -> pa.FixedSizeBinaryArray:
+    """Equally shaped arrays (n, …) as an Arrow column of bytes, without a copy."""
+    kind = pa.binary(rows[0].nbytes)
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
 
 
 def column_array(

