@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from padim_ray.images import Preprocessing
+from padim_ray.preprocessing import Preprocessing
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps in distance look equal
 LONGEST_SIDE = 1024

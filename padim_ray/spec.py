@@ -8,9 +8,9 @@ from typing import Any, get_args
 from padim_ray.anomaly_map import AnomalyMapper
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import Regularization
-from padim_ray.images import Preprocessing
 from padim_ray.options import ModelOptions
 from padim_ray.patches import PatchGrid
+from padim_ray.preprocessing import Preprocessing
 from padim_ray.trunk import (
     STRIDES,
     Precision,

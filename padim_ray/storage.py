@@ -142,27 +142,25 @@ def explained(uri: str, action: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _reason(error)
+        reason = _reason(uri, error)
         if reason is None:
             raise
         raise PadimError(f"Can't {action} {uri}: {reason}.") from error
 
 
-def _reason(error: BaseException) -> str | None:
+def _reason(uri: str, error: BaseException) -> str | None:
     text = str(error)
     names = {type(e).__name__ for e in _chain(error)}
     if "bucket does not exist" in text or "NoSuchBucket" in text:
         return "the bucket does not exist"
     if names & {"NoCredentialsError", "PartialCredentialsError"}:
         return "no credentials were found (set AWS_ACCESS_KEY_ID … or --storage-options)"
-    if any(
-        code in text for code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken")
-    ):
-        return "the storage rejects the credentials"
     if isinstance(error, FileNotFoundError):
         return None
     if isinstance(error, PermissionError):
-        return f"permission denied ({text})"
+        if "://" in uri:
+            return f"the storage refuses these credentials ({text.rstrip('.')})"
+        return "permission denied"
     if names & {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError"}:
         return f"the storage can't be reached ({text})"
     if isinstance(error, OSError):

@@ -1,15 +1,14 @@
 """The pretrained trunk: a torchvision ResNet up to its deepest used layer, and its weights."""
 
 import hashlib
-import pickle
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
 import torchvision
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -200,18 +199,25 @@ def read_weights(
 def _read_file(location: Location) -> StateDict:
     try:
         with location.as_local_file() as path:
-            if location.uri.endswith(".safetensors"):
-                return safetensors.torch.load_file(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _parse(path, location.uri)
     except FileNotFoundError as error:
         raise ModelError(f"There are no weights at {location.uri}") from error
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise ModelError(f"{location.uri} holds no plain state dict: {error}") from error
     if not isinstance(content, Mapping) or not all(
         isinstance(tensor, torch.Tensor) for tensor in content.values()
     ):
         raise ModelError(f"{location.uri} holds no plain state dict (names to tensors)")
     return content
+
+
+def _parse(path: Path, uri: str) -> Any:
+    path.stat()  # a missing file is not a broken one
+    try:
+        if uri.endswith(".safetensors"):
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on foreign bytes torch's unpickler raises nearly anything
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{uri} holds no plain state dict: {reason}") from error
 
 
 def _read_torchvision(name: str, backbone: str) -> StateDict:

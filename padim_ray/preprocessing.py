@@ -1,0 +1,37 @@
+"""What a model sees of an image: the geometry of resizing and cropping."""
+
+from dataclasses import dataclass
+
+from padim_ray.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize to `resize` (height, width), whatever the aspect, then keep the centre `crop`."""
+
+    resize: tuple[int, int]
+    crop: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop and (self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]):
+            (height, width), (rows, columns) = self.crop, self.resize
+            raise ModelError(
+                f"The crop {height}×{width} is larger than the resized image {rows}×{columns}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+        return self.crop or self.resize
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Top and left of the crop in the resized image."""
+        return (self.resize[0] - self.size[0]) // 2, (self.resize[1] - self.size[1]) // 2
+
+    @property
+    def visible_share(self) -> tuple[float, float, float, float]:
+        """What the model sees of an image: left, top, right, bottom as shares of its size."""
+        (top, left), (height, width) = self.corner, self.size
+        rows, columns = self.resize
+        return left / columns, top / rows, (left + width) / columns, (top + height) / rows
