@@ -60,12 +60,8 @@ class ModelVersion:
     groups: Mapping[str, GroupEntry]
 
     def load_trunk_weights(self) -> StateDict:
-        """Raises: ModelError if the weights are missing or not those that the model names."""
-        location = _trunk(self.root, self.spec.weights_sha256)
-        weights = _load_tensors(location, dict)
-        if weights_sha256(weights) != self.spec.weights_sha256:
-            raise ModelError(f"{location.uri} doesn't hold the weights the model was fitted with")
-        return weights
+        """Read the trunk's weights; ModelError if they aren't those that the model names."""
+        return load_trunk_weights(self.root, self.spec.weights_sha256)
 
     def load_gaussian(self, group: str) -> Gaussian:
         return gaussian.concatenate(self._load_shards(group, "gaussian", gaussian.from_tensors))
@@ -127,6 +123,15 @@ def save_trunk_weights(root: Location, weights: StateDict) -> None:
     location = _trunk(root, weights_sha256(weights))
     if not location.exists():
         save_tensors(location, weights)
+
+
+def load_trunk_weights(root: Location, sha256: str) -> StateDict:
+    """Read the trunk's weights; ModelError if they are missing or have another hash."""
+    location = _trunk(root, sha256)
+    weights = _load_tensors(location, dict)
+    if weights_sha256(weights) != sha256:
+        raise ModelError(f"{location.uri} doesn't hold the weights the model was fitted with")
+    return weights
 
 
 def publish(

@@ -178,8 +178,8 @@ def _matches(
 
 def _nothing_fits(location: Location, parents: Sequence[_Found], segments: Sequence[str]) -> str:
     pattern = "/".join(segments)
-    below = location.uri_of(parents[0].path)
-    others = f" or the {len(parents) - 1} other directories like it" * (len(parents) > 1)
+    below = location.uri_of(min(entry.path for entry in parents))
+    others = "" if len(parents) == 1 else f" and {len(parents) - 1} more like it"
     what = "image" if len(segments) > 1 or "." in pattern else "directory or image"
     if "{group}" in pattern:
         what = "group"

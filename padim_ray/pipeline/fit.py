@@ -21,19 +21,13 @@ from padim_ray.model import Embedder, as_images, finite_images, state_shards
 from padim_ray.moments import accumulate_, empty_moments
 from padim_ray.options import FitOptions, from_mapping
 from padim_ray.pipeline.decode import FetchAndDecode, column_array, images_per_shard
-from padim_ray.pipeline.merge import (
-    MergeTree,
-    describe_task,
-    pool_task,
-    serialise,
-    write_task,
-)
+from padim_ray.pipeline.merge import MergeTree, describe_task, factorise_and_write, serialise
 from padim_ray.pipeline.resources import Plan, plan_resources
 from padim_ray.pipeline.run import Summary, read_images_table
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
-from padim_ray.trunk import StateDict, native_precision
+from padim_ray.trunk import Precision, native_precision
 
 log = logging.getLogger("padim_ray")
 
@@ -68,19 +62,29 @@ def run_fit(options: FitOptions) -> Summary:
         plan = plan_resources(cluster_nodes(), options.actors)
         spec = replace(spec, precision=_precision(options, plan))
         artifact.save_trunk_weights(root, weights)
-        partials = _sum_images(options, plan, spec, weights, manifest)
+        partials = _sum_images(options, plan, spec, root, manifest)
         log.info(
             "%d images embedded in %.0f s (%d partial sums)",
             manifest.num_rows,
             time.monotonic() - started,
             partials.count,
         )
+        merging = time.monotonic()
         failures = partials.failures
         counts = _readable(manifest, failures)
         _check_counts(counts, list(failures.values()))
-        _write_states(partials.tree, spec, root, number, len(state_shards(spec)))
+        shards = len(state_shards(spec))
+        factorise_and_write(
+            partials.tree.results(plan.finish_cpus),
+            spec.regularization,
+            root,
+            number,
+            shards,
+            plan.finish_cpus,
+        )
+        log.info("merged, factorised and written in %.0f s", time.monotonic() - merging)
         groups = {
-            group: GroupEntry(counts[group], listed - counts[group], len(state_shards(spec)))
+            group: GroupEntry(counts[group], listed - counts[group], shards)
             for group, listed in group_counts(manifest).items()
         }
         artifact.publish(root, number, spec, groups, _with_status(manifest, failures))
@@ -97,7 +101,7 @@ def run_fit(options: FitOptions) -> Summary:
     return summary
 
 
-def _precision(options: FitOptions, plan: Plan) -> str:
+def _precision(options: FitOptions, plan: Plan) -> Precision:
     """What `auto` means, asked on a worker like those that will compute."""
     if options.precision != "auto":
         return options.precision
@@ -115,7 +119,7 @@ class _Partials:
 
 
 def _sum_images(
-    options: FitOptions, plan: Plan, spec: ModelSpec, weights: StateDict, manifest: pa.Table
+    options: FitOptions, plan: Plan, spec: ModelSpec, root: Location, manifest: pa.Table
 ) -> _Partials:
     # in the manifest's order, partial sums are of the same images in every run: results repeat
     with data_context(preserve_order=True):
@@ -129,20 +133,17 @@ def _sum_images(
                 FetchAndDecode(spec.preprocessing, options.storage_options or {}),
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=TaskPoolStrategy(size=plan.decoders),
+                compute=TaskPoolStrategy(size=min(plan.decoders, len(shards))),
                 num_cpus=plan.decode_cpus,
             )
             .map_batches(
                 PartialSums,
-                fn_constructor_args=[
-                    spec,
-                    ray.put(dict(weights)),
-                    plan,
-                    options.batch_size or plan.batch_size,
-                ],
+                fn_constructor_args=[root, spec, plan, options.batch_size or plan.batch_size],
                 batch_size=images_per_partial(manifest.num_rows, plan.actors, spec),
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),
+                compute=ActorPoolStrategy(
+                    size=min(plan.actors, len(shards)), max_tasks_in_flight_per_actor=2
+                ),
                 num_cpus=plan.actor_cpus,
                 num_gpus=plan.actor_gpus,
             )
@@ -179,11 +180,11 @@ class PartialSums:
     and `failures` (uri and error of images that failed; in shard 0's row only).
     """
 
-    def __init__(
-        self, spec: ModelSpec, weights: ray.ObjectRef, plan: Plan, batch_size: int
-    ) -> None:
+    def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int) -> None:
         torch.set_num_threads(plan.threads)
-        self.embedder = Embedder(spec, ray.get(weights), plan.device)
+        self.embedder = Embedder(
+            spec, artifact.load_trunk_weights(root, spec.weights_sha256), plan.device
+        )
         self.batch_size = batch_size
 
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
@@ -236,32 +237,6 @@ def _row(group: str, shard: int, count: int, state: bytes, failures: dict[str, s
             "state": pa.array([state], pa.large_binary()),
         }
     )
-
-
-def _write_states(
-    tree: MergeTree, spec: ModelSpec, root: Location, number: int, shards: int
-) -> None:
-    """Finish the merge, factorise and write every group's state.
-
-    Raises:
-        ModelError: naming the group whose covariances can't be factorised.
-    """
-    states = tree.results()
-    pooled: dict[str, Any] = {}
-    pools = {key: pool_task.options(num_cpus=tree.cpus).remote(ref) for key, ref in states.items()}
-    for (group, _), ref in pools.items():
-        pool = ray.get(ref)
-        pooled[group] = pooled[group] + pool if group in pooled else pool
-    offsets = {group: ray.put(spec.regularization.offset(pool)) for group, pool in pooled.items()}
-    writes = [
-        write_task.options(num_cpus=tree.cpus).remote(
-            ref, spec.regularization, offsets[key[0]], root, number, key, shards
-        )
-        for key, ref in states.items()
-    ]
-    problems = [problem for problem in ray.get(writes) if problem]
-    if problems:
-        raise ModelError(problems[0])
 
 
 def _readable(manifest: pa.Table, failures: dict[str, str]) -> dict[str, int]:

@@ -4,13 +4,16 @@ The driver holds references only. Every key (group, state shard) is merged, fact
 on its own, anywhere in the cluster.
 """
 
-from collections.abc import Hashable
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import safetensors.torch
+import torch
 
 from padim_ray import gaussian, moments
 from padim_ray.artifact import save_tensors, shard_location
@@ -20,6 +23,9 @@ from padim_ray.moments import Blocks, Moments
 from padim_ray.storage import Location
 
 FAN_IN = 4
+
+Key = tuple[str, int]
+"""Group and number of the state shard."""
 
 
 @dataclass
@@ -31,32 +37,38 @@ class MergeTree:
     """
 
     cpus: float
-    _waiting: dict[tuple[Hashable, int], list["_Source"]] = field(default_factory=dict)
+    _waiting: dict[tuple[Key, int], list["_Source"]] = field(default_factory=dict)
 
-    def add(self, key: Hashable, block: ray.ObjectRef, row: int, rank: int = 0) -> None:
+    def add(self, key: Key, block: ray.ObjectRef, row: int) -> None:
         """Take the partial sum in a row of a block of the pipeline's output."""
-        self._add(key, _Source(block, row), rank)
+        self._add(key, _Source(block, row), rank=0)
 
-    def _add(self, key: Hashable, source: "_Source", rank: int) -> None:
+    def _add(self, key: Key, source: "_Source", rank: int) -> None:
         waiting = self._waiting.setdefault((key, rank), [])
         waiting.append(source)
         if len(waiting) == FAN_IN:
             del self._waiting[key, rank]
-            self._add(key, self._merge(waiting), rank + 1)
+            self._add(key, _Source(self._merge(waiting, self.cpus)[0], None), rank + 1)
 
-    def _merge(self, sources: list["_Source"]) -> "_Source":
-        merged = _merge_task.options(num_cpus=self.cpus).remote(
-            [source.row for source in sources], *[source.ref for source in sources]
-        )
-        return _Source(merged, None)
+    def _merge(self, sources: list["_Source"], cpus: float) -> list[ray.ObjectRef]:
+        merge = _merge_task.options(num_cpus=cpus, num_returns=2)
+        return merge.remote([source.row for source in sources], *[s.ref for s in sources])
 
-    def results(self) -> dict[Hashable, ray.ObjectRef]:
-        """Each key's merged moments, float64, serialised."""
-        left: dict[Hashable, list[_Source]] = {}
+    def results(self, cpus: float) -> dict[Key, "Merged"]:
+        """Merge what is left of each key, by tasks that ask for `cpus`."""
+        left: dict[Key, list[_Source]] = {}
         for (key, _), sources in sorted(self._waiting.items(), key=lambda item: item[0][1]):
             left.setdefault(key, []).extend(sources)
         self._waiting.clear()
-        return {key: self._merge(sources).ref for key, sources in left.items()}
+        return {key: Merged(*self._merge(sources, cpus)) for key, sources in left.items()}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """References to a key's moments, and to their scatter summed over the cells."""
+
+    state: ray.ObjectRef
+    pooled: ray.ObjectRef
 
 
 @dataclass(frozen=True)
@@ -66,45 +78,97 @@ class _Source:
 
 
 def serialise(state: Moments) -> bytes:
-    """Moments as bytes, for the object store."""
+    """Moments as bytes, for a row of a block."""
     return safetensors.torch.save(moments.to_tensors(state))
 
 
-def deserialise(data: bytes) -> Moments:
-    """The inverse of `serialise`."""
-    return moments.from_tensors(safetensors.torch.load(data))
+@ray.remote
+def _merge_task(rows: list[int | None], *objects: Any) -> tuple["_Arrays", PooledScatter]:
+    parts = (
+        value.moments() if row is None else _deserialise(value["state"][row])
+        for row, value in zip(rows, objects, strict=True)
+    )
+    total = next(parts).to(torch.float64)
+    for part in parts:
+        total = moments.merge(total, part.to(torch.float64))
+    return _Arrays.of(total), gaussian.pool(total)
+
+
+def _deserialise(state: pa.Scalar) -> Moments:
+    return moments.from_tensors(safetensors.torch.load(state.as_buffer().to_pybytes()))
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """Moments as arrays, which Ray's object store shares without a copy, unlike tensors."""
+
+    count: int
+    means: tuple[np.ndarray, ...]
+    scatters: tuple[tuple[np.ndarray, ...], ...]
+
+    @classmethod
+    def of(cls, state: Moments) -> "_Arrays":
+        return cls(
+            state.count,
+            tuple(mean.numpy() for mean in state.means),
+            tuple(tuple(block.numpy() for block in row) for row in state.scatters),
+        )
+
+    def moments(self) -> Moments:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the arrays are read-only, and nothing writes to them
+            return Moments(
+                self.count,
+                tuple(map(torch.from_numpy, self.means)),
+                tuple(tuple(map(torch.from_numpy, row)) for row in self.scatters),
+            )
+
+
+def factorise_and_write(
+    merged: Mapping[Key, Merged],
+    regularization: Regularization,
+    root: Location,
+    version: int,
+    shards: int,
+    cpus: float,
+) -> None:
+    """Write every key's moments and Gaussians into a version of the model.
+
+    Args:
+        shards: number of state shards of each group.
+        cpus: what a task asks for.
+
+    Raises:
+        ModelError: naming a group whose covariances can't be factorised.
+    """
+    pooled: dict[str, PooledScatter] = {}
+    for (group, _), part in merged.items():
+        summed = ray.get(part.pooled)
+        pooled[group] = pooled[group] + summed if group in pooled else summed
+    offsets = {group: ray.put(regularization.offset(total)) for group, total in pooled.items()}
+    written = [
+        _write_task.options(num_cpus=cpus).remote(
+            part.state, regularization, offsets[key[0]], root, version, key, shards
+        )
+        for key, part in merged.items()
+    ]
+    for problem in filter(None, ray.get(written)):
+        raise ModelError(problem)
 
 
 @ray.remote
-def _merge_task(rows: list[int | None], *objects: Any) -> bytes:
-    total: Moments | None = None
-    for row, value in zip(rows, objects, strict=True):
-        data = value if row is None else value["state"][row].as_buffer().to_pybytes()
-        part = deserialise(data)
-        total = moments.merge_all([part] if total is None else [total, part])
-    assert total is not None
-    return serialise(total)
-
-
-@ray.remote
-def pool_task(state: bytes) -> PooledScatter:
-    """The scatter of a state shard, summed over its cells."""
-    return gaussian.pool(deserialise(state))
-
-
-@ray.remote
-def write_task(
-    state: bytes,
+def _write_task(
+    state: _Arrays,
     regularization: Regularization,
     offset: Blocks,
     root: Location,
     version: int,
-    key: tuple[str, int],
+    key: Key,
     shards: int,
 ) -> str | None:
-    """Factorise a state shard and write its moments and Gaussians; return what is wrong, if so."""
+    """Factorise and write one state shard; return what is wrong, if anything."""
     group, shard = key
-    merged = deserialise(state)
+    merged = state.moments()
     try:
         whitened = gaussian.factorise(merged, regularization.scale(merged.count), offset)
     except ModelError as error:

@@ -26,6 +26,7 @@ class Plan:
     """What to ask Ray for.
 
     `threads`: compute threads of one actor. `decoders`: decoding tasks at once, in the cluster.
+    `finish_cpus`: of a task that runs when the actors are gone.
     """
 
     actors: int
@@ -35,6 +36,7 @@ class Plan:
     decoders: int
     decode_cpus: float
     helper_cpus: float
+    finish_cpus: float
 
     @property
     def device(self) -> str:
@@ -76,6 +78,7 @@ def plan_resources(nodes: Sequence[Node], actors: int | None = None) -> Plan:
             decoders=max(1, cores - gpus),
             decode_cpus=_floor(min(0.75, smallest / 4)),
             helper_cpus=_floor(min(0.25, smallest / 4)),
+            finish_cpus=_floor(min(1.0, smallest)),
         )
     per_node = [max(1, round(node.cpus / CORES_PER_CPU_ACTOR)) for node in nodes]
     if actors:
@@ -89,6 +92,7 @@ def plan_resources(nodes: Sequence[Node], actors: int | None = None) -> Plan:
         decoders=cores,
         decode_cpus=_floor(min(1.0, smallest) / 4),
         helper_cpus=_floor(min(1.0, smallest / 4)),
+        finish_cpus=_floor(min(1.0, smallest)),
     )
 
 

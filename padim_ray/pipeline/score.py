@@ -148,7 +148,7 @@ class _Scored:
                 ),
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=TaskPoolStrategy(size=plan.decoders + plan.actors),
+                compute=TaskPoolStrategy(size=min(plan.decoders + plan.actors, len(tables))),
                 num_cpus=plan.helper_cpus,
             )
             count = sum(row["drawn"] for row in drawn.iter_rows())
@@ -182,7 +182,7 @@ def _score_images(
                 FetchAndDecode(preprocessing, options.storage_options or {}),
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=TaskPoolStrategy(size=plan.decoders),
+                compute=TaskPoolStrategy(size=min(plan.decoders, len(shards))),
                 num_cpus=plan.decode_cpus,
             )
             .map_batches(
@@ -195,7 +195,7 @@ def _score_images(
                 ],
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=plan.actors),
+                compute=ActorPoolStrategy(size=min(plan.actors, len(shards))),
                 num_cpus=plan.actor_cpus,
                 num_gpus=plan.actor_gpus,
             )

@@ -62,5 +62,6 @@ def data_context(*, preserve_order: bool) -> Iterator[DataContext]:
     context.execution_options.preserve_order = preserve_order
     context.enable_progress_bars = context.enable_progress_bars and sys.stderr.isatty()
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # we log a line per stage ourselves
     with DataContext.current(context):
         yield context

@@ -1,0 +1,147 @@
+"""Every mistake of a user's ends with exit code 2 and one sentence, before Ray starts."""
+
+import json
+
+import pytest
+import ray
+
+import padim_ray
+from padim_ray.cli import main
+from tests.test_model import images
+
+
+@pytest.fixture(scope="module")
+def model(weights, tmp_path_factory):
+    model = padim_ray.PadimModel(weights=weights, image_size=64, n_features=10)
+    model.update(images(0, 4), group="bolt")
+    path = tmp_path_factory.mktemp("models") / "bolt"
+    model.save(str(path))
+    return path
+
+
+@pytest.fixture
+def mistake(capsys, monkeypatch):
+    """Run the command line, and return the sentence that it ends with."""
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        assert exit_.value.code == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        (sentence,) = (line for line in error.splitlines() if line.startswith("Error: "))
+        return sentence.removeprefix("Error: ")
+
+    return run
+
+
+def test_no_image_matched(mistake, archive, weights, tmp_path):
+    sentence = mistake(
+        *("fit", "--images", f"{archive}/{{group}}/train/good/*.bmp"),
+        *("--model", tmp_path / "m", "--weights", weights),
+    )
+    assert sentence == (
+        f"No image matched: nothing in {archive}/bolt/train/good and 1 more like it fits '*.bmp'."
+    )
+
+
+def test_nothing_fits_the_group(mistake, tmp_path, weights):
+    (tmp_path / "archive").mkdir()
+    sentence = mistake(
+        *("fit", "--images", f"{tmp_path}/archive/{{group}}/*.png"),
+        *("--model", tmp_path / "m", "--weights", weights),
+    )
+    assert sentence == f"No group matched: nothing in {tmp_path}/archive fits '{{group}}'."
+
+
+def test_an_unknown_group(mistake, model, archive, tmp_path):
+    sentence = mistake(
+        *("score", "--images", f"{archive}/{{group}}/test/good/*"),
+        *("--model", model, "--out", tmp_path / "out"),
+    )
+    assert sentence == f"The model at {model} has no group 'nut'; it has 'bolt'"
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_format_version(mistake, model, archive, tmp_path):
+    file = model / "versions/000001/model.json"
+    content = file.read_text()
+    file.write_text(json.dumps(json.loads(content) | {"format_version": 99}))
+    sentence = mistake(
+        *("score", "--images", f"{archive}/{{group}}/test/good/*"),
+        *("--model", model, "--out", tmp_path / "out"),
+    )
+    file.write_text(content)
+    assert sentence == (
+        f"{file} has format version 99, and this padim-ray reads 1; use the padim-ray that fitted "
+        "it, or fit again"
+    )
+
+
+def test_a_size_that_is_no_multiple_of_the_stride(mistake, archive, weights, tmp_path):
+    sentence = mistake(
+        *("fit", "--images", f"{archive}/{{group}}/train/good/*", "--image-size", 250),
+        *("--model", tmp_path / "m", "--weights", weights),
+    )
+    assert sentence == (
+        "The input size 250×250 is not a multiple of 16, the deepest layer's stride; instead of "
+        "250 use 240 or 256"
+    )
+
+
+@pytest.mark.parametrize("job", ["fit", "score"])
+def test_a_missing_bucket(job, mistake, model, weights, s3, tmp_path):
+    options = {
+        "fit": ("--model", tmp_path / "m", "--weights", weights),
+        "score": ("--model", model, "--out", tmp_path / "out"),
+    }
+    sentence = mistake(
+        *(job, "--images", "s3://nowhere/{group}/*.png", *options[job]),
+        *("--storage-options", json.dumps(s3.options)),
+    )
+    assert sentence == "Can't list s3://nowhere: the bucket does not exist."
+
+
+@pytest.mark.parametrize("wrong", ["key", "secret"])
+def test_wrong_credentials(wrong, mistake, weights, s3, tmp_path):
+    options = s3.options | {wrong: "AKIA0000000000000000"}
+    sentence = mistake(
+        *("fit", "--images", "s3://archive/{group}/*.png", "--weights", weights),
+        *("--model", tmp_path / "m", "--storage-options", json.dumps(options)),
+    )
+    assert sentence.startswith("Can't list s3://archive: the storage refuses these credentials (")
+    assert s3.secret not in sentence
+
+
+def test_an_unwritable_output(mistake, model, archive, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    sentence = mistake(
+        *("score", "--images", f"{archive}/{{group}}/test/good/0*.png"),
+        *("--model", model, "--out", tmp_path / "file/out"),
+    )
+    assert sentence == f"Can't write {tmp_path}/file/out/.write-check: Not a directory."
+
+
+def test_an_unwritable_model(mistake, archive, weights, s3):
+    sentence = mistake(
+        *("fit", "--images", f"{archive}/{{group}}/train/good/*", "--weights", weights),
+        *("--model", "s3://nowhere/model", "--storage-options", json.dumps(s3.options)),
+    )
+    assert sentence == "Can't write s3://nowhere/model/.write-check: the bucket does not exist."
+
+
+def test_a_group_with_a_single_image(mistake, archive, weights, tmp_path):
+    sentence = mistake(
+        *("fit", "--images", f"{archive}/{{group}}/train/good/000.*", "--weights", weights),
+        *("--model", tmp_path / "m"),
+    )
+    assert sentence == "Group 'bolt' has 1 readable image, and a covariance needs at least 2"
+
+
+def test_no_model(mistake, archive, tmp_path):
+    sentence = mistake(
+        *("score", "--images", f"{archive}/{{group}}/test/good/*"),
+        *("--model", tmp_path / "none", "--out", tmp_path / "out"),
+    )
+    assert sentence == f"There is no model at {tmp_path}/none"
