@@ -15,11 +15,11 @@ merge, factorise or write it.
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from typing import TypeVar
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,18 +27,20 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from padim_ray import gaussian, moments
+from padim_ray import __version__, gaussian, moments
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import Gaussian
 from padim_ray.moments import Moments
 from padim_ray.spec import ModelSpec
-from padim_ray.storage import Location
+from padim_ray.storage import Location, safe_segment
 from padim_ray.trunk import StateDict, weights_sha256
 
 FORMAT_VERSION = 1
+LOADING_THREADS = 4  # a store sends several streams faster than one
 SHARD_BYTES = 64 * 2**20  # of a group's unpacked float32 state
 
 T = TypeVar("T")
+State = TypeVar("State", Moments, Gaussian)
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,19 @@ class ModelVersion:
         return moments.concatenate(self._load_shards(group, "moments", moments.from_tensors))
 
     def _load_shards(
-        self, group: str, kind: str, parse: Callable[[Mapping[str, torch.Tensor]], T]
-    ) -> list[T]:
+        self, group: str, kind: str, parse: Callable[[Mapping[str, torch.Tensor]], State]
+    ) -> list[State]:
         count = self.groups[group].shards
-        return [
-            _load_tensors(shard_location(self.root, self.number, group, kind, index, count), parse)
+        files = [
+            shard_location(self.root, self.number, group, kind, index, count)
             for index in range(count)
         ]
+        with ThreadPoolExecutor(LOADING_THREADS) as pool:
+            shards = list(pool.map(lambda file: _load_tensors(file, parse), files))
+        for file, shard in zip(files, shards, strict=True):
+            if tuple(mean.shape[1] for mean in shard.means) != self.spec.grid.channels:
+                raise ModelError(f"{file.uri} can't be understood: it is not of this model")
+        return shards
 
 
 def open_version(root: Location) -> ModelVersion:
@@ -148,7 +156,10 @@ def publish(
     content = {
         "format_version": FORMAT_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: package_version(name) for name in ("padim-ray", "torch", "torchvision")},
+        "versions": {  # padim-ray's own also where it runs from its sources, not installed
+            "padim-ray": __version__,
+            **{name: package_version(name) for name in ("torch", "torchvision")},
+        },
         "spec": spec.to_json(),
         "groups": {name: asdict(entry) for name, entry in sorted(groups.items())},
     }
@@ -161,7 +172,7 @@ def shard_location(
 ) -> Location:
     """Where shard `index` of `count` of a group's `kind` ("moments" or "gaussian") is."""
     name = f"{kind}-{index:05d}-of-{count:05d}.safetensors"
-    return _version(root, number) / "groups" / _directory(group) / name
+    return _version(root, number) / "groups" / safe_segment(group) / name
 
 
 def save_tensors(location: Location, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -186,9 +197,3 @@ def _version(root: Location, number: int) -> Location:
 
 def _trunk(root: Location, sha256: str) -> Location:
     return root / f"trunks/{sha256}.safetensors"
-
-
-def _directory(group: str) -> str:
-    """A group's name as one safe path segment; different names stay different."""
-    quoted = quote(group, safe=" ")
-    return quoted.replace(".", "%2E") if group.strip(".") == "" else quoted

@@ -55,7 +55,14 @@ def job_main(command: Callable[[Any], int], arguments: Sequence[str] | None = No
 
 
 def _app(name: str, **settings: Any) -> App:
-    return App(name=name, version=__version__, result_action="return_value", **settings)
+    return App(
+        name=name,
+        version=__version__,
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+        **settings,
+    )
 
 
 def _run(app: App, arguments: Sequence[str] | None) -> None:
@@ -75,7 +82,7 @@ def _run(app: App, arguments: Sequence[str] | None) -> None:
 
     try:
         code = app.meta(arguments)
-    except PadimError as error:
+    except (PadimError, cyclopts.CycloptsError) as error:
         print(f"Error: {error}", file=sys.stderr)
         code = MISTAKE
     sys.exit(code if isinstance(code, int) else SUCCESS)
@@ -85,12 +92,15 @@ def _read_config(path: Path) -> cyclopts.config.Dict:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PadimError(f"The configuration {path} can't be read: {error}") from error
+        reason = " ".join(str(error).split())
+        raise PadimError(f"The configuration {path} can't be read: {reason}") from error
     if not isinstance(content, dict):
         raise PadimError(f"The configuration {path} must map options to values")
     # an option that is a mapping takes JSON on the command line; here it may be YAML
     options = {
-        str(name).replace("_", "-"): json.dumps(value) if isinstance(value, dict) else value
+        str(name).replace("_", "-"): json.dumps(value, default=str)
+        if isinstance(value, dict)
+        else value
         for name, value in content.items()
     }
     return cyclopts.config.Dict(options, use_commands_as_keys=False, source=str(path))

@@ -1,20 +1,18 @@
 """Heatmaps: the image under a translucent anomaly map, and where it is stored."""
 
-import hashlib
 from collections.abc import Sequence
-from urllib.parse import quote
 
 import matplotlib
 import numpy as np
 from PIL import Image
 
 from padim_ray.preprocessing import Preprocessing
+from padim_ray.storage import safe_segment
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps in distance look equal
 LONGEST_SIDE = 1024
 SHORTEST_SIDE = 256
 OPACITY = 0.65
-_MAX_SEGMENT = 200  # bytes; file systems allow 255 in a name
 
 
 def color_scale(scores: np.ndarray) -> tuple[float, float]:
@@ -67,25 +65,9 @@ def output_name(uri: str, prefix: str, suffix: str) -> str:
     Safe (no `..`, no empty, over-long or hidden segment) and free of collisions: different images
     below `prefix` get different names, and no name is also a directory of another.
     """
-    relative = uri.removeprefix(prefix).lstrip("/")
-    *directories, name = relative.split("/")
-    safe = [_safe(segment).replace(suffix, quote_all(suffix)) for segment in directories]
-    return "/".join([*safe, _safe(name) + suffix])
-
-
-def _safe(segment: str) -> str:
-    quoted = quote(segment, safe=" !()+,=@[]")
-    if not quoted or quoted.startswith((".", "-", " ")):
-        quoted = (f"%{ord(quoted[0]):02X}" if quoted else "%") + quoted[1:]
-    if len(quoted) > _MAX_SEGMENT:
-        digest = hashlib.sha256(segment.encode()).hexdigest()[:16]
-        quoted = f"{quoted[: _MAX_SEGMENT - 20]}%~{digest}"
-    return quoted
-
-
-def quote_all(text: str) -> str:
-    """Percent-encode every character, so that the text can't be mistaken for itself."""
-    return "".join(f"%{ord(character):02X}" for character in text)
+    *directories, name = uri.removeprefix(prefix.rstrip("/") + "/").split("/")
+    safe = [safe_segment(directory, without=suffix) for directory in directories]
+    return "/".join([*safe, safe_segment(name) + suffix])
 
 
 def common_prefix(uris: Sequence[str]) -> str:

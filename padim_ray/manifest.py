@@ -20,7 +20,7 @@ from padim_ray.storage import Location, explained
 DEFAULT_GROUP = "default"
 LISTING_THREADS = 16  # listings wait for the store, not for a processor
 
-_TOKEN = re.compile(r"\{([^{}]*)\}|\*|\?|\[[^\]/]+\]")
+_TOKEN = re.compile(r"\{([^{}]*)\}|\*|\?|\[[!^]?+\]?+[^\]/]*\]")
 _RESULT_COLUMNS = """
     uri size version_tag status error score p_value threshold is_anomalous regions heatmap_uri
     map_uri width height model_version scored_at shard shard_images image distances
@@ -33,8 +33,8 @@ class UriTemplate:
     """`s3://archive/{group}/**/*.jpg`: a location, and patterns for the path segments below it.
 
     `{name}` captures a path segment, or the shortest fitting part of one; `*`, `?` and `[…]` match
-    within a segment and `**` any number of segments, as in a shell. As in a shell, a segment that
-    begins with a wildcard doesn't match names that begin with a dot.
+    within a segment and `**` any number of segments, as in a shell. As in a shell, what begins with
+    a wildcard doesn't match names that begin with a dot, and `**` doesn't follow links.
     """
 
     root: Location
@@ -45,21 +45,21 @@ class UriTemplate:
         """Raises: PadimError for a malformed template."""
         scheme, separator, path = text.partition("://")
         scheme, path = (scheme, path) if separator else ("", text)
-        fixed, first = [], 0
         segments = path.split("/")
-        while first < len(segments) - 1 and not _TOKEN.search(segments[first]):
-            fixed.append(segments[first])
-            first += 1
-        if separator and scheme != "file" and not fixed:
+        first = 0 if scheme in ("", "file") else 1
+        if first and (not segments[0] or _TOKEN.search(segments[0])):
             raise PadimError(f"The bucket in {text!r} must be named, not captured or matched")
-        root = Location.of(
-            scheme + separator + ("/".join(fixed) or ("/" if first else ".")), options
-        )
-        template = cls(root, tuple(segment for segment in segments[first:] if segment))
-        if not template.segments:
+        while first < len(segments) - 1 and not _TOKEN.search(segments[first]):
+            first += 1
+        fixed = "/".join(segments[:first]) or ("/" if first else ".")
+        root = Location.of(scheme + separator + fixed, options)
+        patterns = [segment for segment in segments[first:] if segment]
+        if not patterns:
             raise PadimError(f"{text!r} names a directory; end it with a pattern such as /*.png")
-        _check_names(text)
-        return template
+        if patterns[-1] == "**":
+            patterns.append("*")
+        _check_patterns(text, patterns)
+        return cls(root, tuple(patterns))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ class UriTemplate:
         return tuple(dict.fromkeys(found))
 
 
-def _check_names(text: str) -> None:
+def _check_patterns(text: str, patterns: Sequence[str]) -> None:
     for match in re.finditer(r"\{([^{}]*)\}", text):
         name = match[1]
         if not name.isidentifier():
@@ -77,6 +77,10 @@ def _check_names(text: str) -> None:
             raise PadimError(f"{{{name}}} in {text!r} is a column of the results: use another name")
     if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", text)):
         raise PadimError(f"{text!r} has a brace without its partner")
+    try:
+        re.compile(_regex(patterns, {}))
+    except re.error as error:
+        raise PadimError(f"{text!r} can't be understood: {error.msg}") from error
 
 
 def list_images(template: UriTemplate) -> pa.Table:
@@ -96,17 +100,17 @@ def list_images(template: UriTemplate) -> pa.Table:
             if not is_last and not _TOKEN.search(segment):
                 found = [_Found(f"{entry.path}/{segment}", entry.captured) for entry in found]
                 continue
-            matcher = re.compile(_regex(rest if is_last else [segment]))
+            pattern, kind = (rest, "file") if is_last else ([segment], "directory")
             listings = pool.map(
                 lambda entry, deep=segment == "**": _children(location, entry.path, deep), found
             )
             matches = [
                 match
                 for entry, children in zip(found, listings, strict=True)
-                for match in _matches(entry, children, matcher, "file" if is_last else "directory")
+                for match in _matches(entry, children, pattern, kind)
             ]
             if not matches:
-                raise PadimError(_nothing_fits(location, found, rest if is_last else [segment]))
+                raise PadimError(_nothing_fits(location, found, pattern))
             found = matches
             if is_last:
                 break
@@ -121,12 +125,15 @@ class _Found:
     version_tag: str | None = None
 
 
-def _regex(segments: Sequence[str]) -> str:
-    """The regular expression of path segments, relative to the directory they are listed in."""
+def _regex(segments: Sequence[str], captured: Mapping[str, str]) -> str:
+    """The regular expression of path segments, relative to the directory they are listed in.
+
+    Names that are captured already stand for their values.
+    """
     parts, named = [], set()
     for segment in segments:
         if segment == "**":
-            parts.append(r"(?:[^/]+/)*")
+            parts.append(r"(?:(?!\.)[^/]+/)*")
             continue
         pattern = r"(?!\.)" if _TOKEN.match(segment) else ""
         position = 0
@@ -134,39 +141,59 @@ def _regex(segments: Sequence[str]) -> str:
             pattern += re.escape(segment[position : token.start()])
             position = token.end()
             name = token[1]
-            if name:
+            if name in captured:
+                pattern += re.escape(captured[name])
+            elif name:
                 pattern += f"(?P={name})" if name in named else f"(?P<{name}>[^/]+?)"
                 named.add(name)
             elif token[0].startswith("["):
-                pattern += token[0].replace("[!", "[^")
+                pattern += _character_class(token[0])
             else:
                 pattern += {"*": "[^/]*", "?": "[^/]"}[token[0]]
         parts.append(pattern + re.escape(segment[position:]) + "/")
     return "".join(parts).removesuffix("/") + r"\Z"
 
 
+def _character_class(token: str) -> str:
+    """A shell's `[…]` as a regular expression; a slash is never in it."""
+    negated = token[1] in "!^"
+    members = re.sub(r"[\\\[\]^&~|]", r"\\\g<0>", token[1 + negated : -1])
+    return f"(?!/)[{'^' * negated}{members}]"
+
+
 def _children(location: Location, path: str, deep: bool) -> list[dict[str, Any]]:
     try:
         if deep:
-            return list(location.fs.find(path, detail=True).values())
-        return location.fs.ls(path, detail=True)
+            children = location.fs.find(path or "/", detail=True).values()
+        else:
+            children = location.fs.ls(path or "/", detail=True)
     except (FileNotFoundError, NotADirectoryError) as error:
         if "bucket does not exist" in str(error):
             raise
         return []
+    return [_target(location, child) if child.get("islink") else child for child in children]
+
+
+def _target(location: Location, link: dict[str, Any]) -> dict[str, Any]:
+    """What a link on local disk leads to, under the link's name; itself if that is nothing."""
+    try:
+        return location.fs.info(link["name"])
+    except OSError:
+        return link
 
 
 def _matches(
-    entry: _Found, children: Sequence[Mapping[str, Any]], matcher: re.Pattern[str], kind: str
+    entry: _Found, children: Sequence[Mapping[str, Any]], segments: Sequence[str], kind: str
 ) -> Iterator[_Found]:
+    matcher = re.compile(_regex(segments, entry.captured))
     for child in children:
         path = child["name"].rstrip("/")
-        match = matcher.match(path[len(entry.path) + 1 :])
-        if child["type"] != kind or not match:
+        if child["type"] != kind or not path.startswith(f"{entry.path}/"):
+            continue  # a file is listed as its own child, and so are an object store's directories
+        match = matcher.match(path, len(entry.path) + 1)
+        if not match:
             continue
         captured = match.groupdict()
-        if any(entry.captured.get(name, value) != value for name, value in captured.items()):
-            continue  # the same name captured twice, with different values
         tag = child.get("ETag") or child.get("etag") or child.get("mtime")
         yield _Found(
             path,
@@ -178,7 +205,13 @@ def _matches(
 
 def _nothing_fits(location: Location, parents: Sequence[_Found], segments: Sequence[str]) -> str:
     pattern = "/".join(segments)
-    below = location.uri_of(min(entry.path for entry in parents))
+    first = min(parents, key=lambda entry: entry.path)
+    below = location.uri_of(first.path or "/")
+    if any(_matches(first, _children(location, first.path, False), segments, "directory")):
+        return (
+            f"No image matched: in {below}, only directories fit {pattern!r}; "
+            "end it with a pattern such as /*.png"
+        )
     others = "" if len(parents) == 1 else f" and {len(parents) - 1} more like it"
     what = "image" if len(segments) > 1 or "." in pattern else "directory or image"
     if "{group}" in pattern:
@@ -187,8 +220,14 @@ def _nothing_fits(location: Location, parents: Sequence[_Found], segments: Seque
 
 
 def _table(location: Location, found: Sequence[_Found], names: Sequence[str]) -> pa.Table:
+    try:
+        uris = pa.array([location.uri_of(entry.path) for entry in found], pa.string())
+    except UnicodeEncodeError as error:
+        raise PadimError(
+            f"The name {error.object!r} is not UTF-8; rename it, or match images without it"
+        ) from error
     columns: dict[str, Any] = {
-        "uri": pa.array([location.uri_of(entry.path) for entry in found], pa.string()),
+        "uri": uris,
         "group": pa.array(
             [entry.captured.get("group", DEFAULT_GROUP) for entry in found], pa.string()
         ),
@@ -212,8 +251,9 @@ def read_manifest(location: Location) -> pa.Table:
             table = pq.read_table(path)
     except FileNotFoundError as error:
         raise PadimError(f"There is no manifest at {location.uri}.") from error
-    except pa.ArrowInvalid as error:
-        raise PadimError(f"The manifest {location.uri} is not a Parquet file: {error}.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise PadimError(f"The manifest {location.uri} is not a Parquet file: {reason}.") from error
     if "uri" not in table.column_names:
         raise PadimError(f"The manifest {location.uri} has no column 'uri'.")
     if table.num_rows == 0:
@@ -225,7 +265,12 @@ def read_manifest(location: Location) -> pa.Table:
         ("version_tag", pa.string(), None),
     ):
         if name in table.column_names:
-            column = table[name].cast(kind)
+            try:
+                column = table[name].cast(kind)
+            except pa.ArrowException as error:
+                raise PadimError(
+                    f"The manifest {location.uri} has a column {name!r} that is not {kind}: {error}"
+                ) from error
             table = table.set_column(table.column_names.index(name), name, column)
         else:
             table = table.append_column(name, pa.array([default] * table.num_rows, kind))
@@ -238,7 +283,7 @@ def read_manifest(location: Location) -> pa.Table:
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         raise PadimError(
-            f"The manifest {location.uri} names {len(repeated)} images more than once, "
+            f"The manifest {location.uri} names images more than once, "
             f"among them {repeated[0]['values'].as_py()}."
         )
     return _sorted(table)
@@ -262,14 +307,12 @@ def split_shards(manifest: pa.Table, images: int) -> list[pa.Table]:
     """
     shards, start = [], 0
     for count in group_counts(manifest).values():
-        parts = -(-count // images)
-        for part in range(parts):
-            stop = start + count * (part + 1) // parts - count * part // parts
-            shard = manifest.slice(start, stop - start)
+        end = start + count
+        while start < end:
+            shard = manifest.slice(start, min(images, end - start))
+            start += shard.num_rows
             for name, value in (("shard", len(shards)), ("shard_images", shard.num_rows)):
-                shard = shard.append_column(
-                    name, pa.repeat(pa.scalar(value, pa.int32()), stop - start)
-                )
+                column = pa.repeat(pa.scalar(value, pa.int32()), shard.num_rows)
+                shard = shard.append_column(name, column)
             shards.append(shard)
-            start = stop
     return shards

@@ -36,7 +36,7 @@ Sizes = Annotated[
         consume_multiple=True,
         negative_iterable="",
         negative_none="",
-        show_default=lambda sizes: " ".join(map(str, sizes or ())),
+        show_default=lambda sizes: " ".join(map(str, sizes)) if sizes else "no crop",
     ),
 ]
 
@@ -63,7 +63,7 @@ class ModelOptions:
     """Height and width that images are resized to (one number: square), in pixels."""
 
     crop: Sizes = None
-    """Height and width of the centre kept after resizing (the paper: 224). Default: no crop."""
+    """Height and width of the centre kept after resizing (the paper: 224)."""
 
     n_features: Annotated[int | Literal["all"] | None, Parameter(group=MODEL, negative_none="")] = (
         None
@@ -98,10 +98,11 @@ class ModelOptions:
         layers = (self.layers,) if isinstance(self.layers, str) else self.layers
         split = tuple(name for layer in layers for name in layer.split(",") if name)
         object.__setattr__(self, "layers", split)
-        for name in ("image_size", "crop"):
-            object.__setattr__(self, name, _pair(name, getattr(self, name)))
+        object.__setattr__(self, "image_size", _pair("image_size", self.image_size))
+        if self.crop is not None:
+            object.__setattr__(self, "crop", _pair("crop", self.crop))
         if self.sigma < 0:
-            raise PadimError(f"sigma must not be negative, but is {self.sigma}")
+            raise PadimError(f"--sigma must not be negative, but is {self.sigma}")
 
 
 @Parameter(name="*")
@@ -151,8 +152,8 @@ class JobOptions:
         """Whether so many failed images are within --max-failed."""
         if self.max_failed is None:
             return True
-        limit = self.max_failed * listed if self.max_failed < 1 else self.max_failed
-        return failed <= limit
+        # a quotient is rounded to the same number as the share that was typed; a product is not
+        return (failed / listed if self.max_failed < 1 else failed) <= self.max_failed
 
 
 @Parameter(name="*")
@@ -225,10 +226,8 @@ def _check_choices(options: Any) -> None:
             raise PadimError(f"{_flag(name)} must be one of {', '.join(allowed)}, not {value!r}")
 
 
-def _pair(name: str, sizes: int | Sequence[int] | None) -> tuple[int, int] | None:
-    if sizes is None:
-        return None
-    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+def _pair(name: str, sizes: int | Sequence[int] | None) -> tuple[int, int]:
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes or ())
     if len(sizes) not in (1, 2) or min(sizes) < 1:
         raise PadimError(f"{_flag(name)} takes one or two positive numbers, not {sizes}")
     return sizes[0], sizes[-1]

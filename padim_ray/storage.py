@@ -4,7 +4,9 @@ Everything is addressed by a `Location`: a root (a path or a URI such as `s3://b
 fsspec's storage options. It can be sent to workers; connections are made where it is used.
 """
 
+import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +14,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from padim_ray.errors import PadimError
+
+MAX_SEGMENT = 200  # bytes; file systems allow 255 in a name
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Location:
         """Normalise what a user wrote: `~` and relative paths become absolute ones.
 
         Raises:
-            PadimError: if no file system serves the URI's scheme.
+            PadimError: if no file system serves the URI's scheme, or it names no bucket.
         """
         scheme, separator, rest = str(uri).partition("://")
         if not separator:
@@ -42,6 +47,12 @@ class Location:
             raise PadimError(
                 f"{uri!r} has the scheme {scheme!r}, which no known file system serves"
             )
+        try:
+            fsspec.get_filesystem_class(scheme)
+        except ImportError as error:
+            raise PadimError(f"{uri!r} needs a package that is missing: {error}") from error
+        if not rest.strip("/"):
+            raise PadimError(f"{uri!r} names no bucket")
         return cls(uri.rstrip("/"), options or {})
 
     @property
@@ -92,21 +103,19 @@ class Location:
         see only when complete.
         """
         with explained(self.uri, "write"):
-            directory = None
-            if self.is_local:
-                directory = os.path.dirname(self.uri)
-                os.makedirs(directory, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=directory, prefix=".", suffix=".tmp")
-            os.close(handle)
-        temporary = Path(name)
+            directory = os.path.dirname(self.uri) if self.is_local else tempfile.gettempdir()
+            os.makedirs(directory, exist_ok=True)
+            temporary = Path(directory) / f".{secrets.token_hex(8)}.tmp"
+            # what is renamed into place is for everyone that the umask allows; a copy is not
+            mode = 0o666 if self.is_local else 0o600
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, mode))
         try:
             yield temporary
             with explained(self.uri, "write"):
                 if self.is_local:
-                    temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would lock readers out
                     os.replace(temporary, self.uri)
                 else:
-                    self.fs.put_file(name, self.path)
+                    self.fs.put_file(str(temporary), self.path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -114,12 +123,16 @@ class Location:
     def as_local_file(self) -> Iterator[Path]:
         """This file on local disk: itself, or a copy that lasts as long as the block."""
         if self.is_local:
+            with explained(self.uri, "read"), open(self.uri, "rb"):
+                pass  # the reader's own message for one that can't be opened may be anything
             yield Path(self.uri)
             return
         with tempfile.TemporaryDirectory(prefix="padim-ray-") as directory:
             copy = Path(directory) / "file"
             with explained(self.uri, "read"):
-                self.fs.get_file(self.path, str(copy))
+                # as one stream: some S3-compatible servers send the whole file's checksum with parts
+                whole = {"max_concurrency": 1} if "s3" in self.fs.protocol else {}
+                self.fs.get_file(self.path, str(copy), **whole)
             yield copy
 
     def check_writable(self) -> None:
@@ -130,33 +143,48 @@ class Location:
             probe.fs.rm_file(probe.path)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def safe_segment(text: str, *, without: str = "") -> str:
+    """Any text as one path segment: not empty, hidden, `..` or over-long, and not with `without`.
+
+    Different texts stay different, and ordinary ones are themselves.
+    """
+    quoted = quote(text, safe=" !()+,=@[]")
+    if without:
+        quoted = quoted.replace(without, "".join(f"%{ord(character):02X}" for character in without))
+    if not quoted or quoted.startswith((".", "-", " ")):
+        quoted = (f"%{ord(quoted[0]):02X}" if quoted else "%") + quoted[1:]
+    if len(quoted) > MAX_SEGMENT:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        quoted = f"{quoted[: MAX_SEGMENT - 20]}%~{digest}"
+    return quoted
 
 
 @contextmanager
 def explained(uri: str, action: str) -> Iterator[None]:
-    """Turn a file system's refusals into sentences; a missing file stays FileNotFoundError."""
+    """Turn a file system's refusals into sentences.
+
+    A missing file stays FileNotFoundError, except where one is written.
+    """
     try:
         yield
     except Exception as error:
-        reason = _reason(uri, error)
+        reason = _reason(uri, action, error)
         if reason is None:
             raise
         raise PadimError(f"Can't {action} {uri}: {reason}.") from error
 
 
-def _reason(uri: str, error: BaseException) -> str | None:
-    text = str(error)
-    names = {type(e).__name__ for e in _chain(error)}
+def _reason(uri: str, action: str, error: BaseException) -> str | None:
+    text = " ".join(str(error).split())
+    names = {kind.__name__ for e in _chain(error) for kind in type(e).__mro__}
     if "bucket does not exist" in text or "NoSuchBucket" in text:
         return "the bucket does not exist"
     if names & {"NoCredentialsError", "PartialCredentialsError"}:
         return "no credentials were found (set AWS_ACCESS_KEY_ID … or --storage-options)"
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and action != "write":
         return None
+    if isinstance(error, FileExistsError):
+        return "a file is where a directory should be"
     if isinstance(error, PermissionError):
         if "://" in uri:
             return f"the storage refuses these credentials ({text.rstrip('.')})"
@@ -165,6 +193,8 @@ def _reason(uri: str, error: BaseException) -> str | None:
         return f"the storage can't be reached ({text})"
     if isinstance(error, OSError):
         return error.strerror or text or type(error).__name__
+    if "BotoCoreError" in names or ("://" in uri and isinstance(error, ValueError | TypeError)):
+        return f"{text.rstrip('.')} (see --storage-options)"
     return None
 
 

@@ -17,6 +17,8 @@ import torchvision
 from hypothesis import settings
 from PIL import Image
 
+from padim_ray.storage import Location
+
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
@@ -142,3 +144,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """An empty directory on local disk, then an empty bucket."""
+    if request.param == "disk":
+        return Location.of(str(tmp_path))
+    server = request.getfixturevalue("s3")
+    bucket = Location.of(f"s3://bucket-{secrets.token_hex(4)}", server.options)
+    bucket.fs.mkdir(bucket.path)
+    return bucket

@@ -13,16 +13,16 @@ from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import Location
 
 SHARD_BYTES = 48 * 2**20  # of decoded pixels: well below the size at which Ray Data splits blocks
-SHARD_IMAGES = 256
+MIN_SHARD_IMAGES, MAX_SHARD_IMAGES = 64, 256
 WINDOW_BYTES = 64 * 2**20  # of encoded images: fetched together, while the last window is decoded
 WINDOW_IMAGES = 64
 
 
 def images_per_shard(images: int, preprocessing: Preprocessing, workers: int) -> int:
-    """A shard's length: a bounded block of pixels, and on small sets some shards per worker."""
+    """A shard's length: a bounded block of pixels, and on small sets a few shards per worker."""
     height, width = preprocessing.size
-    fair = -(-images // (4 * workers))
-    return max(1, min(SHARD_BYTES // (3 * height * width), SHARD_IMAGES, max(fair, 16)))
+    fair = max(-(-images // (4 * workers)), MIN_SHARD_IMAGES)
+    return max(1, min(fair, MAX_SHARD_IMAGES, SHARD_BYTES // (3 * height * width)))
 
 
 class FetchAndDecode:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
@@ -18,7 +19,7 @@ from padim_ray.artifact import GroupEntry
 from padim_ray.errors import ImageError, ModelError
 from padim_ray.manifest import group_counts, split_shards
 from padim_ray.model import Embedder, as_images, finite_images, state_shards
-from padim_ray.moments import accumulate_, empty_moments
+from padim_ray.moments import Moments, accumulate_, empty_moments
 from padim_ray.options import FitOptions, from_mapping
 from padim_ray.pipeline.decode import FetchAndDecode, column_array, images_per_shard
 from padim_ray.pipeline.merge import MergeTree, describe_task, factorise_and_write, serialise
@@ -196,35 +197,34 @@ class PartialSums:
 
     def _sum(self, images: pa.Table) -> Iterator[pa.Table]:
         spec = self.embedder.spec
-        failures = {
-            uri: error
-            for uri, error in zip(
-                images["uri"].to_pylist(), images["error"].to_pylist(), strict=True
-            )
-            if error
-        }
+        pairs = zip(images["uri"].to_pylist(), images["error"].to_pylist(), strict=True)
+        failures = {uri: error for uri, error in pairs if error}
         total = empty_moments(spec.grid.cells, spec.grid.channels, device=self.embedder.device)
-        readable = images.filter(pa.compute.is_null(images["error"]))
         step = max(ACCUMULATED_TOGETHER, self.batch_size)
-        for start in range(0, readable.num_rows, step):
-            rows = readable.slice(start, step)
-            pixels = column_array(rows["image"], np.uint8, (*spec.preprocessing.size, 3))
-            patches = self.embedder.embed(as_images(pixels), self.batch_size)
-            good = finite_images(patches)
-            if not good.all():
-                error = ImageError("embed", "NaN or infinite features")
-                for index in (~good).nonzero().flatten().tolist():
-                    failures[rows["uri"][index].as_py()] = str(error)
-                patches = [level[..., good] for level in patches]
-            if good.any():
-                total = accumulate_(total, patches)
+        for start in range(0, images.num_rows, step):
+            # a filter copies, so not before the slice: memory is bounded by the step
+            part = images.slice(start, step)
+            part = part.filter(pc.is_null(part["error"]))
+            if part.num_rows:
+                total = self._accumulate(total, part, failures)
         group = images["group"][0].as_py()
         if not total.count:
             yield _row(group, 0, 0, b"", failures)
             return
         for shard, (start, stop) in enumerate(state_shards(spec)):
-            part = total.cells(start, stop).to("cpu")
-            yield _row(group, shard, total.count, serialise(part), failures if shard == 0 else {})
+            state = serialise(total.cells(start, stop).to("cpu"))
+            yield _row(group, shard, total.count, state, failures if shard == 0 else {})
+
+    def _accumulate(self, total: Moments, images: pa.Table, failures: dict[str, str]) -> Moments:
+        pixels = column_array(images["image"], np.uint8, (*self.embedder.spec.mapper.size, 3))
+        patches = self.embedder.embed(as_images(pixels), self.batch_size)
+        good = finite_images(patches)
+        if not good.all():
+            error = str(ImageError("embed", "NaN or infinite features"))
+            bad = (~good).nonzero().flatten().tolist()
+            failures.update({images["uri"][row].as_py(): error for row in bad})
+            patches = [level[..., good] for level in patches]
+        return accumulate_(total, patches) if good.any() else total
 
 
 def _row(group: str, shard: int, count: int, state: bytes, failures: dict[str, str]) -> pa.Table:

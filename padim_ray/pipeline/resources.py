@@ -72,7 +72,7 @@ def plan_resources(nodes: Sequence[Node], actors: int | None = None) -> Plan:
         share = 0.5 * min(node.cpus / node.gpus for node in nodes if node.gpus)
         return Plan(
             actors=count,
-            actor_cpus=_floor(min(1.0, share)),
+            actor_cpus=_floor(min(1.0, share * min(1, gpus / count))),
             actor_gpus=min(1.0, _floor(gpus / count)),
             threads=1,
             decoders=max(1, cores - gpus),

@@ -22,7 +22,7 @@ from padim_ray.errors import ImageError, PadimError
 from padim_ray.gaussian import Gaussian
 from padim_ray.heatmap import color_scale, common_prefix
 from padim_ray.manifest import UriTemplate, group_counts, split_shards
-from padim_ray.model import Embedder, as_images, finite_images
+from padim_ray.model import Embedder, as_images
 from padim_ray.options import ScoreOptions, from_mapping
 from padim_ray.pipeline.decode import (
     FetchAndDecode,
@@ -38,6 +38,7 @@ from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
 
+SCORED_TOGETHER = 64  # images: enough for reading the Gaussians not to dominate
 GROUP_CACHE_BYTES = 4 * 2**30  # of Gaussians that an actor keeps loaded
 
 
@@ -228,41 +229,38 @@ class ScoreImages:
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         size = self.version.spec.preprocessing.size
-        scores = np.full(shard.num_rows, np.nan, np.float32)
+        pixels = column_array(shard["image"], np.uint8, (*size, 3))
         errors = shard["error"].to_pylist()
-        distances = np.zeros((shard.num_rows, *self.version.spec.grid.grids[0]), np.float32)
-        if any(error is None for error in errors):
-            pixels = column_array(shard["image"], np.uint8, (*size, 3))
-            self._score(pixels, shard["group"][0].as_py(), errors, scores, distances)
-        status = pa.array(["failed" if error else "scored" for error in errors])
+        scores = np.full(shard.num_rows, np.nan, np.float32)
+        distances = np.zeros((shard.num_rows, *self.version.spec.mapper.patches), np.float32)
+        if not all(errors):
+            gaussian = self._gaussian(shard["group"][0].as_py())
+            for start in range(0, shard.num_rows, SCORED_TOGETHER):
+                part = slice(start, start + SCORED_TOGETHER)
+                scores[part], distances[part] = self._score(pixels[part], gaussian)
+        for row, score in enumerate(scores):
+            if errors[row]:
+                scores[row] = np.nan
+            elif not np.isfinite(score):
+                errors[row] = str(ImageError("embed", "NaN or infinite features"))
         shard = shard.drop_columns(["image", "status", "error"])
-        shard = shard.append_column("status", status)
-        shard = shard.append_column("error", pa.array(errors, pa.string()))
-        shard = shard.append_column("score", pa.array(scores, mask=np.isnan(scores)))
+        for name, column in {
+            "status": pa.array(["failed" if error else "scored" for error in errors]),
+            "error": pa.array(errors, pa.string()),
+            "score": pa.array(scores, mask=~np.isfinite(scores)),
+        }.items():
+            shard = shard.append_column(name, column)
         if self.needs_distances:
             shard = shard.append_column("distances", fixed_size_column(distances))
         return shard
 
     @torch.inference_mode()
-    def _score(
-        self,
-        pixels: np.ndarray,
-        group: str,
-        errors: list[str | None],
-        scores: np.ndarray,
-        distances: np.ndarray,
-    ) -> None:
-        gaussian = self._gaussian(group)
+    def _score(self, pixels: np.ndarray, gaussian: Gaussian) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (n,) and distances (n, H_0, W_0); NaN or infinite where the features are."""
         patches = self.embedder.embed(as_images(pixels), self.batch_size)
-        good = finite_images(patches).tolist()
-        patch_distances = self.embedder.distances(patches, gaussian)
-        image_score = image_scores(self.version.spec.mapper.maps(patch_distances)).cpu().numpy()
-        distances[:] = patch_distances.cpu().numpy()
-        for row, error in enumerate(errors):
-            if error is None and not good[row]:
-                errors[row] = str(ImageError("embed", "NaN or infinite features"))
-            elif error is None:
-                scores[row] = image_score[row]
+        distances = self.embedder.distances(patches, gaussian)
+        scores = image_scores(self.version.spec.mapper.maps(distances))
+        return scores.cpu().numpy(), distances.cpu().numpy()
 
     def _gaussian(self, group: str) -> Gaussian:
         """Load a group's Gaussians, or take them from the bounded cache of those used last."""

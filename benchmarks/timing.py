@@ -1,0 +1,39 @@
+"""Repeated measurements and what is reported of them."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Figure = dict[str, Any]
+
+
+def figure(stage: str, what: str, values: Sequence[float], unit: str) -> Figure:
+    """One row of the report."""
+    return {
+        "stage": stage,
+        "what": what,
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "unit": unit,
+    }
+
+
+def rates(
+    stage: str, work: Mapping[str, Callable[[], int]], repeats: int, seconds: float = 0.3
+) -> list[Figure]:
+    """Images/s of each function, which returns how many images it worked on.
+
+    They take turns, so that a change of the machine's speed meets all of them.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in work}
+    for function in work.values():
+        function()
+    for _ in range(repeats):
+        for name, function in work.items():
+            started, images = time.perf_counter(), 0
+            while (spent := time.perf_counter() - started) < seconds:
+                images += function()
+            measured[name].append(images / spent)
+    return [figure(stage, name, values, "images/s") for name, values in measured.items()]
