@@ -71,6 +71,11 @@ class ModelVersion:
     def load_moments(self, group: str) -> Moments:
         return moments.concatenate(self._load_shards(group, "moments", moments.from_tensors))
 
+    def load_manifest(self) -> pa.Table:
+        """Every image that the model's jobs were given, with `status` and `error`."""
+        with (_version(self.root, self.number) / "manifest.parquet").as_local_file() as path:
+            return pq.read_table(path)
+
     def _load_shards(
         self, group: str, kind: str, parse: Callable[[Mapping[str, torch.Tensor]], State]
     ) -> list[State]:

@@ -9,9 +9,10 @@ from PIL import Image
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import safe_segment
 
-COLORMAP = "inferno"  # perceptually uniform: equal steps in distance look equal
+COLORMAP = "inferno"  # perceptually uniform
 LONGEST_SIDE = 1024
 SHORTEST_SIDE = 256
+FIRST_COLOR = 0.25  # the map's dark end would look like a shadow
 OPACITY = 0.65
 
 
@@ -51,8 +52,11 @@ def draw_heatmap(
     heat = Image.fromarray(anomaly_map.astype(np.float32)).resize(
         (max(1, right - left), max(1, bottom - top)), Image.Resampling.BILINEAR
     )
-    strength = np.clip((np.asarray(heat) - low) / (high - low), 0, 1)
-    colors = matplotlib.colormaps[COLORMAP](strength, bytes=True)
+    # equal ratios of distance look equally different: defects differ by more than a decade
+    low = max(low, high / 1000)  # a ratio to zero means nothing
+    ratio = np.maximum(np.asarray(heat), low) / low
+    strength = np.clip(np.log(ratio) / np.log(high / low), 0, 1)
+    colors = matplotlib.colormaps[COLORMAP](FIRST_COLOR + (1 - FIRST_COLOR) * strength, bytes=True)
     colors[..., 3] = np.uint8(255 * OPACITY * np.sqrt(strength))  # faint heat stays visible
     canvas = canvas.convert("RGBA")
     canvas.alpha_composite(Image.fromarray(colors), (left, top))

@@ -10,7 +10,7 @@ import torch
 
 from padim_ray import artifact, gaussian, moments
 from padim_ray.anomaly_map import image_scores
-from padim_ray.artifact import SHARD_BYTES, GroupEntry
+from padim_ray.artifact import SHARD_BYTES, GroupEntry, ModelVersion
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import Gaussian, squared_distances
 from padim_ray.manifest import DEFAULT_GROUP
@@ -20,6 +20,9 @@ from padim_ray.patches import split_cells
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
 from padim_ray.trunk import StateDict, Trunk, native_precision
+
+PARTIAL_IMAGES = 512  # in a float32 sum, before it is merged into the float64 one
+EMPTY_MANIFEST = pa.table({name: pa.array([], pa.string()) for name in ("uri", "group")})
 
 
 class Scores(NamedTuple):
@@ -99,7 +102,9 @@ class PadimModel:
     def _set_up(self, spec: ModelSpec, weights: StateDict, device: torch.device | str) -> None:
         self._weights = weights
         self._embedder = Embedder(spec, weights, device)
-        self._moments: dict[str, Moments] = {}
+        self._version: ModelVersion | None = None  # what groups not in the dictionaries come from
+        self._partials: dict[str, Moments] = {}  # float32 sums of the latest images
+        self._moments: dict[str, Moments] = {}  # float64
         self._gaussians: dict[str, Gaussian] = {}
 
     @property
@@ -109,7 +114,17 @@ class PadimModel:
     @property
     def counts(self) -> dict[str, int]:
         """Number of images in each group's moments."""
-        return {group: state.count for group, state in self._moments.items()}
+        return {group: self._count(group) for group in self._groups()}
+
+    def _groups(self) -> list[str]:
+        stored = self._version.groups if self._version else {}
+        return sorted({*stored, *self._moments, *self._partials})
+
+    def _count(self, group: str) -> int:
+        counts = [sums[group].count for sums in (self._moments, self._partials) if group in sums]
+        if group not in self._moments and self._version and group in self._version.groups:
+            counts.append(self._version.groups[group].images)
+        return sum(counts)
 
     def update(self, images: torch.Tensor | np.ndarray, *, group: str = DEFAULT_GROUP) -> None:
         """Add a batch of good images to a group.
@@ -123,13 +138,24 @@ class PadimModel:
             ModelError: if an image gives NaN or infinite features.
         """
         patches = self._embed(images, group)
-        grid = self.spec.grid
-        # each batch is a partial sum in float32; what is kept is float64, like the jobs' merge
-        part = empty_moments(grid.cells, grid.channels, device=self._embedder.device)
-        part = accumulate_(part, patches)
-        kept = self._moments.get(group)
-        self._moments[group] = moments.merge_all([part] if kept is None else [kept, part])
+        if group not in self._partials:
+            grid = self.spec.grid
+            self._partials[group] = empty_moments(
+                grid.cells, grid.channels, device=self._embedder.device
+            )
+        self._partials[group] = accumulate_(self._partials[group], patches)
         self._gaussians.pop(group, None)
+        if self._partials[group].count >= PARTIAL_IMAGES:
+            self._merge(group)
+
+    def _merge(self, group: str) -> Moments:
+        """Close the group's partial sum, and return all of its moments."""
+        if group not in self._moments and self._version and group in self._version.groups:
+            self._moments[group] = self._version.load_moments(group).to(self._embedder.device)
+        if group in self._partials:
+            kept = [self._moments[group]] if group in self._moments else []
+            self._moments[group] = moments.merge_all([*kept, self._partials.pop(group)])
+        return self._moments[group]
 
     def finalize(self) -> None:
         """Derive the Gaussians from the moments, of the groups that changed since the last time.
@@ -139,16 +165,27 @@ class PadimModel:
         Raises:
             ModelError: naming a group with fewer than 2 images, or without variation.
         """
-        for group in self._moments.keys() - self._gaussians.keys():
-            self._gaussians[group] = self._factorise(group)
+        for group in self._groups():
+            self._gaussian(group)
+
+    def _gaussian(self, group: str) -> Gaussian:
+        """The group's Gaussians: as they are, loaded, or derived from what was added."""
+        if group not in self._gaussians:
+            is_stored = self._version is not None and group in self._version.groups
+            if is_stored and group not in self._moments and group not in self._partials:
+                gaussian_ = self._version.load_gaussian(group).to(self._embedder.device)
+            else:
+                gaussian_ = self._factorise(group)
+            self._gaussians[group] = gaussian_
+        return self._gaussians[group]
 
     def _factorise(self, group: str) -> Gaussian:
-        state, regularization = self._moments[group], self.spec.regularization
+        state, regularization = self._merge(group), self.spec.regularization
         try:
             if state.count < 2:
                 raise ModelError(f"has {state.count} image; a covariance needs at least 2")
             offset = regularization.offset(gaussian.pool(state))
-            shards = [state.cells(start, stop) for start, stop in self._shards()]
+            shards = [state.cells(start, stop) for start, stop in state_shards(self.spec)]
             scale = regularization.scale(state.count)
             return gaussian.concatenate(
                 [gaussian.factorise(shard, scale, offset) for shard in shards]
@@ -176,36 +213,35 @@ class PadimModel:
             ValueError: for another shape, size, type or range.
             ModelError: for a group without images.
         """
-        if group not in self._gaussians:
-            if group not in self._moments:
-                raise ModelError(f"No images of group {group!r} were given to update()")
-            self._gaussians[group] = self._factorise(group)
-        patches = self._embed(images, group)
-        distances = self._embedder.distances(patches, self._gaussians[group])
+        if group not in self._groups():
+            raise ModelError(f"No images of group {group!r} were given to update()")
+        gaussian_ = self._gaussian(group)
+        distances = self._embedder.distances(self._embed(images, group), gaussian_)
         mapper = self.spec.mapper
         maps = (mapper if sigma is None else replace(mapper, sigma=sigma)).maps(distances)
         return Scores(image_scores(maps).cpu(), maps.cpu())
 
     def save(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> int:
         """Publish the model as a new version at `uri`, and return the version's number."""
-        self.finalize()
         root = Location.of(uri, storage_options)
         number = (artifact.current_number(root) or 0) + 1
         artifact.save_trunk_weights(root, self._weights)
-        runs = self._shards()
-        for group, state in self._moments.items():
+        runs = state_shards(self.spec)
+        groups = {}
+        for group in self._groups():
+            whitened, state = self._gaussian(group), self._merge(group)
             for index, (start, stop) in enumerate(runs):
                 for kind, tensors in (
                     ("moments", moments.to_tensors(state.cells(start, stop))),
-                    ("gaussian", gaussian.to_tensors(self._gaussians[group].cells(start, stop))),
+                    ("gaussian", gaussian.to_tensors(whitened.cells(start, stop))),
                 ):
                     file = artifact.shard_location(root, number, group, kind, index, len(runs))
                     artifact.save_tensors(file, {k: v.cpu() for k, v in tensors.items()})
-        groups = {
-            group: GroupEntry(state.count, 0, len(runs)) for group, state in self._moments.items()
-        }
-        # images that came as tensors have no names: the manifest is empty
-        manifest = pa.table({"uri": pa.array([], pa.string()), "group": pa.array([], pa.string())})
+            stored = self._version.groups.get(group) if self._version else None
+            failed = stored.failed if stored else 0
+            groups[group] = GroupEntry(state.count, failed, len(runs))
+        # images that came as tensors have no names: they are in the counts only
+        manifest = self._version.load_manifest() if self._version else EMPTY_MANIFEST
         artifact.publish(root, number, self.spec, groups, manifest)
         return number
 
@@ -219,6 +255,8 @@ class PadimModel:
     ) -> "PadimModel":
         """Read the current version of a model, which can then score, and be updated further.
 
+        Groups are loaded when they are first used.
+
         Raises:
             ModelError: if there is no model, it is damaged, or has another format version.
         """
@@ -226,13 +264,8 @@ class PadimModel:
         version = artifact.open_version(Location.of(uri, storage_options))
         model = cls.__new__(cls)
         model._set_up(version.spec, version.load_trunk_weights(), device)
-        for group in version.groups:
-            model._moments[group] = version.load_moments(group).to(device)
-            model._gaussians[group] = version.load_gaussian(group).to(device)
+        model._version = version
         return model
-
-    def _shards(self) -> list[tuple[int, int]]:
-        return state_shards(self.spec)
 
     def _embed(self, images: torch.Tensor | np.ndarray, group: str) -> list[torch.Tensor]:
         patches = self._embedder.embed(_checked(images, self.spec.preprocessing.size))

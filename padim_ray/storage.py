@@ -130,7 +130,7 @@ class Location:
         with tempfile.TemporaryDirectory(prefix="padim-ray-") as directory:
             copy = Path(directory) / "file"
             with explained(self.uri, "read"):
-                # as one stream: some S3-compatible servers send the whole file's checksum with parts
+                # one stream: some S3-compatible servers send the whole file's checksum with a part
                 whole = {"max_concurrency": 1} if "s3" in self.fs.protocol else {}
                 self.fs.get_file(self.path, str(copy), **whole)
             yield copy

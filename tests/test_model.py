@@ -61,14 +61,39 @@ def test_a_fit_goes_on_after_scoring(model, weights):
     assert other.counts == {"default": 24}
 
 
-def test_a_saved_model_scores_the_same_and_can_be_updated(model, tmp_path):
+def test_a_saved_model_scores_the_same_and_can_be_updated(model, weights, tmp_path):
     assert model.save(str(tmp_path / "m")) == 1
     loaded = PadimModel.load(str(tmp_path / "m"))
     assert torch.equal(loaded.score(images(9, 2)).maps, model.score(images(9, 2)).maps)
     loaded.update(images(4, 6))
     assert loaded.counts == {"default": 30}
+    added = PadimModel(weights=weights, image_size=64, n_features=40, precision="float32")
+    for seed in range(5):
+        added.update(images(seed, 6))
+    torch.testing.assert_close(loaded.score(images(9, 2)).maps, added.score(images(9, 2)).maps)
     assert loaded.save(str(tmp_path / "m")) == 2
     assert open_version(Location.of(str(tmp_path / "m"))).number == 2
+
+
+def test_a_stored_group_stays_when_another_is_added(model, tmp_path):
+    model.save(str(tmp_path / "m"))
+    loaded = PadimModel.load(str(tmp_path / "m"))
+    loaded.update(images(5, 6), group="new")
+    loaded.save(str(tmp_path / "m"))
+    again = PadimModel.load(str(tmp_path / "m"))
+    assert again.counts == {"default": 24, "new": 6}
+    assert torch.equal(again.score(images(9, 2)).maps, model.score(images(9, 2)).maps)
+
+
+def test_many_small_batches_equal_one_large(model, weights, monkeypatch):
+    monkeypatch.setattr("padim_ray.model.PARTIAL_IMAGES", 5)
+    small = PadimModel(weights=weights, image_size=64, n_features=40, precision="float32")
+    for seed in range(4):
+        for image in images(seed, 6).split(1):
+            small.update(image)
+    torch.testing.assert_close(
+        small.score(images(9, 2)).maps, model.score(images(9, 2)).maps, rtol=1e-4, atol=0
+    )
 
 
 def test_defects_score_higher(model):
