@@ -60,7 +60,8 @@ def data_context(*, preserve_order: bool) -> Iterator[DataContext]:
     original = DataContext.get_current()
     context = original.copy()
     context.execution_options.preserve_order = preserve_order
-    context.enable_progress_bars = context.enable_progress_bars and sys.stderr.isatty()
+    context.enable_progress_bars = context.enable_progress_bars and sys.stdout.isatty()
+    context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # we log a line per stage ourselves
     with DataContext.current(context):
