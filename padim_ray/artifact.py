@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -73,8 +74,7 @@ class ModelVersion:
 
     def load_manifest(self) -> pa.Table:
         """Every image that the model's jobs were given, with `status` and `error`."""
-        with (_version(self.root, self.number) / "manifest.parquet").as_local_file() as path:
-            return pq.read_table(path)
+        return _load(_version(self.root, self.number) / "manifest.parquet", pq.read_table)
 
     def _load_shards(
         self, group: str, kind: str, parse: Callable[[Mapping[str, torch.Tensor]], State]
@@ -187,12 +187,16 @@ def save_tensors(location: Location, tensors: Mapping[str, torch.Tensor]) -> Non
 
 
 def _load_tensors(location: Location, parse: Callable[[Mapping[str, torch.Tensor]], T]) -> T:
+    return _load(location, lambda path: parse(safetensors.torch.load_file(path)))
+
+
+def _load(location: Location, parse: Callable[[Path], T]) -> T:
     try:
         with location.as_local_file() as path:
-            return parse(safetensors.torch.load_file(path))
+            return parse(path)
     except FileNotFoundError as error:
         raise ModelError(f"The model is incomplete: {location.uri} is missing") from error
-    except (SafetensorError, KeyError, RuntimeError) as error:
+    except (SafetensorError, KeyError, RuntimeError, OSError, pa.ArrowException) as error:
         raise ModelError(f"{location.uri} can't be understood: {error}") from error
 
 

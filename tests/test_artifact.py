@@ -35,6 +35,15 @@ def saved(model, tmp_path):
     return tmp_path / "model"
 
 
+def read_everything(directory):
+    version = open_version(Location.of(str(directory)))
+    version.load_trunk_weights()
+    version.load_manifest()
+    for group in version.groups:
+        version.load_moments(group)
+        version.load_gaussian(group)
+
+
 def files(location):
     """Paths below a location."""
     found = location.fs.find(location.path)
@@ -130,7 +139,7 @@ def test_no_model_is_said(place):
 def test_another_format_version_is_named(saved):
     edit_json(saved, lambda content: content.update(format_version=2))
     with pytest.raises(ModelError, match=r"model.json has format version 2, .* reads 1; use the"):
-        PadimModel.load(str(saved))
+        read_everything(saved)
 
 
 def edit_json(saved, edit):
@@ -157,7 +166,7 @@ EDITS = [
 def test_a_description_that_is_no_models_is_refused(saved, edit, message):
     edit_json(saved, edit)
     with pytest.raises(ModelError, match=message):
-        PadimModel.load(str(saved))
+        read_everything(saved)
 
 
 BOLT = "versions/000001/groups/bolt"
@@ -170,6 +179,7 @@ BOLT = "versions/000001/groups/bolt"
         ("versions/000001/model.json", r"model.json is missing or not a model's"),
         (f"{BOLT}/moments-00000-of-00001.safetensors", "moments-0.*can't be understood"),
         (f"{BOLT}/gaussian-00000-of-00001.safetensors", "gaussian-0.*can't be understood"),
+        ("versions/000001/manifest.parquet", "manifest.parquet can't be understood"),
         ("trunks/*.safetensors", r"trunks/\S+ can't be understood"),
     ],
 )
@@ -179,7 +189,7 @@ def test_a_damaged_file_is_named(saved, name, message, damage):
     data = path.read_bytes()
     path.write_bytes({"half": data[: len(data) // 2], "empty": b"", "rubbish": b"\xff\0?"}[damage])
     with pytest.raises(ModelError, match=message):
-        PadimModel.load(str(saved))
+        read_everything(saved)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +199,7 @@ def test_a_damaged_file_is_named(saved, name, message, damage):
         ("versions/000001/model.json", "model.json is missing"),
         (f"{BOLT}/moments-00000-of-00001.safetensors", "The model is incomplete: .*moments-00000"),
         (f"{BOLT}/gaussian-00000-of-00001.safetensors", "The model is incomplete: .*gaussian-000"),
+        ("versions/000001/manifest.parquet", "The model is incomplete: .*/manifest.parquet"),
         ("trunks/*.safetensors", "The model is incomplete: .*/trunks/"),
     ],
 )
@@ -196,13 +207,13 @@ def test_a_missing_file_is_named(saved, name, message):
     (path,) = saved.glob(name)
     path.unlink()
     with pytest.raises(ModelError, match=message):
-        PadimModel.load(str(saved))
+        read_everything(saved)
 
 
 def test_a_pointer_to_nowhere_is_refused(saved):
     (saved / "CURRENT").write_text("000007\n")
     with pytest.raises(ModelError, match=r"versions/000007/model.json is missing"):
-        PadimModel.load(str(saved))
+        read_everything(saved)
 
 
 @pytest.mark.parametrize("kind", ["moments", "gaussian"])
@@ -211,7 +222,7 @@ def test_another_files_tensors_are_refused(saved, kind):
     (trunk,) = saved.glob("trunks/*")
     path.write_bytes(trunk.read_bytes())
     with pytest.raises(ModelError, match=rf"{kind}-00000\S+ can't be understood"):
-        PadimModel.load(str(saved))
+        read_everything(saved)
 
 
 def test_other_weights_are_recognised(saved):
@@ -221,7 +232,7 @@ def test_other_weights_are_recognised(saved):
     safetensors.torch.save_file(tensors, path)
     assert weights_sha256(tensors) != path.stem
     with pytest.raises(ModelError, match="doesn't hold the weights the model was fitted with"):
-        PadimModel.load(str(saved))
+        read_everything(saved)
 
 
 def test_any_name_of_a_group_is_one_directory(weights, place):
