@@ -16,4 +16,8 @@ class ImageError(Exception):
     """
 
     def __init__(self, stage: str, cause: str, detail: str = "") -> None:
-        super().__init__(f"{stage}: {cause}" + (f" ({detail})" if detail else ""))
+        super().__init__(stage, cause, detail)
+
+    def __str__(self) -> str:
+        stage, cause, detail = self.args
+        return f"{stage}: {cause}" + (f" ({detail})" if detail else "")

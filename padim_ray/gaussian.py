@@ -80,6 +80,9 @@ class PooledScatter:
     sums: Blocks
 
     def __add__(self, other: "PooledScatter") -> "PooledScatter":
+        """Pool other cells of the same images as well."""
+        if self.count != other.count:
+            raise ValueError(f"scatters of {self.count} and of {other.count} images don't add up")
         return PooledScatter(
             self.count,
             tuple(a + b for a, b in zip(self.cells, other.cells, strict=True)),

@@ -44,7 +44,9 @@ def decode(data: bytes) -> np.ndarray:
         raise ImageError("decode", f"not a {', '.join(FORMATS)} image") from error
     except Image.DecompressionBombError as error:
         raise ImageError("decode", "too many pixels", str(error)) from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's plugins raise all of these
+    except ImageError:
+        raise
+    except Exception as error:  # broken files make Pillow's plugins raise nearly anything
         raise ImageError("decode", "broken image", str(error)) from error
 
 

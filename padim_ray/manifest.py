@@ -4,6 +4,7 @@ Columns: `uri`, `group`, one string column per other captured name, `size` (byte
 `version_tag` (the store's ETag, or the modification time), sorted by group and uri.
 """
 
+import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -156,9 +157,8 @@ def _regex(segments: Sequence[str], captured: Mapping[str, str]) -> str:
 
 def _character_class(token: str) -> str:
     """A shell's `[…]` as a regular expression; a slash is never in it."""
-    negated = token[1] in "!^"
-    members = re.sub(r"[\\\[\]^&~|]", r"\\\g<0>", token[1 + negated : -1])
-    return f"(?!/)[{'^' * negated}{members}]"
+    translated = fnmatch.translate(token.replace("[^", "[!", 1))  # "(?s:…)" and an anchor
+    return "(?!/)" + translated[translated.index(":") + 1 : translated.rindex(")")]
 
 
 def _children(location: Location, path: str, deep: bool) -> list[dict[str, Any]]:
@@ -279,6 +279,10 @@ def read_manifest(location: Location) -> pa.Table:
         table = table.drop_columns(clash)  # a results table used as a manifest
     if table["uri"].null_count or table["group"].null_count:
         raise PadimError(f"The manifest {location.uri} has a row without a uri or without a group.")
+    uris = [_normalised(uri) for uri in table["uri"].to_pylist()]
+    for scheme in {uri.partition("://")[0] for uri in uris if "://" in uri}:
+        Location.of(f"{scheme}://bucket")  # refuses a scheme that nothing serves
+    table = table.set_column(table.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
     counts = table["uri"].value_counts()
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
@@ -287,6 +291,12 @@ def read_manifest(location: Location) -> pa.Table:
             f"among them {repeated[0]['values'].as_py()}."
         )
     return _sorted(table)
+
+
+def _normalised(uri: str) -> str:
+    """One spelling for each local file; workers may run in another directory."""
+    is_remote = "://" in uri and not uri.startswith("file://")
+    return uri if is_remote else Location.of(uri).uri
 
 
 def _sorted(table: pa.Table) -> pa.Table:

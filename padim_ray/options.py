@@ -1,6 +1,7 @@
 """Every option of the jobs, typed: one place behind the command line, YAML files and Python."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
@@ -101,8 +102,8 @@ class ModelOptions:
         object.__setattr__(self, "image_size", _pair("image_size", self.image_size))
         if self.crop is not None:
             object.__setattr__(self, "crop", _pair("crop", self.crop))
-        if self.sigma < 0:
-            raise PadimError(f"--sigma must not be negative, but is {self.sigma}")
+        for name in ("sigma", "shrinkage", "ridge", "epsilon"):
+            _check_number(name, getattr(self, name))
 
 
 @Parameter(name="*")
@@ -145,8 +146,11 @@ class JobOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PadimError(f"{_flag(name)} must be at least 1, but is {value}")
-        if self.max_failed is not None and self.max_failed < 0:
-            raise PadimError(f"--max-failed must not be negative, but is {self.max_failed}")
+        for name in ("images", "manifest", "model", "out"):
+            if getattr(self, name, None) == "":
+                raise PadimError(f"{_flag(name)} is empty")
+        if self.max_failed is not None:
+            _check_number("max_failed", self.max_failed)
 
     def allows(self, failed: int, listed: int) -> bool:
         """Whether so many failed images are within --max-failed."""
@@ -224,6 +228,13 @@ def _check_choices(options: Any) -> None:
         value = getattr(options, name, allowed[0])
         if value not in allowed:
             raise PadimError(f"{_flag(name)} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def _check_number(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise PadimError(f"{_flag(name)} must be a finite number, but is {value}")
+    if value < 0:
+        raise PadimError(f"{_flag(name)} must not be negative, but is {value}")
 
 
 def _pair(name: str, sizes: int | Sequence[int] | None) -> tuple[int, int]:

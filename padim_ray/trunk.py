@@ -52,7 +52,8 @@ class Trunk(nn.Module):
         self.dtype = getattr(torch, precision)
         self.stages = stages.to(device, self.dtype, memory_format=torch.channels_last)
         self.channels = {
-            layer: torch.tensor(indices, device=device) for layer, indices in channels.items()
+            layer: torch.tensor(indices, dtype=torch.int64, device=device)
+            for layer, indices in channels.items()
         }
         mean, std = (
             255 * torch.tensor(v, device=device)[:, None, None]
@@ -67,11 +68,13 @@ class Trunk(nn.Module):
         x = (images - self.mean) / self.std
         x = x.to(self.dtype, memory_format=torch.channels_last)
         features = []
-        for name, stage in self.stages.named_children():
-            x = stage(x)
-            if name in self.channels:
-                kept = self.channels[name]
-                features.append(x if len(kept) == x.shape[1] else x.index_select(1, kept))
+        # float32 means float32: by default GPUs round a convolution's inputs to TF32
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            for name, stage in self.stages.named_children():
+                x = stage(x)
+                if name in self.channels:
+                    kept = self.channels[name]
+                    features.append(x if len(kept) == x.shape[1] else x.index_select(1, kept))
         return features
 
 
@@ -222,15 +225,15 @@ def _parse(path: Path, uri: str) -> Any:
 
 def _read_torchvision(name: str, backbone: str) -> StateDict:
     known = torchvision.models.get_model_weights(backbone)
-    member = name.rpartition(".")[2]
-    if member not in known.__members__:
+    family, _, member = name.rpartition(".")
+    if member not in known.__members__ or family not in ("", known.__name__):
         raise ModelError(
             f"{name!r} is neither a .pth or .safetensors file nor a torchvision weights name for "
             f"{backbone}; known are {', '.join(known.__members__)}"
         )
     try:
-        return known[member].get_state_dict(progress=False, weights_only=True)
-    except OSError as error:  # urllib's errors
+        return known[member].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # urllib's errors, or another file than was meant
         raise ModelError(
             f"torchvision can't download {backbone}'s weights {member} ({error}); "
             "give --weights the name of a file"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from padim_ray.errors import ImageError
 from padim_ray.images import decode, model_input
+from padim_ray.pipeline.columns import fixed_size_column
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import Location
 
@@ -82,10 +84,25 @@ class FetchAndDecode:
 
 def fetch(uris: Sequence[str], storage_options: Mapping[str, Any]) -> list[bytes | ImageError]:
     """Read files concurrently; a failure takes the place of the content."""
-    location = Location.of(uris[0], storage_options)
-    paths = [location.fs._strip_protocol(uri) for uri in uris]
-    contents = location.fs.cat(paths, on_error="return")
-    return [_content(contents.get(path)) for path in paths]
+    contents: dict[str, bytes | ImageError] = {}
+    for _, same_store in groupby(sorted(uris), key=_scheme):
+        contents.update(_fetch_from_one_store(list(same_store), storage_options))
+    return [contents[uri] for uri in uris]
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0] if "://" in uri else ""
+
+
+def _fetch_from_one_store(
+    uris: list[str], storage_options: Mapping[str, Any]
+) -> dict[str, bytes | ImageError]:
+    fs = Location.of(uris[0], storage_options).fs
+    paths = [Location(uri, storage_options).path for uri in uris]
+    # cat() would take brackets and stars in names for patterns
+    everything = [None] * len(paths)
+    contents = fs.cat_ranges(paths, everything, everything, on_error="return")
+    return {uri: _content(content) for uri, content in zip(uris, contents, strict=True)}
 
 
 def _windows(sizes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
@@ -98,34 +115,13 @@ def _windows(sizes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
     yield start, len(sizes)
 
 
-def _content(content: bytes | Exception | None) -> bytes | ImageError:
+def _content(content: bytes | Exception) -> bytes | ImageError:
     match content:
         case bytes():
             return content
-        case None | FileNotFoundError():
+        case FileNotFoundError():
             return ImageError("fetch", "not found")
         case PermissionError():
             return ImageError("fetch", "permission denied")
         case _:
             return ImageError("fetch", type(content).__name__, str(content))
-
-
-def fixed_size_column(rows: np.ndarray) -> pa.FixedSizeBinaryArray:
-    """Equally shaped arrays (n, …) as an Arrow column of bytes, without a copy."""
-    kind = pa.binary(rows[0].nbytes)
-    return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
-
-
-def column_array(
-    column: pa.ChunkedArray, dtype: np.dtype | type, shape: tuple[int, ...]
-) -> np.ndarray:
-    """A fixed-size binary column as (n, *shape); without a copy if it is one chunk."""
-    chunks = [
-        np.frombuffer(chunk.buffers()[1], np.uint8)[
-            chunk.offset * chunk.type.byte_width : (chunk.offset + len(chunk))
-            * chunk.type.byte_width
-        ]
-        for chunk in column.chunks
-    ]
-    data = chunks[0] if len(chunks) == 1 else np.concatenate([*chunks, np.empty(0, np.uint8)])
-    return data.view(dtype).reshape(-1, *shape)

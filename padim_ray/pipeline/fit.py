@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -13,18 +13,20 @@ import pyarrow.compute as pc
 import ray
 import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data._internal.execution.interfaces import RefBundle
 
 from padim_ray import artifact
-from padim_ray.artifact import GroupEntry
-from padim_ray.errors import ImageError, ModelError
+from padim_ray.errors import ImageError
 from padim_ray.manifest import group_counts, split_shards
 from padim_ray.model import Embedder, as_images, finite_images, state_shards
 from padim_ray.moments import Moments, accumulate_, empty_moments
 from padim_ray.options import FitOptions, from_mapping
-from padim_ray.pipeline.decode import FetchAndDecode, column_array, images_per_shard
-from padim_ray.pipeline.merge import MergeTree, describe_task, factorise_and_write, serialise
+from padim_ray.pipeline.columns import column_array
+from padim_ray.pipeline.decode import FetchAndDecode, images_per_shard
+from padim_ray.pipeline.memory import return_freed_memory
+from padim_ray.pipeline.merge import Reducer, Target, check_count, serialise
 from padim_ray.pipeline.resources import Plan, plan_resources
-from padim_ray.pipeline.run import Summary, read_images_table
+from padim_ray.pipeline.run import Summary, check_images_option, read_images_table
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
@@ -54,49 +56,39 @@ def run_fit(options: FitOptions) -> Summary:
     """Fit as `options` say; see `fit`."""
     started = time.monotonic()
     root = Location.of(options.model, options.storage_options)
+    check_images_option(options)
     spec, weights = new_spec(options.model_options, "float32", options.storage_options)
     manifest = read_images_table(options)
-    _check_counts(group_counts(manifest), [])
+    listed = group_counts(manifest)
+    for group, count in listed.items():
+        check_count(group, count)
     root.check_writable()
     number = (artifact.current_number(root) or 0) + 1
     with ray_session(options.address):
         plan = plan_resources(cluster_nodes(), options.actors)
         spec = replace(spec, precision=_precision(options, plan))
         artifact.save_trunk_weights(root, weights)
-        partials = _sum_images(options, plan, spec, root, manifest)
-        log.info(
-            "%d images embedded in %.0f s (%d partial sums)",
-            manifest.num_rows,
-            time.monotonic() - started,
-            partials.count,
-        )
-        merging = time.monotonic()
-        failures = partials.failures
-        counts = _readable(manifest, failures)
-        _check_counts(counts, list(failures.values()))
-        shards = len(state_shards(spec))
-        factorise_and_write(
-            partials.tree.results(plan.finish_cpus),
-            spec.regularization,
-            root,
-            number,
-            shards,
-            plan.finish_cpus,
-        )
-        log.info("merged, factorised and written in %.0f s", time.monotonic() - merging)
-        groups = {
-            group: GroupEntry(counts[group], listed - counts[group], shards)
-            for group, listed in group_counts(manifest).items()
-        }
-        artifact.publish(root, number, spec, groups, _with_status(manifest, failures))
+        target = Target(root, number, len(state_shards(spec)))
+        reducer = Reducer(spec.regularization, target, plan.helper_cpus, listed)
+        for bundle in _partial_sums(options, plan, spec, root, manifest):
+            for block in bundle.block_refs:
+                reducer.add(block)
+        log.info("%d images embedded in %.0f s", manifest.num_rows, time.monotonic() - started)
+        finishing = time.monotonic()
+        reducer.finish(plan.finish_cpus)
+        log.info("merged, factorised and written in %.0f s", time.monotonic() - finishing)
+    allowed = options.allows(len(reducer.failures), manifest.num_rows)
+    if allowed:
+        manifest = _with_status(manifest, reducer.failures)
+        artifact.publish(root, number, spec, reducer.entries, manifest)
     summary = Summary(
         job="fit",
         listed=manifest.num_rows,
-        failures=failures,
-        groups=group_counts(manifest),
+        failures=reducer.failures,
+        groups=listed,
         seconds=time.monotonic() - started,
-        places={"model": f"{root.uri} (version {number})"},
-        within_max_failed=options.allows(len(failures), manifest.num_rows),
+        places={"model": f"{root.uri} (version {number})" if allowed else "not published"},
+        within_max_failed=allowed,
     )
     summary.report()
     return summary
@@ -110,19 +102,13 @@ def _precision(options: FitOptions, plan: Plan) -> Precision:
     return ray.get(probe.remote(plan.device))
 
 
-@dataclass
-class _Partials:
-    """What the pipeline leaves behind: references to partial sums, and who failed (uri: error)."""
-
-    tree: MergeTree
-    failures: dict[str, str] = field(default_factory=dict)
-    count: int = 0
-
-
-def _sum_images(
+def _partial_sums(
     options: FitOptions, plan: Plan, spec: ModelSpec, root: Location, manifest: pa.Table
-) -> _Partials:
-    # in the manifest's order, partial sums are of the same images in every run: results repeat
+) -> Iterator[RefBundle]:
+    """Blocks of partial sums, group after group.
+
+    In the manifest's order they are of the same images in every run: results repeat.
+    """
     with data_context(preserve_order=True):
         shards = split_shards(
             manifest,
@@ -149,16 +135,7 @@ def _sum_images(
                 num_gpus=plan.actor_gpus,
             )
         )
-        result = _Partials(MergeTree(plan.helper_cpus))
-        for bundle in partials.iter_internal_ref_bundles():
-            for block in bundle.block_refs:
-                describe = describe_task.options(num_cpus=plan.helper_cpus)
-                for row, partial in enumerate(ray.get(describe.remote(block))):
-                    result.failures.update(partial["failures"])
-                    result.count += partial["shard"] == 0 and partial["count"] > 0
-                    if partial["count"]:
-                        result.tree.add((partial["group"], partial["shard"]), block, row)
-    return result
+        yield from partials.iter_internal_ref_bundles()
 
 
 def images_per_partial(images: int, actors: int, spec: ModelSpec) -> int:
@@ -183,6 +160,7 @@ class PartialSums:
 
     def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int) -> None:
         torch.set_num_threads(plan.threads)
+        return_freed_memory()
         self.embedder = Embedder(
             spec, artifact.load_trunk_weights(root, spec.weights_sha256), plan.device
         )
@@ -237,23 +215,6 @@ def _row(group: str, shard: int, count: int, state: bytes, failures: dict[str, s
             "state": pa.array([state], pa.large_binary()),
         }
     )
-
-
-def _readable(manifest: pa.Table, failures: dict[str, str]) -> dict[str, int]:
-    counts = group_counts(manifest)
-    for uri, group in zip(manifest["uri"].to_pylist(), manifest["group"].to_pylist(), strict=True):
-        counts[group] -= uri in failures
-    return counts
-
-
-def _check_counts(counts: dict[str, int], errors: list[str]) -> None:
-    for group, count in counts.items():
-        if count < 2:
-            cause = f" (the first failure: {errors[0]})" if errors else ""
-            raise ModelError(
-                f"Group {group!r} has {count} readable image{'s' * (count != 1)}, and a covariance "
-                f"needs at least 2{cause}"
-            )
 
 
 def _with_status(manifest: pa.Table, failures: dict[str, str]) -> pa.Table:

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from padim_ray import gaussian, moments
-from padim_ray.artifact import save_tensors, shard_location
+from padim_ray.artifact import GroupEntry, save_tensors, shard_location
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import PooledScatter, Regularization
 from padim_ray.moments import Blocks, Moments
@@ -54,13 +54,13 @@ class MergeTree:
         merge = _merge_task.options(num_cpus=cpus, num_returns=2)
         return merge.remote([source.row for source in sources], *[s.ref for s in sources])
 
-    def results(self, cpus: float) -> dict[Key, "Merged"]:
-        """Merge what is left of each key, by tasks that ask for `cpus`."""
-        left: dict[Key, list[_Source]] = {}
-        for (key, _), sources in sorted(self._waiting.items(), key=lambda item: item[0][1]):
-            left.setdefault(key, []).extend(sources)
-        self._waiting.clear()
-        return {key: Merged(*self._merge(sources, cpus)) for key, sources in left.items()}
+    def finish(self, group: str, cpus: float) -> dict[int, "Merged"]:
+        """Merge what is left of a group, by tasks that ask for `cpus`: its state shards."""
+        left: dict[int, list[_Source]] = {}
+        for (key, rank), _ in sorted(self._waiting.items(), key=lambda item: item[0][1]):
+            if key[0] == group:
+                left.setdefault(key[1], []).extend(self._waiting.pop((key, rank)))
+        return {shard: Merged(*self._merge(parts, cpus)) for shard, parts in left.items()}
 
 
 @dataclass(frozen=True)
@@ -125,35 +125,63 @@ class _Arrays:
 
 
 def factorise_and_write(
-    merged: Mapping[Key, Merged],
+    group: str,
+    merged: Mapping[int, Merged],
+    count: int,
     regularization: Regularization,
-    root: Location,
-    version: int,
-    shards: int,
+    target: "Target",
     cpus: float,
 ) -> None:
-    """Write every key's moments and Gaussians into a version of the model.
+    """Write a group's moments and Gaussians into a version of the model.
 
     Args:
-        shards: number of state shards of each group.
+        merged: its state shards, by number.
+        count: the images that must be in each of them.
         cpus: what a task asks for.
 
     Raises:
         ModelError: naming a group whose covariances can't be factorised.
+        RuntimeError: if the moments are not of `count` images: an image lost, or counted twice.
     """
-    pooled: dict[str, PooledScatter] = {}
-    for (group, _), part in merged.items():
-        summed = ray.get(part.pooled)
-        pooled[group] = pooled[group] + summed if group in pooled else summed
-    offsets = {group: ray.put(regularization.offset(total)) for group, total in pooled.items()}
+    pools = ray.get([part.pooled for part in merged.values()])
+    counts = {pool.count for pool in pools}
+    if len(merged) != target.shards or counts != {count}:
+        raise RuntimeError(
+            f"Group {group!r}: {count} images should be in {target.shards} shards of moments, but "
+            f"{sorted(counts)} are in {len(merged)}"
+        )
+    offset = ray.put(regularization.offset(sum(pools[1:], pools[0])))
     written = [
         _write_task.options(num_cpus=cpus).remote(
-            part.state, regularization, offsets[key[0]], root, version, key, shards
+            part.state, regularization, offset, target, group, shard
         )
-        for key, part in merged.items()
+        for shard, part in merged.items()
     ]
     for problem in filter(None, ray.get(written)):
         raise ModelError(problem)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The version of a model that is being written, and how many state shards its groups have."""
+
+    root: Location
+    version: int
+    shards: int
+
+    def location(self, group: str, kind: str, shard: int) -> Location:
+        return shard_location(self.root, self.version, group, kind, shard, self.shards)
+
+    def check_written(self, group: str) -> None:
+        """Raises: ModelError if the driver doesn't find a file that a worker wrote."""
+        for kind in ("moments", "gaussian"):
+            for shard in range(self.shards):
+                location = self.location(group, kind, shard)
+                if not location.exists():
+                    raise ModelError(
+                        f"A worker wrote {location.uri}, which isn't there: on a cluster the model "
+                        "needs storage that all nodes share"
+                    )
 
 
 @ray.remote
@@ -161,27 +189,91 @@ def _write_task(
     state: _Arrays,
     regularization: Regularization,
     offset: Blocks,
-    root: Location,
-    version: int,
-    key: Key,
-    shards: int,
+    target: Target,
+    group: str,
+    shard: int,
 ) -> str | None:
     """Factorise and write one state shard; return what is wrong, if anything."""
-    group, shard = key
     merged = state.moments()
     try:
         whitened = gaussian.factorise(merged, regularization.scale(merged.count), offset)
     except ModelError as error:
         return f"Group {group!r} {error}"
-    for kind, tensors in (
-        ("moments", moments.to_tensors(merged)),
-        ("gaussian", gaussian.to_tensors(whitened)),
-    ):
-        save_tensors(shard_location(root, version, group, kind, shard, shards), tensors)
+    save_tensors(target.location(group, "moments", shard), moments.to_tensors(merged))
+    save_tensors(target.location(group, "gaussian", shard), gaussian.to_tensors(whitened))
     return None
 
 
+@dataclass
+class Reducer:
+    """Takes blocks of partial sums group after group, and finishes each when the next begins.
+
+    `listed`: images of each group. `failures`: error of each failed image, by uri. `entries`: the
+    groups that are done, for model.json.
+    """
+
+    regularization: Regularization
+    target: Target
+    cpus: float
+    listed: Mapping[str, int]
+    failures: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, GroupEntry] = field(default_factory=dict)
+    _tree: MergeTree = field(init=False)
+    _group: str | None = None
+    _group_failures: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._tree = MergeTree(self.cpus)
+
+    def add(self, block: ray.ObjectRef) -> None:
+        """Take a block of rows as `PartialSums` makes them."""
+        rows = ray.get(_describe_task.options(num_cpus=self.cpus).remote(block))
+        for row, partial in enumerate(rows):
+            if partial["group"] != self._group:
+                self.finish(self.cpus)
+                self._group = partial["group"]
+            self._group_failures.update(partial["failures"])
+            if partial["count"]:
+                self._tree.add((partial["group"], partial["shard"]), block, row)
+
+    def finish(self, cpus: float) -> None:
+        """Merge, factorise and write the group at hand, by tasks that ask for `cpus`.
+
+        Raises:
+            ModelError: naming a group with too few images, or that can't be factorised.
+        """
+        if self._group is None:
+            return
+        if self._group in self.entries:
+            raise RuntimeError(f"partial sums of group {self._group!r} came after the next group's")
+        failures = self._group_failures
+        count = self.listed[self._group] - len(failures)
+        check_count(self._group, count, next(iter(failures.values()), None))
+        factorise_and_write(
+            self._group,
+            self._tree.finish(self._group, cpus),
+            count,
+            self.regularization,
+            self.target,
+            cpus,
+        )
+        self.target.check_written(self._group)
+        self.entries[self._group] = GroupEntry(count, len(failures), self.target.shards)
+        self.failures.update(failures)
+        self._group, self._group_failures = None, {}
+
+
+def check_count(group: str, count: int, failure: str | None = None) -> None:
+    """Raises: ModelError if so few readable images have no covariance."""
+    if count < 2:
+        cause = f" (the first failure: {failure})" if failure else ""
+        raise ModelError(
+            f"Group {group!r} has {count} readable image{'s' * (count != 1)}, and a covariance "
+            f"needs at least 2{cause}"
+        )
+
+
 @ray.remote
-def describe_task(block: pa.Table) -> list[dict[str, Any]]:
-    """The small columns of a block of partial sums."""
-    return block.drop_columns(["state"]).to_pylist()
+def _describe_task(block: pa.Table) -> list[dict[str, Any]]:
+    rows = block.drop_columns(["state"]).to_pylist()
+    return [row | {"failures": dict(row["failures"])} for row in rows]

@@ -73,7 +73,7 @@ def plan_resources(nodes: Sequence[Node], actors: int | None = None) -> Plan:
         return Plan(
             actors=count,
             actor_cpus=_floor(min(1.0, share * min(1, gpus / count))),
-            actor_gpus=min(1.0, _floor(gpus / count)),
+            actor_gpus=1.0 if count <= gpus else _floor(1 / -(-count // gpus)),
             threads=1,
             decoders=max(1, cores - gpus),
             decode_cpus=_floor(min(0.75, smallest / 4)),

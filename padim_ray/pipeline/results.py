@@ -11,6 +11,7 @@ Heatmaps are drawn when all scores are known: only then are the highest ones kno
 """
 
 import io
+import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -26,10 +28,12 @@ from padim_ray.anomaly_map import AnomalyMapper
 from padim_ray.errors import ImageError, PadimError
 from padim_ray.heatmap import draw_heatmap, output_name
 from padim_ray.images import as_rgb, decode
-from padim_ray.pipeline.decode import column_array, fetch
+from padim_ray.pipeline.columns import column_array
+from padim_ray.pipeline.decode import fetch
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import Location, explained
 
+DRAWN_TOGETHER = 16  # images, at their full size in memory
 WRITING_THREADS = 8  # small files wait for the store, not for a processor
 
 
@@ -79,15 +83,29 @@ class Output:
                 self._remove(name)
         self.root.check_writable()
 
+    def check_complete(self, shards: int) -> None:
+        """Raises: PadimError if the driver doesn't find every part that workers wrote."""
+        with explained(self.root.uri, "list"):
+            found = len((self.root / "results").fs.find((self.root / "results").path))
+        if found != shards:
+            raise PadimError(
+                f"{self.root.uri} holds {found} of {shards} parts that workers wrote: on a cluster "
+                "the results need storage that all nodes share"
+            )
+
     def remove_staging(self) -> None:
         """Remove what was kept for the heatmaps."""
         self._remove(".staging")
 
     def _remove(self, name: str) -> None:
+        """Delete a directory's files one by one: a recursive rm takes brackets for patterns."""
         location = self.root / name
-        if location.exists():
-            with explained(location.uri, "delete"):
-                location.fs.rm(location.path, recursive=True)
+        with explained(location.uri, "delete"), ThreadPoolExecutor(WRITING_THREADS) as pool:
+            files = location.fs.find(location.path)
+            for done in [pool.submit(location.fs.rm_file, file) for file in files]:
+                done.result()
+            if location.is_local:
+                shutil.rmtree(location.uri, ignore_errors=True)  # the empty directories
 
     def places(self) -> dict[str, str]:
         """What is where, for the summary."""
@@ -106,7 +124,7 @@ class WriteResults:
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         number = shard["shard"][0].as_py()
-        if pa.compute.count_distinct(shard["shard"]).as_py() != 1:
+        if pc.count_distinct(shard["shard"]).as_py() != 1:
             raise RuntimeError(f"shard {number} came with rows of another")
         if shard.num_rows != shard["shard_images"][0].as_py():
             raise RuntimeError(f"shard {number} came in pieces")
@@ -151,10 +169,9 @@ class WriteResults:
         staged = shard.select(["uri", "score", "distances"]).append_column(
             "row", pa.array(range(shard.num_rows), pa.int32())
         )
-        highest = pa.compute.select_k_unstable(
-            staged["score"], min(count, shard.num_rows), [("score", "descending")]
-        )
-        _write_table(self.output.staged(number), staged.take(highest))
+        # ties in the order of rows, like the driver's choice of what to draw
+        order = [("score", "descending"), ("row", "ascending")]
+        _write_table(self.output.staged(number), staged.sort_by(order).slice(0, count))
 
     def _write_maps(
         self, uris: list[str], scores: list[float | None], distances: np.ndarray
@@ -188,32 +205,39 @@ class DrawHeatmaps:
     def __call__(self, wanted: pa.Table) -> pa.Table:
         number = wanted["shard"][0].as_py()
         staged = _read_table(self.output.staged(number))
-        staged = staged.filter(pa.compute.is_in(staged["row"], wanted["row"].combine_chunks()))
-        distances = column_array(staged["distances"], np.float32, self.mapper.patches)
-        uris = staged["uri"].to_pylist()
-        drawn: dict[int, Location] = {}
-        contents = []
-        for row, uri, anomaly_map, data in zip(
-            staged["row"].to_pylist(),
-            uris,
-            self.mapper.maps(distances),
-            fetch(uris, self.storage_options),
-            strict=True,
-        ):
-            if isinstance(data, ImageError):
-                continue  # gone since it was scored: its row stays, without a heatmap
-            image = as_rgb(decode(data))
-            heatmap = draw_heatmap(image, anomaly_map, self.preprocessing, self.scale)
-            drawn[row] = self.output.heatmap(uri)
-            contents.append(_encode(heatmap, "PNG"))
-        _write_all(zip(drawn.values(), contents, strict=True))
+        staged = staged.filter(pc.is_in(staged["row"], wanted["row"].combine_chunks()))
+        drawn: dict[int, str] = {}
+        for start in range(0, staged.num_rows, DRAWN_TOGETHER):
+            drawn.update(self._draw(staged.slice(start, DRAWN_TOGETHER)))
         part = self.output.part(number)
         results = _read_table(part)
-        uris = [drawn[row].uri if row in drawn else None for row in range(results.num_rows)]
+        uris = [drawn.get(row) for row in range(results.num_rows)]
         index = results.column_names.index("heatmap_uri")
         named = results.set_column(index, "heatmap_uri", pa.array(uris, pa.string()))
         _write_table(part, named)
         return pa.table({"drawn": [len(drawn)]})
+
+    def _draw(self, staged: pa.Table) -> dict[int, str]:
+        """Draw and write heatmaps; their URIs by row."""
+        uris = staged["uri"].to_pylist()
+        maps = self.mapper.maps(column_array(staged["distances"], np.float32, self.mapper.patches))
+        contents = fetch(uris, self.storage_options)
+        drawn, files = {}, []
+        for row, uri, anomaly_map, data in zip(
+            staged["row"].to_pylist(), uris, maps, contents, strict=True
+        ):
+            try:
+                if isinstance(data, ImageError):
+                    raise data
+                image = as_rgb(decode(data))
+            except ImageError:
+                continue  # gone or replaced since it was scored: its row has no heatmap
+            heatmap = draw_heatmap(image, anomaly_map, self.preprocessing, self.scale)
+            location = self.output.heatmap(uri)
+            files.append((location, _encode(heatmap, "PNG")))
+            drawn[row] = location.uri
+        _write_all(files)
+        return drawn
 
 
 def _encode(image: Image.Image, kind: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What fit and score share: reading the list of images, and the summary at the end."""
+"""What fit and score share: reading the list of images, and the `Summary` at the end."""
 
 import logging
 from collections import Counter
@@ -12,6 +12,12 @@ from padim_ray.options import JobOptions
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
+
+
+def check_images_option(options: JobOptions) -> None:
+    """Raises: PadimError for a malformed template, before anything slow."""
+    if options.images is not None:
+        UriTemplate.parse(options.images, options.storage_options)
 
 
 def read_images_table(options: JobOptions) -> pa.Table:

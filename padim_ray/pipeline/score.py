@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
@@ -24,12 +25,9 @@ from padim_ray.heatmap import color_scale, common_prefix
 from padim_ray.manifest import UriTemplate, group_counts, split_shards
 from padim_ray.model import Embedder, as_images
 from padim_ray.options import ScoreOptions, from_mapping
-from padim_ray.pipeline.decode import (
-    FetchAndDecode,
-    column_array,
-    fixed_size_column,
-    images_per_shard,
-)
+from padim_ray.pipeline.columns import column_array, fixed_size_column
+from padim_ray.pipeline.decode import FetchAndDecode, images_per_shard
+from padim_ray.pipeline.memory import return_freed_memory
 from padim_ray.pipeline.resources import Plan, plan_resources
 from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
 from padim_ray.pipeline.run import Summary, read_images_table
@@ -39,7 +37,7 @@ from padim_ray.storage import Location
 log = logging.getLogger("padim_ray")
 
 SCORED_TOGETHER = 64  # images: enough for reading the Gaussians not to dominate
-GROUP_CACHE_BYTES = 4 * 2**30  # of Gaussians that an actor keeps loaded
+GROUP_CACHE_BYTES = 2 * 2**30  # of Gaussians that an actor keeps loaded
 
 
 def score(**options: Any) -> Summary:
@@ -60,6 +58,7 @@ def run_score(options: ScoreOptions) -> Summary:
     """Score as `options` say; see `score`."""
     started = time.monotonic()
     version = artifact.open_version(Location.of(options.model, options.storage_options))
+    version.load_trunk_weights()  # so that missing ones are a sentence, not a dead actor
     manifest = read_images_table(options)
     _check_groups(group_counts(manifest), version)
     output = Output(
@@ -88,6 +87,7 @@ def run_score(options: ScoreOptions) -> Summary:
     )
     if scored.images != manifest.num_rows:
         raise RuntimeError(f"{manifest.num_rows} images listed, but {scored.images} have a result")
+    output.check_complete(len(scored.scores))
     _write_run(output, options, version, summary, scale)
     output.remove_staging()
     summary.report()
@@ -109,7 +109,8 @@ def _prefix(options: ScoreOptions, manifest: pa.Table) -> str:
     """What all images' URIs begin with, and heatmaps' names leave out."""
     if options.images is not None:
         return UriTemplate.parse(options.images, options.storage_options).root.uri
-    return common_prefix(sorted(manifest["uri"].to_pylist()))
+    extremes = pc.min_max(manifest["uri"])
+    return common_prefix([extremes["min"].as_py(), extremes["max"].as_py()])
 
 
 @dataclass
@@ -221,6 +222,7 @@ class ScoreImages:
         self, version: ModelVersion, plan: Plan, batch_size: int, needs_distances: bool
     ) -> None:
         torch.set_num_threads(plan.threads)
+        return_freed_memory()
         self.version = version
         self.embedder = Embedder(version.spec, version.load_trunk_weights(), plan.device)
         self.batch_size = batch_size
@@ -235,8 +237,9 @@ class ScoreImages:
         distances = np.zeros((shard.num_rows, *self.version.spec.mapper.patches), np.float32)
         if not all(errors):
             gaussian = self._gaussian(shard["group"][0].as_py())
-            for start in range(0, shard.num_rows, SCORED_TOGETHER):
-                part = slice(start, start + SCORED_TOGETHER)
+            step = max(SCORED_TOGETHER, self.batch_size)
+            for start in range(0, shard.num_rows, step):
+                part = slice(start, start + step)
                 scores[part], distances[part] = self._score(pixels[part], gaussian)
         for row, score in enumerate(scores):
             if errors[row]:
@@ -265,13 +268,15 @@ class ScoreImages:
     def _gaussian(self, group: str) -> Gaussian:
         """Load a group's Gaussians, or take them from the bounded cache of those used last."""
         if group not in self.loaded:
-            gaussian = self.version.load_gaussian(group).to(self.embedder.device)
-            used = sum(kept.nbytes for kept in self.loaded.values())
-            while self.loaded and used + gaussian.nbytes > GROUP_CACHE_BYTES:
-                used -= self.loaded.popitem(last=False)[1].nbytes
-            self.loaded[group] = gaussian
+            # room is made before loading; all groups are of one size
+            while self.loaded and self._size() * (len(self.loaded) + 1) > GROUP_CACHE_BYTES:
+                self.loaded.popitem(last=False)
+            self.loaded[group] = self.version.load_gaussian(group).to(self.embedder.device)
         self.loaded.move_to_end(group)
         return self.loaded[group]
+
+    def _size(self) -> int:
+        return next(iter(self.loaded.values())).nbytes
 
 
 def _write_run(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import AuthenticationError, RayTaskError
 
 from padim_ray.errors import PadimError
 from padim_ray.pipeline.resources import Node
@@ -23,7 +24,8 @@ def ray_session(address: str | None) -> Iterator[None]:
         PadimError: if there is no cluster at the address.
     """
     if ray.is_initialized():
-        yield
+        with _without_tracebacks():
+            yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
@@ -33,12 +35,25 @@ def ray_session(address: str | None) -> Iterator[None]:
             logging_level=logging.ERROR,
             include_dashboard=False if address == "local" else None,
         )
-    except ConnectionError as error:
-        raise PadimError(f"There is no Ray cluster at {address!r}: {error}") from error
+    except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise PadimError(f"Ray can't be reached at {address!r}: {reason}") from error
     try:
-        yield
+        with _without_tracebacks():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Turn a user's mistake that a worker met back into itself: one sentence."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, PadimError):
+            raise type(error.cause)(*error.cause.args) from None
+        raise
 
 
 def cluster_nodes() -> list[Node]:
@@ -63,6 +78,7 @@ def data_context(*, preserve_order: bool) -> Iterator[DataContext]:
     context.enable_progress_bars = context.enable_progress_bars and sys.stdout.isatty()
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # for `_without_tracebacks`
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # we log a line per stage ourselves
     with DataContext.current(context):
         yield context

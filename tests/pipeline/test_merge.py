@@ -1,0 +1,105 @@
+"""The reducer, given blocks of partial sums as the actors make them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import safetensors.torch
+import torch
+
+from padim_ray import ModelError, gaussian, moments
+from padim_ray.gaussian import Regularization, factorise, pool
+from padim_ray.moments import merge_all
+from padim_ray.patches import PatchGrid, split_cells
+from padim_ray.pipeline.fit import _row
+from padim_ray.pipeline.merge import FAN_IN, Reducer, Target, serialise
+from padim_ray.storage import Location
+from tests.features import nest, random_features
+from tests.test_moments import assert_close, of
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+GRID = PatchGrid(((8, 8), (4, 4)), (3, 4))
+SHARDS = split_cells(GRID.cells[-1], 3)
+PARTS = FAN_IN**2 + FAN_IN + 2  # enough for two ranks of the tree, and some left over
+
+
+def partial_sums(group, parts):
+    """One block per part, with a row per state shard."""
+    for state in parts:
+        rows = [
+            _row(group, index, state.count, serialise(state.cells(*run)), {})
+            for index, run in enumerate(SHARDS)
+        ]
+        yield ray.put(pa.concat_tables(rows))
+
+
+def parts_of(seed, count):
+    rng = np.random.default_rng(seed)
+    return [of(nest(GRID, random_features(GRID, 5, rng)), torch.float32) for _ in range(count)]
+
+
+def reducer_for(directory, **listed):
+    target = Target(Location.of(str(directory)), 1, len(SHARDS))
+    return Reducer(Regularization(), target, 0.1, listed)
+
+
+def load(reducer, group, kind, parse):
+    files = [reducer.target.location(group, kind, index).uri for index in range(len(SHARDS))]
+    return [parse(safetensors.torch.load_file(file)) for file in files]
+
+
+def test_many_partial_sums_become_the_moments_of_all(tmp_path):
+    parts = {"a": parts_of(1, PARTS), "b": parts_of(2, 1)}
+    reducer = reducer_for(tmp_path, a=5 * PARTS, b=5)
+    for group, states in parts.items():
+        for block in partial_sums(group, states):
+            reducer.add(block)
+    assert list(reducer.entries) == ["a"]  # finished when the first block of b came
+    reducer.finish(0.1)
+    for group, states in parts.items():
+        expected = merge_all(states)
+        merged = moments.concatenate(load(reducer, group, "moments", moments.from_tensors))
+        assert_close(merged, expected, 1e-9)
+        rule = Regularization()
+        whole = factorise(expected, rule.scale(expected.count), rule.offset(pool(expected)))
+        joined = gaussian.concatenate(load(reducer, group, "gaussian", gaussian.from_tensors))
+        for row, same in zip(whole.whitening, joined.whitening, strict=True):
+            for block, same_block in zip(row, same, strict=True):
+                torch.testing.assert_close(block, same_block, rtol=1e-4, atol=1e-5)
+        assert reducer.entries[group].images == expected.count
+
+
+def test_a_lost_partial_sum_is_noticed(tmp_path):
+    reducer = reducer_for(tmp_path, a=15)
+    for block in partial_sums("a", parts_of(1, 2)):
+        reducer.add(block)
+    with pytest.raises(RuntimeError, match=r"15 images should be in 3 shards.*\[10\] are in 3"):
+        reducer.finish(0.1)
+
+
+def test_failed_images_are_not_counted(tmp_path):
+    reducer = reducer_for(tmp_path, a=7)
+    (block,) = partial_sums("a", parts_of(1, 1))
+    reducer.add(block)
+    reducer.add(ray.put(_row("a", 0, 0, b"", {"x": "decode: empty file", "y": "fetch: gone"})))
+    reducer.finish(0.1)
+    assert (reducer.entries["a"].images, reducer.entries["a"].failed) == (5, 2)
+    assert reducer.failures == {"x": "decode: empty file", "y": "fetch: gone"}
+
+
+def test_a_group_without_readable_images_is_named_with_its_first_failure(tmp_path):
+    reducer = reducer_for(tmp_path, a=2)
+    reducer.add(ray.put(_row("a", 0, 0, b"", {"x": "decode: empty file", "y": "fetch: gone"})))
+    with pytest.raises(ModelError, match=r"'a' has 0 readable images.*failure: decode: empty file"):
+        reducer.finish(0.1)
+
+
+def test_a_group_whose_images_do_not_differ_is_named(tmp_path):
+    reducer = reducer_for(tmp_path, a=4)
+    cells = zip(GRID.cells, GRID.channels, strict=True)
+    same = [torch.ones(count, channels, 4) for count, channels in cells]
+    for block in partial_sums("a", [of(same, torch.float32)]):
+        reducer.add(block)
+    with pytest.raises(ModelError, match="Group 'a' has a non-positive pivot"):
+        reducer.finish(0.1)
