@@ -59,7 +59,7 @@ class UriTemplate:
             raise PadimError(f"{text!r} names a directory; end it with a pattern such as /*.png")
         if patterns[-1] == "**":
             patterns.append("*")
-        _check_patterns(text, patterns)
+        _check_names(text)
         return cls(root, tuple(patterns))
 
     @property
@@ -69,7 +69,7 @@ class UriTemplate:
         return tuple(dict.fromkeys(found))
 
 
-def _check_patterns(text: str, patterns: Sequence[str]) -> None:
+def _check_names(text: str) -> None:
     for match in re.finditer(r"\{([^{}]*)\}", text):
         name = match[1]
         if not name.isidentifier():
@@ -78,10 +78,6 @@ def _check_patterns(text: str, patterns: Sequence[str]) -> None:
             raise PadimError(f"{{{name}}} in {text!r} is a column of the results: use another name")
     if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", text)):
         raise PadimError(f"{text!r} has a brace without its partner")
-    try:
-        re.compile(_regex(patterns, {}))
-    except re.error as error:
-        raise PadimError(f"{text!r} can't be understood: {error.msg}") from error
 
 
 def list_images(template: UriTemplate) -> pa.Table:

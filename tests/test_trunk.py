@@ -49,6 +49,16 @@ def test_features_equal_those_of_the_whole_torchvision_model(backbone):
         torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_an_image_has_the_same_features_in_any_company(weights):
+    channels = choose_channels("resnet18", LAYERS, 40, seed=7)
+    trunk = Trunk("resnet18", channels, read_weights(weights, "resnet18", LAYERS))
+    together = trunk(images(9))
+    for size in (1, 2, 5):
+        parts = zip(*map(trunk, images(9).split(size)), strict=True)
+        for level, part in zip(together, parts, strict=True):
+            torch.testing.assert_close(torch.cat(part), level, rtol=1e-6, atol=1e-7)
+
+
 def test_only_the_layers_up_to_the_deepest_are_built(weights):
     trunk = Trunk("resnet18", {"layer1": [0]}, read_weights(weights, "resnet18", ["layer1"]))
     assert [name for name, _ in trunk.stages.named_children()][-1] == "layer1"
