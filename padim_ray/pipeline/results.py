@@ -86,6 +86,7 @@ class Output:
     def check_complete(self, shards: int) -> None:
         """Raises: PadimError if the driver doesn't find every part that workers wrote."""
         with explained(self.root.uri, "list"):
+            self.root.fs.invalidate_cache()  # workers wrote since this process last listed
             found = len((self.root / "results").fs.find((self.root / "results").path))
         if found != shards:
             raise PadimError(
@@ -101,6 +102,7 @@ class Output:
         """Delete a directory's files one by one: a recursive rm takes brackets for patterns."""
         location = self.root / name
         with explained(location.uri, "delete"), ThreadPoolExecutor(WRITING_THREADS) as pool:
+            location.fs.invalidate_cache()
             files = location.fs.find(location.path)
             for done in [pool.submit(location.fs.rm_file, file) for file in files]:
                 done.result()
