@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -97,6 +98,17 @@ class S3Server:
     def options(self) -> dict[str, Any]:
         """Storage options for fsspec."""
         return {"key": self.key, "secret": self.secret, "endpoint_url": self.endpoint}
+
+    def upload(self, bucket: str, directory: Path | None = None) -> None:
+        """Make a bucket, of a directory's files if one is given.
+
+        Through the server: it remembers listings for minutes, and doesn't see what others change.
+        """
+        fs = fsspec.filesystem("s3", **self.options)
+        fs.mkdir(bucket)
+        files = [path for path in directory.rglob("*") if path.is_file()] if directory else []
+        keys = [f"{bucket}/{path.relative_to(directory)}" for path in files]
+        fs.pipe({key: path.read_bytes() for key, path in zip(keys, files, strict=True)})
 
     @property
     def environment(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """fit and score as functions, on S3 and on local disk, with Ray in this process."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -23,19 +24,18 @@ SMALL = {"image_size": 64, "n_features": 40, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
-def fitted(archive, weights, s3, ray_cluster):
+def fitted(archive, weights, s3, ray_cluster, tmp_path_factory):
     """The archive with some broken files in a bucket, fitted to a model in another."""
-    for bucket in ("archive", "models", "results"):
-        (s3.root / bucket).mkdir()
-    for path in archive.rglob("*.*"):
-        copy = s3.root / "archive" / path.relative_to(archive)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    bolts = s3.root / "archive/bolt"
+    broken = tmp_path_factory.mktemp("broken") / "archive"
+    shutil.copytree(archive, broken)
+    bolts = broken / "bolt"
     (bolts / "train/good/empty.png").write_bytes(b"")
     (bolts / "train/good/page.png").write_bytes(b"<html></html>")
     whole = (bolts / "test/good/000.png").read_bytes()
     (bolts / "test/good/cut short.png").write_bytes(whole[: len(whole) // 2])
+    s3.upload("archive", broken)
+    s3.upload("models")
+    s3.upload("results")
     summary = padim_ray.fit(
         images="s3://archive/{group}/train/good/*",
         model="s3://models/parts",

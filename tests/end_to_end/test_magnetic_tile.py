@@ -23,11 +23,12 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def bucket(s3):
-    (s3.root / "factory").mkdir()
+def bucket(s3, tmp_path_factory):
+    source = tmp_path_factory.mktemp("tile")
     for split in ("train", "test"):
-        shutil.copytree(DATA / split, s3.root / "factory/tile" / split)
-    shutil.copy(WEIGHTS, s3.root / "factory/trunk.pth")
+        shutil.copytree(DATA / split, source / "tile" / split)
+    shutil.copy(WEIGHTS, source / "trunk.pth")
+    s3.upload("factory", source)
     yield s3
     shutil.rmtree(s3.root / "factory")
 

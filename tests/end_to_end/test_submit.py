@@ -79,12 +79,8 @@ def submit(environment, s3, *entrypoint):
 
 
 def test_submitted_jobs_fit_and_score(cluster, archive, weights, s3):
-    for bucket in ("submitted", "outcome"):
-        (s3.root / bucket).mkdir()
-    for path in archive.rglob("*.*"):
-        copy = s3.root / "submitted" / path.relative_to(archive)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
+    s3.upload("submitted", archive)
+    s3.upload("outcome")
     images = "s3://submitted/{group}"
     small = ("--image-size", 64, "--n-features", 20, "--weights", weights)
     fitted = submit(
