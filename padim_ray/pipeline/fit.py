@@ -12,21 +12,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import torch
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import ActorPoolStrategy
 from ray.data._internal.execution.interfaces import RefBundle
 
 from padim_ray import artifact
 from padim_ray.errors import ImageError
-from padim_ray.manifest import group_counts, split_shards
+from padim_ray.manifest import group_counts
 from padim_ray.model import Embedder, as_images, finite_images, state_shards
 from padim_ray.moments import Moments, accumulate_, empty_moments
 from padim_ray.options import FitOptions, from_mapping
 from padim_ray.pipeline.columns import column_array
-from padim_ray.pipeline.decode import FetchAndDecode, images_per_shard
 from padim_ray.pipeline.memory import return_freed_memory
 from padim_ray.pipeline.merge import Reducer, Target, check_count, serialise
 from padim_ray.pipeline.resources import Plan, plan_resources
-from padim_ray.pipeline.run import Summary, check_images_option, read_images_table
+from padim_ray.pipeline.run import Summary, check_images_option, decode_images, read_images_table
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
@@ -110,30 +109,17 @@ def _partial_sums(
     In the manifest's order they are of the same images in every run: results repeat.
     """
     with data_context(preserve_order=True):
-        shards = split_shards(
-            manifest,
-            images_per_shard(manifest.num_rows, spec.preprocessing, plan.decoders + plan.actors),
-        )
-        partials = (
-            ray.data.from_arrow(shards)
-            .map_batches(
-                FetchAndDecode(spec.preprocessing, options.storage_options or {}),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=TaskPoolStrategy(size=min(plan.decoders, len(shards))),
-                num_cpus=plan.decode_cpus,
-            )
-            .map_batches(
-                PartialSums,
-                fn_constructor_args=[root, spec, plan, options.batch_size or plan.batch_size],
-                batch_size=images_per_partial(manifest.num_rows, plan.actors, spec),
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(
-                    size=min(plan.actors, len(shards)), max_tasks_in_flight_per_actor=2
-                ),
-                num_cpus=plan.actor_cpus,
-                num_gpus=plan.actor_gpus,
-            )
+        decoded, shards = decode_images(manifest, spec.preprocessing, options, plan)
+        partials = decoded.map_batches(
+            PartialSums,
+            fn_constructor_args=[root, spec, plan, options.batch_size or plan.batch_size],
+            batch_size=images_per_partial(manifest.num_rows, plan.actors, spec),
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                size=min(plan.actors, shards), max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=plan.actor_cpus,
+            num_gpus=plan.actor_gpus,
         )
         yield from partials.iter_internal_ref_bundles()
 

@@ -1,4 +1,4 @@
-"""What fit and score share: reading the list of images, and the `Summary` at the end."""
+"""What fit and score share: listing and decoding the images, and the `Summary` at the end."""
 
 import logging
 from collections import Counter
@@ -6,9 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
+import ray.data
+from ray.data import TaskPoolStrategy
 
-from padim_ray.manifest import UriTemplate, group_counts, list_images, read_manifest
+from padim_ray.manifest import (
+    UriTemplate,
+    group_counts,
+    list_images,
+    read_manifest,
+    split_shards,
+)
 from padim_ray.options import JobOptions
+from padim_ray.pipeline.decode import FetchAndDecode, images_per_shard
+from padim_ray.pipeline.resources import Plan
+from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
@@ -30,6 +41,22 @@ def read_images_table(options: JobOptions) -> pa.Table:
     groups = len(group_counts(manifest))
     log.info("%d images listed in %d group%s", manifest.num_rows, groups, "s" * (groups != 1))
     return manifest
+
+
+def decode_images(
+    manifest: pa.Table, preprocessing: Preprocessing, options: JobOptions, plan: Plan
+) -> tuple[ray.data.Dataset, int]:
+    """The pipelines' first stage: one block per shard of the manifest, and their number."""
+    workers = plan.decoders + plan.actors
+    shards = split_shards(manifest, images_per_shard(manifest.num_rows, preprocessing, workers))
+    decoded = ray.data.from_arrow(shards).map_batches(
+        FetchAndDecode(preprocessing, options.storage_options or {}),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=min(plan.decoders, len(shards))),
+        num_cpus=plan.decode_cpus,
+    )
+    return decoded, len(shards)
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,14 @@ from padim_ray.artifact import ModelVersion
 from padim_ray.errors import ImageError, PadimError
 from padim_ray.gaussian import Gaussian
 from padim_ray.heatmap import color_scale, common_prefix
-from padim_ray.manifest import UriTemplate, group_counts, split_shards
+from padim_ray.manifest import UriTemplate, group_counts
 from padim_ray.model import Embedder, as_images
 from padim_ray.options import ScoreOptions, from_mapping
 from padim_ray.pipeline.columns import column_array, fixed_size_column
-from padim_ray.pipeline.decode import FetchAndDecode, images_per_shard
 from padim_ray.pipeline.memory import return_freed_memory
 from padim_ray.pipeline.resources import Plan, plan_resources
 from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
-from padim_ray.pipeline.run import Summary, read_images_table
+from padim_ray.pipeline.run import Summary, decode_images, read_images_table
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
 from padim_ray.storage import Location
 
@@ -172,41 +171,26 @@ class _Scored:
 def _score_images(
     options: ScoreOptions, plan: Plan, version: ModelVersion, manifest: pa.Table, output: Output
 ) -> _Scored:
-    preprocessing = version.spec.preprocessing
     with data_context(preserve_order=False):
-        shards = split_shards(
-            manifest,
-            images_per_shard(manifest.num_rows, preprocessing, plan.decoders + plan.actors),
-        )
-        written = (
-            ray.data.from_arrow(shards)
-            .map_batches(
-                FetchAndDecode(preprocessing, options.storage_options or {}),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=TaskPoolStrategy(size=min(plan.decoders, len(shards))),
-                num_cpus=plan.decode_cpus,
-            )
-            .map_batches(
-                ScoreImages,
-                fn_constructor_args=[
-                    version,
-                    plan,
-                    options.batch_size or plan.batch_size,
-                    output.needs_distances,
-                ],
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=min(plan.actors, len(shards))),
-                num_cpus=plan.actor_cpus,
-                num_gpus=plan.actor_gpus,
-            )
-            .map_batches(
-                WriteResults(output, version.number, version.spec.mapper),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=plan.helper_cpus,
-            )
+        decoded, shards = decode_images(manifest, version.spec.preprocessing, options, plan)
+        written = decoded.map_batches(
+            ScoreImages,
+            fn_constructor_args=[
+                version,
+                plan,
+                options.batch_size or plan.batch_size,
+                output.needs_distances,
+            ],
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=min(plan.actors, shards)),
+            num_cpus=plan.actor_cpus,
+            num_gpus=plan.actor_gpus,
+        ).map_batches(
+            WriteResults(output, version.number, version.spec.mapper),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=plan.helper_cpus,
         )
         scored = _Scored({}, {})
         for row in written.iter_rows():
