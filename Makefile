@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench reproduce clean
 
 demo: .venv/installed  ## draw an archive, fit, score
 	$(BIN)/python -m demo
@@ -21,6 +21,9 @@ format: .venv/installed
 bench: .venv/installed  ## images/s of the stages and jobs, and peak memory
 	$(BIN)/python -m benchmarks
 
+reproduce: .venv/installed  ## MVTec AD beside published figures: make reproduce DATA=… WEIGHTS=…
+	$(BIN)/python -m reproduce $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(OPTIONS)
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "padim-ray needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
@@ -28,4 +31,4 @@ bench: .venv/installed  ## images/s of the stages and jobs, and peak memory
 	touch $@
 
 clean:
-	rm -rf .venv demo-run build *.egg-info
+	rm -rf .venv demo-run reproduce-run build *.egg-info

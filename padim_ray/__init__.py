@@ -5,11 +5,14 @@ from typing import Any
 
 from padim_ray.errors import ModelError, PadimError
 
-__all__ = ["ModelError", "PadimError", "PadimModel", "fit", "score"]
+__all__ = ["ModelError", "PadimError", "PadimModel", "evaluate", "fit", "score"]
 __version__ = "0.1.0"
 
 # loaded when first used: the library does without ray, and decoding tasks without torch
-_LAZY = {"PadimModel": "model", "fit": "pipeline.fit", "score": "pipeline.score"}
+_LAZY = {
+    "PadimModel": "model",
+    **{job: f"pipeline.{job}" for job in ("fit", "score", "evaluate")},
+}
 
 
 def __getattr__(name: str) -> Any:

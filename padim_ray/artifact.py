@@ -8,6 +8,8 @@ MODEL/
     manifest.parquet                         every image that the model was given, failed ones too
     groups/<group>/moments-00000-of-00012.safetensors    exact state, float64, to update from
     groups/<group>/gaussian-00000-of-00012.safetensors   mean and whitening, all that scoring loads
+    groups/<group>/calibration.parquet       leave-one-out scores, ascending
+    groups/<group>/pixels.parquet            histogram of their anomaly maps' values
 
 A group's state is sharded by runs of coarsest cells, so that no process has to hold all of it to
 merge, factorise or write it.
@@ -22,6 +24,7 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
@@ -29,8 +32,10 @@ import torch
 from safetensors import SafetensorError
 
 from padim_ray import __version__, gaussian, moments
+from padim_ray.calibration import Calibration
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import Gaussian
+from padim_ray.histogram import BINS, bin_edges, bin_indices
 from padim_ray.moments import Moments
 from padim_ray.spec import ModelSpec
 from padim_ray.storage import Location, safe_segment
@@ -46,11 +51,16 @@ State = TypeVar("State", Moments, Gaussian)
 
 @dataclass(frozen=True)
 class GroupEntry:
-    """A group's line in model.json: images in its moments, images that failed, state shards."""
+    """A group's line in model.json.
+
+    `images`: in its moments. `failed`: images that aren't. `shards`: files of each kind of state.
+    `calibrated`: images with a leave-one-out score; without any, nothing is calibrated.
+    """
 
     images: int
     failed: int
     shards: int
+    calibrated: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,18 @@ class ModelVersion:
 
     def load_moments(self, group: str) -> Moments:
         return moments.concatenate(self._load_shards(group, "moments", moments.from_tensors))
+
+    def load_calibration(self, group: str) -> Calibration | None:
+        """Read what leave-one-out gave; None if the group isn't calibrated."""
+        if not self.groups[group].calibrated:
+            return None
+        scores, pixels = (
+            _load(location, pq.read_table)
+            for location in _calibration_locations(self.root, self.number, group)
+        )
+        counts = np.zeros(BINS, np.int64)
+        counts[bin_indices(pixels["value"].to_numpy())] = pixels["count"].to_numpy()
+        return Calibration(scores["score"].to_numpy().astype(np.float32), counts)
 
     def load_manifest(self) -> pa.Table:
         """Every image that the model's jobs were given, with `status` and `error`."""
@@ -172,12 +194,31 @@ def publish(
     (root / "CURRENT").write(f"{number:06d}\n".encode())
 
 
+def save_calibration(root: Location, number: int, group: str, calibration: Calibration) -> None:
+    """Write a group's calibration."""
+    is_there = calibration.pixels > 0
+    for location, columns in zip(
+        _calibration_locations(root, number, group),
+        (
+            {"score": calibration.scores},
+            {"value": bin_edges()[:-1][is_there], "count": calibration.pixels[is_there]},
+        ),
+        strict=True,
+    ):
+        with location.replaced_by() as path:
+            pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def _calibration_locations(root: Location, number: int, group: str) -> tuple[Location, Location]:
+    directory = _group(root, number, group)
+    return directory / "calibration.parquet", directory / "pixels.parquet"
+
+
 def shard_location(
     root: Location, number: int, group: str, kind: str, index: int, count: int
 ) -> Location:
     """Where shard `index` of `count` of a group's `kind` ("moments" or "gaussian") is."""
-    name = f"{kind}-{index:05d}-of-{count:05d}.safetensors"
-    return _version(root, number) / "groups" / safe_segment(group) / name
+    return _group(root, number, group) / f"{kind}-{index:05d}-of-{count:05d}.safetensors"
 
 
 def save_tensors(location: Location, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -202,6 +243,10 @@ def _load(location: Location, parse: Callable[[Path], T]) -> T:
 
 def _version(root: Location, number: int) -> Location:
     return root / f"versions/{number:06d}"
+
+
+def _group(root: Location, number: int, group: str) -> Location:
+    return _version(root, number) / "groups" / safe_segment(group)
 
 
 def _trunk(root: Location, sha256: str) -> Location:

@@ -1,4 +1,4 @@
-"""The command line: `padim-ray fit|score`, and jobs/fit.py and jobs/score.py."""
+"""The command line: `padim-ray fit|score|evaluate|report`, and the scripts in jobs/."""
 
 import json
 import logging
@@ -13,7 +13,8 @@ from cyclopts import App, Parameter
 
 from padim_ray import __version__
 from padim_ray.errors import PadimError
-from padim_ray.options import RUN, FitOptions, ScoreOptions
+from padim_ray.options import RUN, EvaluateOptions, FitOptions, ScoreOptions, StorageOptions
+from padim_ray.storage import Location
 
 SUCCESS, MISTAKE, TOO_MANY_FAILED = 0, 2, 3
 
@@ -39,11 +40,45 @@ def score(options: ScoreOptions) -> int:
     return SUCCESS if run_score(options).within_max_failed else TOO_MANY_FAILED
 
 
+def evaluate(options: EvaluateOptions) -> int:
+    """Score images whose defects are known, and measure how well they were found.
+
+    padim-ray evaluate --images 'ROOT/{group}/test/{defect}/{name}.png'
+    --masks 'ROOT/{group}/ground_truth/{defect}/{name}_mask.png' --model models/line7 --out results
+    """
+    from padim_ray.pipeline.evaluate import run_evaluate
+
+    return SUCCESS if run_evaluate(options).within_max_failed else TOO_MANY_FAILED
+
+
+def report(out: str, /, *, report_images: int = 200, storage_options: StorageOptions = None) -> int:
+    """Make the report of a scoring run again, from what is in its directory.
+
+    Parameters
+    ----------
+    out
+        Directory of the results: a path or a URI.
+    report_images
+        Images in the gallery: the most anomalous ones.
+    storage_options
+        JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
+    """
+    from padim_ray.report import write_report
+
+    location = write_report(
+        Location.of(out, storage_options), images=report_images, storage_options=storage_options
+    )
+    print(location.uri)
+    return SUCCESS
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """`padim-ray`: exits with 0, 2 (a user's mistake) or 3 (more failed than --max-failed)."""
     app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
     app.command(fit)
     app.command(score)
+    app.command(evaluate)
+    app.command(report)
     _run(app, arguments)
 
 

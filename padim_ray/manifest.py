@@ -5,12 +5,14 @@ Columns: `uri`, `group`, one string column per other captured name, `size` (byte
 """
 
 import fnmatch
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -25,8 +27,10 @@ _TOKEN = re.compile(r"\{([^{}]*)\}|\*|\?|\[[!^]?+\]?+[^\]/]*\]")
 _RESULT_COLUMNS = """
     uri size version_tag status error score p_value threshold is_anomalous regions heatmap_uri
     map_uri width height model_version scored_at shard shard_images image distances
+    leave_one_out_score mask_uri
 """
 _RESERVED = frozenset(_RESULT_COLUMNS.split())
+_GIVEN = frozenset({"uri", "size", "version_tag", "mask_uri"})  # what a manifest may bring itself
 
 
 @dataclass(frozen=True)
@@ -270,7 +274,7 @@ def read_manifest(location: Location) -> pa.Table:
             table = table.set_column(table.column_names.index(name), name, column)
         else:
             table = table.append_column(name, pa.array([default] * table.num_rows, kind))
-    clash = sorted(set(table.column_names) & (_RESERVED - {"uri", "size", "version_tag"}))
+    clash = sorted(set(table.column_names) & (_RESERVED - _GIVEN))
     if clash:
         table = table.drop_columns(clash)  # a results table used as a manifest
     if table["uri"].null_count or table["group"].null_count:
@@ -303,6 +307,28 @@ def group_counts(manifest: pa.Table) -> dict[str, int]:
     """Number of images of each group, by name."""
     counts = manifest["group"].value_counts().to_pylist()
     return {entry["values"]: entry["counts"] for entry in sorted(counts, key=lambda e: e["values"])}
+
+
+def sample_images(manifest: pa.Table, count: int, seed: int) -> np.ndarray:
+    """The rows of at most `count` images of each group, ascending; `manifest` must be sorted.
+
+    An image's chance is a hash of its URI: when images are added, a sample keeps most of its own.
+    """
+    rows, start = [], 0
+    for images in group_counts(manifest).values():
+        chosen = np.arange(images)
+        if images > count:
+            uris = manifest["uri"].slice(start, images).to_pylist()
+            chances = np.array([_chance(uri, seed) for uri in uris], np.uint64)
+            chosen = np.sort(np.argpartition(chances, count)[:count])
+        rows.append(start + chosen)
+        start += images
+    return np.concatenate(rows)
+
+
+def _chance(uri: str, seed: int) -> int:
+    digest = hashlib.blake2b(uri.encode(), digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest, "big")
 
 
 def split_shards(manifest: pa.Table, images: int) -> list[pa.Table]:

@@ -11,8 +11,11 @@ import torch
 from padim_ray import artifact, gaussian, moments
 from padim_ray.anomaly_map import image_scores
 from padim_ray.artifact import SHARD_BYTES, GroupEntry, ModelVersion
+from padim_ray.calibration import Calibration
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import Gaussian, squared_distances
+from padim_ray.histogram import count_values
+from padim_ray.leave_one_out import MIN_IMAGES, leave_one_out_squared_distances
 from padim_ray.manifest import DEFAULT_GROUP
 from padim_ray.moments import Moments, accumulate_, empty_moments
 from padim_ray.options import ModelOptions
@@ -53,9 +56,22 @@ class Embedder:
         ]
         return self.spec.grid.nest([torch.cat(maps) for maps in zip(*features, strict=True)])
 
-    def distances(self, patches: Sequence[torch.Tensor], group: Gaussian) -> torch.Tensor:
-        """Mahalanobis distances (B, H_0, W_0) of nested patches."""
-        return self.spec.grid.unnest(squared_distances(group, patches)).sqrt_()
+    def distances(
+        self, patches: Sequence[torch.Tensor], group: Gaussian, *, left_out_of: int | None = None
+    ) -> torch.Tensor:
+        """Mahalanobis distances (B, H_0, W_0) of nested patches.
+
+        Args:
+            left_out_of: the number of images in the Gaussians, if these are some of them and their
+                distances are to be those to the Gaussians without the image itself.
+        """
+        if left_out_of:
+            squared = leave_one_out_squared_distances(
+                group, patches, left_out_of, self.spec.regularization
+            )
+        else:
+            squared = squared_distances(group, patches)
+        return self.spec.grid.unnest(squared).sqrt_()
 
 
 def as_images(pixels: np.ndarray) -> torch.Tensor:
@@ -75,8 +91,13 @@ class PadimModel:
     >>> model = PadimModel(backbone="resnet18", weights="trunk.pth")  # doctest: +SKIP
     >>> for images in loader:  # doctest: +SKIP
     ...     model.update(images)
-    >>> model.finalize()  # doctest: +SKIP
     >>> scores, maps = model.score(images)  # doctest: +SKIP
+
+    With the training images once more, it has thresholds that need no defects:
+
+    >>> for images in loader:  # doctest: +SKIP
+    ...     model.calibrate(images)
+    >>> threshold = model.calibration().threshold(0.01)  # doctest: +SKIP
 
     Args:
         device: where the trunk and the state live; default: CUDA if there is a GPU, else the CPU.
@@ -103,9 +124,11 @@ class PadimModel:
         self._weights = weights
         self._embedder = Embedder(spec, weights, device)
         self._version: ModelVersion | None = None  # what groups not in the dictionaries come from
+        self._updated: set[str] = set()  # groups that got images since
         self._partials: dict[str, Moments] = {}  # float32 sums of the latest images
         self._moments: dict[str, Moments] = {}  # float64
         self._gaussians: dict[str, Gaussian] = {}
+        self._calibrations: dict[str, Calibration] = {}
 
     @property
     def spec(self) -> ModelSpec:
@@ -144,7 +167,9 @@ class PadimModel:
                 grid.cells, grid.channels, device=self._embedder.device
             )
         self._partials[group] = accumulate_(self._partials[group], patches)
+        self._updated.add(group)
         self._gaussians.pop(group, None)
+        self._calibrations.pop(group, None)
         if self._partials[group].count >= PARTIAL_IMAGES:
             self._merge(group)
 
@@ -171,13 +196,16 @@ class PadimModel:
     def _gaussian(self, group: str) -> Gaussian:
         """The group's Gaussians: as they are, loaded, or derived from what was added."""
         if group not in self._gaussians:
-            is_stored = self._version is not None and group in self._version.groups
-            if is_stored and group not in self._moments and group not in self._partials:
-                gaussian_ = self._version.load_gaussian(group).to(self._embedder.device)
+            if version := self._unchanged(group):
+                self._gaussians[group] = version.load_gaussian(group).to(self._embedder.device)
             else:
-                gaussian_ = self._factorise(group)
-            self._gaussians[group] = gaussian_
+                self._gaussians[group] = self._factorise(group)
         return self._gaussians[group]
+
+    def _unchanged(self, group: str) -> ModelVersion | None:
+        """The stored version, if the group is in it and no image was added since."""
+        is_stored = self._version is not None and group in self._version.groups
+        return self._version if is_stored and group not in self._updated else None
 
     def _factorise(self, group: str) -> Gaussian:
         state, regularization = self._merge(group), self.spec.regularization
@@ -221,6 +249,47 @@ class PadimModel:
         maps = (mapper if sigma is None else replace(mapper, sigma=sigma)).maps(distances)
         return Scores(image_scores(maps).cpu(), maps.cpu())
 
+    def calibrate(
+        self, images: torch.Tensor | np.ndarray, *, group: str = DEFAULT_GROUP
+    ) -> torch.Tensor:
+        """Add training images to a group's calibration, and return their leave-one-out scores.
+
+        To be called with images that `update` was given, all or a sample, once no more are added:
+        `update` empties the calibration.
+
+        Args:
+            images: as for `update`.
+
+        Returns:
+            Scores (B,) that the images have for a model that wasn't fitted to them.
+
+        Raises:
+            ValueError: for another shape, size, type or range.
+            ModelError: for a group with fewer than 3 images.
+        """
+        patches = self._embed(images, group)
+        count = self._count(group)
+        if count < MIN_IMAGES:
+            raise ModelError(
+                f"Group {group!r} has {count} images; leaving one out takes {MIN_IMAGES}"
+            )
+        distances = self._embedder.distances(patches, self._gaussian(group), left_out_of=count)
+        maps = self.spec.mapper.maps(distances)
+        scores = image_scores(maps).cpu()
+        added = Calibration(np.sort(scores.numpy()), count_values(maps.cpu().numpy()))
+        kept = self.calibration(group)
+        self._calibrations[group] = kept + added if kept else added
+        return scores
+
+    def calibration(self, group: str = DEFAULT_GROUP) -> Calibration | None:
+        """The group's thresholds and p-values; None if it isn't calibrated."""
+        if group not in self._calibrations:
+            version = self._unchanged(group)
+            stored = version and version.load_calibration(group)
+            if stored:
+                self._calibrations[group] = stored
+        return self._calibrations.get(group)
+
     def save(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> int:
         """Publish the model as a new version at `uri`, and return the version's number."""
         root = Location.of(uri, storage_options)
@@ -239,7 +308,11 @@ class PadimModel:
                     artifact.save_tensors(file, {k: v.cpu() for k, v in tensors.items()})
             stored = self._version.groups.get(group) if self._version else None
             failed = stored.failed if stored else 0
-            groups[group] = GroupEntry(state.count, failed, len(runs))
+            calibration = self.calibration(group)
+            if calibration:
+                artifact.save_calibration(root, number, group, calibration)
+            calibrated = len(calibration.scores) if calibration else 0
+            groups[group] = GroupEntry(state.count, failed, len(runs), calibrated)
         # images that came as tensors have no names: they are in the counts only
         manifest = self._version.load_manifest() if self._version else EMPTY_MANIFEST
         artifact.publish(root, number, self.spec, groups, manifest)

@@ -165,9 +165,14 @@ class JobOptions:
 class FitOptions(ModelOptions, JobOptions):
     """Options of `fit`."""
 
+    calibration_images: Annotated[int, Parameter(group=MODEL)] = 2000
+    """Training images per group, at most, whose leave-one-out scores thresholds and p-values are
+    made from; chosen by --seed. 0: none, and no thresholds."""
+
     def __post_init__(self) -> None:
         JobOptions.__post_init__(self)
         ModelOptions.__post_init__(self)
+        _check_number("calibration_images", self.calibration_images)
 
     @property
     def model_options(self) -> ModelOptions:
@@ -184,11 +189,31 @@ class ScoreOptions(JobOptions):
     out: Annotated[str, Parameter(group=RESULTS)]
     """Directory of the results: a path or a URI."""
 
-    heatmaps: Annotated[Literal["all", "none", "top"], Parameter(group=RESULTS)] = "top"
-    """Images to draw heatmaps of. top: those with the highest scores."""
+    alpha: Annotated[float, Parameter(group=RESULTS)] = 0.01
+    """False-alarm rate: the share of good images that may be called anomalous. Thresholds follow
+    from it and from the training images' leave-one-out scores."""
+
+    threshold: Annotated[float | None, Parameter(group=RESULTS, negative_none="")] = None
+    """Score above which images are anomalous, for all groups, instead of the thresholds of alpha.
+    """
+
+    pixel_alpha: Annotated[float, Parameter(group=RESULTS)] = 0.001
+    """Share of good images' pixels that may look anomalous: what regions are cut out with."""
+
+    min_region_area: Annotated[int, Parameter(group=RESULTS)] = 0
+    """Smallest region to report of an anomalous image, in pixels of the image."""
+
+    heatmaps: Annotated[Literal["anomalous", "all", "none", "top"], Parameter(group=RESULTS)] = (
+        "anomalous"
+    )
+    """Images to draw heatmaps of. anomalous: those, and what the report shows. top: those that
+    exceed their threshold most, or come nearest to it."""
 
     top: Annotated[int, Parameter(group=RESULTS)] = 100
     """How many heatmaps 'top' means."""
+
+    report_images: Annotated[int, Parameter(group=RESULTS)] = 200
+    """Images in the report's gallery: the most anomalous ones."""
 
     overwrite: Annotated[bool, Parameter(group=RESULTS, negative="", show_default=False)] = False
     """Replace the results that are already in the directory."""
@@ -200,6 +225,32 @@ class ScoreOptions(JobOptions):
         super().__post_init__()
         if self.top < 1:
             raise PadimError(f"--top must be at least 1, but is {self.top}")
+        for name in ("alpha", "pixel_alpha"):
+            if not 0 < getattr(self, name) < 1:
+                raise PadimError(
+                    f"{_flag(name)} must be above 0 and below 1, but is {getattr(self, name)}"
+                )
+        for name in ("threshold", "min_region_area", "report_images"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ScoreOptions):
+    """Options of `evaluate`."""
+
+    masks: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
+    """Masks of the defects, such as 'archive/{group}/ground_truth/{defect}/{name}_mask.png': what
+    it captures, --images must capture too. Without it only images are judged, not pixels."""
+
+    normal: Annotated[str, Parameter(group=IMAGES)] = "good"
+    """The value of {defect} that means a good image."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.masks is not None and self.manifest is not None:
+            raise PadimError("--masks needs --images; a manifest has a column 'mask_uri' instead")
 
 
 def from_mapping(kind: type, options: Mapping[str, Any]) -> Any:
@@ -222,7 +273,7 @@ def _check_choices(options: Any) -> None:
     choices = {
         "regularization": ("shrink", "paper"),
         "precision": ("auto", "float32", "bfloat16"),
-        "heatmaps": ("all", "none", "top"),
+        "heatmaps": ("anomalous", "all", "none", "top"),
     }
     for name, allowed in choices.items():
         value = getattr(options, name, allowed[0])

@@ -109,10 +109,12 @@ class Location:
             # what is renamed into place is for everyone that the umask allows; a copy is not
             mode = 0o666 if self.is_local else 0o600
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, mode))
+            mode = temporary.stat().st_mode
         try:
             yield temporary
             with explained(self.uri, "write"):
                 if self.is_local:
+                    temporary.chmod(mode)  # the writer may have put a file of its own in its place
                     os.replace(temporary, self.uri)
                 else:
                     self.fs.put_file(str(temporary), self.path)
@@ -135,12 +137,16 @@ class Location:
                 self.fs.get_file(self.path, str(copy), **whole)
             yield copy
 
+    def remove(self) -> None:
+        """Delete this file."""
+        with explained(self.uri, "delete"):
+            self.fs.rm_file(self.path)
+
     def check_writable(self) -> None:
         """Raises: PadimError if nothing can be written below this location."""
         probe = self / ".write-check"
         probe.write(b"")
-        with explained(probe.uri, "delete"):
-            probe.fs.rm_file(probe.path)
+        probe.remove()
 
 
 def safe_segment(text: str, *, without: str = "") -> str:

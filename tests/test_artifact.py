@@ -67,8 +67,8 @@ def test_the_layout_is_as_documented(model, place):
     content = json.loads((root / "versions/000001/model.json").read())
     assert content["format_version"] == 1
     assert content["groups"] == {
-        "bolt": {"images": 6, "failed": 0, "shards": 1},
-        "nut": {"images": 4, "failed": 0, "shards": 1},
+        "bolt": {"images": 6, "failed": 0, "shards": 1, "calibrated": 0},
+        "nut": {"images": 4, "failed": 0, "shards": 1, "calibrated": 0},
     }
     assert content["spec"]["weights_sha256"] == model.spec.weights_sha256
     assert content["versions"]["padim-ray"] == padim_ray.__version__

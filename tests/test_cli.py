@@ -14,8 +14,14 @@ from hypothesis import strategies as st
 import padim_ray
 from padim_ray import cli
 from padim_ray.errors import PadimError
-from padim_ray.options import FitOptions, JobOptions, ScoreOptions, from_mapping
-from padim_ray.pipeline import fit, score
+from padim_ray.options import (
+    EvaluateOptions,
+    FitOptions,
+    JobOptions,
+    ScoreOptions,
+    from_mapping,
+)
+from padim_ray.pipeline import evaluate, fit, score
 
 ROOT = Path(__file__).parents[1]
 FIT = ["fit", "--images", "a/*.png", "--model", "m"]
@@ -26,13 +32,18 @@ SHARED = """
     --images --manifest --model --storage-options --address --max-failed --batch-size --actors
     --config
 """
+SCORING = """
+    --out --heatmaps --top --maps --overwrite --alpha --threshold --pixel-alpha --min-region-area
+    --report-images
+"""
 OPTIONS = {
     "fit": SHARED
     + """
     --backbone --weights --layers --image-size --crop --n-features --regularization --shrinkage
-    --ridge --epsilon --seed --precision --sigma
+    --ridge --epsilon --seed --precision --sigma --calibration-images
 """,
-    "score": SHARED + "--out --heatmaps --top --maps --overwrite",
+    "score": SHARED + SCORING,
+    "evaluate": SHARED + SCORING + "--masks --normal",
 }
 
 
@@ -53,6 +64,7 @@ def parsed(monkeypatch):
 
     monkeypatch.setattr(fit, "run_fit", run)
     monkeypatch.setattr(score, "run_score", run)
+    monkeypatch.setattr(evaluate, "run_evaluate", run)
 
     def parse(*arguments):
         assert exit_code(cli.main, *arguments) == 0
@@ -94,14 +106,14 @@ def mentioned(text):
 
 
 @pytest.mark.parametrize("width", ["80", "200"])
-@pytest.mark.parametrize("command", ["fit", "score"])
+@pytest.mark.parametrize("command", OPTIONS)
 def test_help_mentions_every_option(command, width, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", width)
     assert exit_code(cli.main, command, "--help") == 0
     assert set(OPTIONS[command].split()) <= mentioned(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("script", ["fit", "score"])
+@pytest.mark.parametrize("script", OPTIONS)
 def test_jobs_are_scripts_for_any_directory(script, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / f"jobs/{script}.py", "--help"],
@@ -155,6 +167,20 @@ def test_defaults_are_the_designs(parsed):
 def test_fit_is_parsed(parsed, arguments, expected):
     options = parsed(*FIT, *arguments.split())
     assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_verdicts_are_parsed(parsed):
+    options = parsed(*SCORE, "--alpha", ".05", "--threshold", "12", "--pixel-alpha", "0.01")
+    assert (options.alpha, options.threshold, options.pixel_alpha) == (0.05, 12.0, 0.01)
+    options = parsed(*SCORE, "--min-region-area", "30", "--report-images", "0")
+    assert (options.min_region_area, options.report_images) == (30, 0)
+    assert parsed(*FIT, "--calibration-images", "0").calibration_images == 0
+
+
+def test_evaluate_is_parsed(parsed):
+    options = parsed("evaluate", *SCORE[1:], "--masks", "m/{name}.png", "--normal", "ok")
+    expected = {"images": "a/*.png", "model": "m", "out": "o", "normal": "ok"}
+    assert options == EvaluateOptions(**expected, masks="m/{name}.png")
 
 
 def test_score_is_parsed(parsed):
@@ -277,6 +303,14 @@ def test_unusable_configurations_are_refused(mistake, config, tmp_path, content,
         ),
         ([*SCORE, "--heatmaps", "some"], "--heatmaps"),
         ([*SCORE, "--top", "0"], "--top must be at least 1, but is 0"),
+        ([*SCORE, "--alpha", "0"], "--alpha must be above 0 and below 1, but is 0.0"),
+        ([*SCORE, "--alpha", "nan"], "--alpha must be above 0 and below 1, but is nan"),
+        ([*SCORE, "--pixel-alpha", "1"], "--pixel-alpha must be above 0 and below 1, but is 1.0"),
+        ([*SCORE, "--threshold", "inf"], "--threshold must be a finite number"),
+        ([*SCORE, "--threshold", "-1"], "--threshold must not be negative"),
+        ([*SCORE, "--min-region-area", "-1"], "--min-region-area must not be negative"),
+        ([*SCORE, "--report-images", "-1"], "--report-images must not be negative"),
+        ([*FIT, "--calibration-images", "-1"], "--calibration-images must not be negative"),
     ],
 )
 def test_mistakes_end_with_one_sentence(mistake, arguments, message):

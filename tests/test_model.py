@@ -192,3 +192,47 @@ def test_any_layers_make_a_model(weights, layers):
     model = PadimModel(weights=weights, layers=layers, image_size=64, n_features=20)
     model.update(images(0, 8))
     assert model.score(images(9, 2)).maps.shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize("kind", ["shrink", "paper"])
+@pytest.mark.parametrize("count", [8, 60])
+def test_leave_one_out_scores_are_those_of_models_refitted_without_the_image(weights, kind, count):
+    """With fewer images than channels (40), and with more."""
+    options = {"image_size": 64, "n_features": 40, "precision": "float32", "regularization": kind}
+    model, train = PadimModel(weights=weights, **options), images(count, count)
+    model.update(train)
+    scores = torch.cat([model.calibrate(part) for part in train.split(13)])
+    for left_out in (0, count // 2, count - 1):
+        other = PadimModel(weights=weights, **options)
+        other.update(torch.cat([train[:left_out], train[left_out + 1 :]]))
+        expected = other.score(train[left_out : left_out + 1]).scores.item()
+        tolerance = 1e-4 if kind == "paper" else 0.01
+        assert scores[left_out].item() == pytest.approx(expected, rel=tolerance)
+    calibration = model.calibration()
+    np.testing.assert_array_equal(calibration.scores, np.sort(scores.numpy()))
+    assert calibration.pixels.sum() == count * 64 * 64
+
+
+def test_a_calibration_is_saved_with_the_model_and_emptied_by_an_update(weights, tmp_path):
+    model = PadimModel(weights=weights, image_size=64, n_features=40, precision="float32")
+    assert model.calibration() is None
+    model.update(images(0, 12))
+    model.calibrate(images(0, 12))
+    model.save(str(tmp_path / "m"))
+    loaded = PadimModel.load(str(tmp_path / "m"))
+    for name in ("scores", "pixels"):
+        stored = getattr(loaded.calibration(), name)
+        np.testing.assert_array_equal(stored, getattr(model.calibration(), name))
+    loaded.save(str(tmp_path / "again"))
+    assert len(PadimModel.load(str(tmp_path / "again")).calibration().scores) == 12
+    loaded.update(images(1, 2))
+    assert loaded.calibration() is None
+    loaded.calibrate(images(1, 2))
+    assert len(loaded.calibration().scores) == 2
+
+
+def test_two_images_are_too_few_to_leave_one_out(weights):
+    model = PadimModel(weights=weights, image_size=64, n_features=40, precision="float32")
+    model.update(images(0, 2))
+    with pytest.raises(ModelError, match="Group 'default' has 2 images; leaving one out takes 3"):
+        model.calibrate(images(0, 2))

@@ -1,4 +1,4 @@
-"""The fit job: images → partial sums → merged moments → Gaussians → a published model."""
+"""The fit job: images → partial sums → moments → Gaussians → calibration → a published model."""
 
 import logging
 import time
@@ -16,17 +16,20 @@ from ray.data import ActorPoolStrategy
 from ray.data._internal.execution.interfaces import RefBundle
 
 from padim_ray import artifact
+from padim_ray.artifact import ModelVersion
 from padim_ray.errors import ImageError
 from padim_ray.manifest import group_counts
 from padim_ray.model import Embedder, as_images, finite_images, state_shards
 from padim_ray.moments import Moments, accumulate_, empty_moments
 from padim_ray.options import FitOptions, from_mapping
+from padim_ray.pipeline.calibrate import calibrate
 from padim_ray.pipeline.columns import column_array
 from padim_ray.pipeline.memory import return_freed_memory
 from padim_ray.pipeline.merge import Reducer, Target, check_count, serialise
 from padim_ray.pipeline.resources import Plan, plan_resources
-from padim_ray.pipeline.run import Summary, check_images_option, decode_images, read_images_table
+from padim_ray.pipeline.run import check_images_option, decode_images, read_images_table
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
+from padim_ray.pipeline.summary import Summary
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
 from padim_ray.trunk import Precision, native_precision
@@ -76,10 +79,10 @@ def run_fit(options: FitOptions) -> Summary:
         finishing = time.monotonic()
         reducer.finish(plan.finish_cpus)
         log.info("merged, factorised and written in %.0f s", time.monotonic() - finishing)
-    allowed = options.allows(len(reducer.failures), manifest.num_rows)
-    if allowed:
-        manifest = _with_status(manifest, reducer.failures)
-        artifact.publish(root, number, spec, reducer.entries, manifest)
+        allowed = options.allows(len(reducer.failures), manifest.num_rows)
+        if allowed:
+            version = ModelVersion(root, number, spec, reducer.entries)
+            _publish(version, _with_status(manifest, reducer.failures), options, plan)
     summary = Summary(
         job="fit",
         listed=manifest.num_rows,
@@ -91,6 +94,18 @@ def run_fit(options: FitOptions) -> Summary:
     )
     summary.report()
     return summary
+
+
+def _publish(version: ModelVersion, manifest: pa.Table, options: FitOptions, plan: Plan) -> None:
+    """Calibrate the version and make it the current one."""
+    groups, scores = version.groups, np.full(manifest.num_rows, np.nan, np.float32)
+    if options.calibration_images:
+        is_fitted = pc.is_null(manifest["error"])
+        fitted = manifest.filter(is_fitted).drop_columns(["status", "error"])
+        groups, scores[is_fitted.to_numpy()] = calibrate(fitted, version, options, plan)
+    column = pa.array(scores, mask=np.isnan(scores))
+    manifest = manifest.append_column("leave_one_out_score", column)
+    artifact.publish(version.root, version.number, version.spec, groups, manifest)
 
 
 def _precision(options: FitOptions, plan: Plan) -> Precision:
@@ -116,7 +131,7 @@ def _partial_sums(
             batch_size=images_per_partial(manifest.num_rows, plan.actors, spec),
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                size=min(plan.actors, shards), max_tasks_in_flight_per_actor=2
+                size=min(plan.actors, len(shards)), max_tasks_in_flight_per_actor=2
             ),
             num_cpus=plan.actor_cpus,
             num_gpus=plan.actor_gpus,

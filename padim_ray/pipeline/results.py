@@ -4,7 +4,8 @@ OUT/
   results/part-000007.parquet    the rows of one shard of the manifest
   heatmaps/….png                 named after the image
   maps/….tiff                    raw anomaly maps, float32, if asked for
-  run.json                       counts, settings, throughput; written last
+  run.json                       counts, settings, verdicts, throughput; written last
+  report.html                    what people look at
   .staging/                      patch distances to draw heatmaps from; removed at the end
 
 Heatmaps are drawn when all scores are known: only then are the highest ones known, and the scale.
@@ -12,11 +13,11 @@ Heatmaps are drawn when all scores are known: only then are the highest ones kno
 
 import io
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from padim_ray.anomaly_map import AnomalyMapper
+from padim_ray.decision import Decision, Region, find_regions
 from padim_ray.errors import ImageError, PadimError
 from padim_ray.heatmap import draw_heatmap, output_name
 from padim_ray.images import as_rgb, decode
@@ -33,26 +35,39 @@ from padim_ray.pipeline.decode import fetch
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import Location, explained
 
+if TYPE_CHECKING:
+    from padim_ray.artifact import ModelVersion  # brings torch, which helper tasks do without
+
 DRAWN_TOGETHER = 16  # images, at their full size in memory
 WRITING_THREADS = 8  # small files wait for the store, not for a processor
+
+_REGIONS = pa.list_(
+    pa.struct(
+        {name: pa.int32() for name in ("x", "y", "width", "height")}
+        | {"peak": pa.float32(), "area": pa.int64()}
+    )
+)
+_KINDS = {
+    "failures": pa.map_(pa.string(), pa.string()),
+    "pixels": pa.map_(pa.string(), pa.large_binary()),
+    "unreadable_masks": pa.map_(pa.string(), pa.string()),
+}
 
 
 @dataclass(frozen=True)
 class Output:
     """Where a run's results go and which there are.
 
-    `prefix`: the beginning of all images' URIs that their heatmaps' names leave out.
+    `prefix`: the beginning of all images' URIs that their heatmaps' names leave out. `top`: images
+    with the highest scores that get a heatmap. `min_region_area`: in pixels of the image.
     """
 
     root: Location
     prefix: str
-    heatmaps: Literal["all", "none", "top"]
+    heatmaps: Literal["anomalous", "all", "none", "top"]
     top: int
     maps: bool
-
-    @property
-    def needs_distances(self) -> bool:
-        return self.maps or self.heatmaps != "none"
+    min_region_area: int
 
     def part(self, shard: int) -> Location:
         return self.root / f"results/part-{shard:06d}.parquet"
@@ -79,7 +94,10 @@ class Output:
                     f"{self.root.uri} already holds results; choose another --out, or replace "
                     "them with --overwrite"
                 )
-            for name in ("run.json", "results", "heatmaps", "maps", ".staging"):
+            for name in (
+                *("run.json", "results", "heatmaps", "maps", ".staging", "report.html"),
+                *("metrics.json", "metrics.parquet", "metrics.md", "curves"),
+            ):
                 self._remove(name)
         self.root.check_writable()
 
@@ -111,7 +129,12 @@ class Output:
 
     def places(self) -> dict[str, str]:
         """What is where, for the summary."""
-        names = {"results": True, "heatmaps": self.heatmaps != "none", "maps": self.maps}
+        names = {
+            "results": True,
+            "heatmaps": self.heatmaps != "none",
+            "maps": self.maps,
+            "report.html": True,
+        }
         return {name: (self.root / name).uri for name, there in names.items() if there}
 
 
@@ -119,10 +142,23 @@ class WriteResults:
     """Scored rows in, a Parquet file out; the row that leaves here is for the driver.
 
     Writing a shard twice leaves the same file: Ray may run any task again.
+
+    Args:
+        version: of the model, whose maps and geometry the results have.
+        decisions: by group.
+        pixels: counts an evaluation's pixels, from the rows and their maps.
     """
 
-    def __init__(self, output: Output, model_version: int, mapper: AnomalyMapper) -> None:
-        self.output, self.model_version, self.mapper = output, model_version, mapper
+    def __init__(
+        self,
+        output: Output,
+        version: "ModelVersion",
+        decisions: Mapping[str, Decision],
+        count_pixels: Callable[[pa.Table, np.ndarray], dict[str, Any]] | None = None,
+    ) -> None:
+        self.output, self.model_version = output, version.number
+        self.mapper, self.preprocessing = version.spec.mapper, version.spec.preprocessing
+        self.decisions, self.count_pixels = decisions, count_pixels
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         number = shard["shard"][0].as_py()
@@ -130,60 +166,90 @@ class WriteResults:
             raise RuntimeError(f"shard {number} came with rows of another")
         if shard.num_rows != shard["shard_images"][0].as_py():
             raise RuntimeError(f"shard {number} came in pieces")
-        uris, scores = shard["uri"].to_pylist(), shard["score"].to_pylist()
-        map_uris: list[str | None] = [None] * shard.num_rows
-        if self.output.needs_distances:
-            distances = column_array(shard["distances"], np.float32, self.mapper.patches)
-            if self.output.maps:
-                map_uris = self._write_maps(uris, scores, distances)
-            if self.output.heatmaps != "none":
-                self._stage(number, shard)
-        _write_table(self.output.part(number), self._results(shard, map_uris))
-        failures = [
-            (uri, error)
-            for uri, error in zip(uris, shard["error"].to_pylist(), strict=True)
+        decision = self.decisions[shard["group"][0].as_py()]
+        scores = np.array(shard["score"].to_pylist(), np.float32)  # None becomes NaN
+        flags = decision.flags(scores)
+        distances = column_array(shard["distances"], np.float32, self.mapper.patches)
+        failures = {
+            uri: error
+            for uri, error in zip(shard["uri"].to_pylist(), shard["error"].to_pylist(), strict=True)
             if error
-        ]
-        return pa.table(
-            {
-                "shard": [number],
-                "scores": [np.array(scores, np.float32).tobytes()],  # None becomes NaN
-                "failures": pa.array([failures], pa.map_(pa.string(), pa.string())),
-            }
-        )
+        }
+        self._stage(number, shard, flags)
+        results = self._results(shard, decision, scores, flags, distances)
+        _write_table(self.output.part(number), results)
+        row = {"shard": number, "scores": scores.tobytes(), "failures": list(failures.items())}
+        if self.count_pixels:
+            row |= self.count_pixels(shard, self.mapper.maps(distances))
+        return pa.table({name: pa.array([value], _KINDS.get(name)) for name, value in row.items()})
 
-    def _results(self, shard: pa.Table, map_uris: list[str | None]) -> pa.Table:
-        internal = {"shard", "shard_images", "distances"}
-        kept = shard.select([name for name in shard.column_names if name not in internal])
+    def _results(
+        self,
+        shard: pa.Table,
+        decision: Decision,
+        scores: np.ndarray,
+        flags: np.ndarray,
+        distances: np.ndarray,
+    ) -> pa.Table:
+        count = shard.num_rows
+        is_scored = np.isfinite(scores)
+        is_judged = is_scored & (decision.threshold is not None)
+        p_values = decision.p_values(scores)
+        regions: list[list[Region] | None] = [[] if judged else None for judged in is_judged]
+        for row, anomaly_map in zip(
+            np.flatnonzero(flags), self.mapper.maps(distances[flags]), strict=True
+        ):
+            assert decision.pixel_threshold is not None  # nothing is flagged without a threshold
+            width, height = (shard[name][row].as_py() for name in ("width", "height"))
+            regions[row] = find_regions(
+                anomaly_map,
+                decision.pixel_threshold,
+                self.preprocessing,
+                width,
+                height,
+                self.output.min_region_area,
+            )
+        map_uris: list[str | None] = [None] * count
+        if self.output.maps:
+            map_uris = self._write_maps(shard["uri"].to_pylist(), is_scored, distances)
         now = pa.scalar(datetime.now(UTC), pa.timestamp("ms", tz="UTC"))
+        threshold = [decision.threshold if judged else None for judged in is_judged]
+        internal = {"shard", "shard_images", "distances", "width", "height"}
+        kept = shard.select([name for name in shard.column_names if name not in internal])
         for name, column in {
-            "heatmap_uri": pa.nulls(shard.num_rows, pa.string()),
+            "p_value": pa.array(p_values, mask=np.isnan(p_values)),
+            "threshold": pa.array(threshold, pa.float32()),
+            "is_anomalous": pa.array(flags, mask=~is_judged),
+            "regions": pa.array(regions, _REGIONS),
+            "heatmap_uri": pa.nulls(count, pa.string()),
             "map_uri": pa.array(map_uris, pa.string()),
-            "model_version": pa.array([self.model_version] * shard.num_rows, pa.int32()),
-            "scored_at": pa.repeat(now, shard.num_rows),
+            "width": shard["width"],
+            "height": shard["height"],
+            "model_version": pa.array([self.model_version] * count, pa.int32()),
+            "scored_at": pa.repeat(now, count),
         }.items():
             kept = kept.append_column(name, column)
         return kept
 
-    def _stage(self, number: int, shard: pa.Table) -> None:
-        """Keep the patch distances of the images that may be drawn: all, or the shard's highest."""
-        count = shard.num_rows if self.output.heatmaps == "all" else self.output.top
+    def _stage(self, number: int, shard: pa.Table, flags: np.ndarray) -> None:
+        """Keep the patch distances of the images that may be drawn: flagged, or highest here."""
+        if self.output.heatmaps == "none":
+            return
         staged = shard.select(["uri", "score", "distances"]).append_column(
             "row", pa.array(range(shard.num_rows), pa.int32())
         )
-        # ties in the order of rows, like the driver's choice of what to draw
+        # flagged images are the highest; ties in the order of rows, like the driver's choice
         order = [("score", "descending"), ("row", "ascending")]
-        _write_table(self.output.staged(number), staged.sort_by(order).slice(0, count))
+        count = max(self.output.top, flags.sum() if self.output.heatmaps == "anomalous" else 0)
+        if self.output.heatmaps == "all":
+            count = shard.num_rows
+        _write_table(self.output.staged(number), staged.sort_by(order).slice(0, int(count)))
 
     def _write_maps(
-        self, uris: list[str], scores: list[float | None], distances: np.ndarray
+        self, uris: list[str], is_scored: np.ndarray, distances: np.ndarray
     ) -> list[str | None]:
-        files = {
-            row: self.output.map(uri)
-            for row, (uri, score) in enumerate(zip(uris, scores, strict=True))
-            if score is not None
-        }
-        maps = self.mapper.maps(distances[list(files)])
+        files = {row: self.output.map(uris[row]) for row in np.flatnonzero(is_scored)}
+        maps = self.mapper.maps(distances[is_scored])
         contents = (_encode(Image.fromarray(anomaly_map), "TIFF") for anomaly_map in maps)
         _write_all(zip(files.values(), contents, strict=True))
         return [files[row].uri if row in files else None for row in range(len(uris))]

@@ -1,10 +1,9 @@
-"""What fit and score share: listing and decoding the images, and the `Summary` at the end."""
+"""The first stage of all jobs: the table of images, and the images decoded."""
 
 import logging
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import TaskPoolStrategy
@@ -45,8 +44,8 @@ def read_images_table(options: JobOptions) -> pa.Table:
 
 def decode_images(
     manifest: pa.Table, preprocessing: Preprocessing, options: JobOptions, plan: Plan
-) -> tuple[ray.data.Dataset, int]:
-    """The pipelines' first stage: one block per shard of the manifest, and their number."""
+) -> tuple[ray.data.Dataset, list[slice]]:
+    """The pipelines' first stage: one block per shard of the manifest, and the shards' rows."""
     workers = plan.decoders + plan.actors
     shards = split_shards(manifest, images_per_shard(manifest.num_rows, preprocessing, workers))
     decoded = ray.data.from_arrow(shards).map_batches(
@@ -56,47 +55,5 @@ def decode_images(
         compute=TaskPoolStrategy(size=min(plan.decoders, len(shards))),
         num_cpus=plan.decode_cpus,
     )
-    return decoded, len(shards)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How a job went. `failures`: error of each failed image, by uri; `seconds`: wall time."""
-
-    job: str
-    listed: int
-    failures: Mapping[str, str]
-    groups: Mapping[str, int]
-    seconds: float
-    places: Mapping[str, str]
-    within_max_failed: bool
-
-    @property
-    def failed(self) -> int:
-        return len(self.failures)
-
-    @property
-    def done(self) -> int:
-        return self.listed - self.failed
-
-    @property
-    def failed_by_cause(self) -> dict[str, int]:
-        """Numbers of failed images by stage and cause, the most frequent first."""
-        causes = Counter(error.partition(" (")[0] for error in self.failures.values())
-        return dict(causes.most_common())
-
-    def report(self) -> None:
-        """Log the summary."""
-        verb = {"fit": "fitted", "score": "scored"}[self.job]
-        log.info(
-            "%d images listed, %d %s, %d failed; %.1f images/s over all",
-            self.listed,
-            self.done,
-            verb,
-            self.failed,
-            self.listed / self.seconds,
-        )
-        for cause, count in self.failed_by_cause.items():
-            log.warning("%d failed: %s", count, cause)
-        for name, place in self.places.items():
-            log.info("%s: %s", name, place)
+    stops = np.cumsum([shard.num_rows for shard in shards]).tolist()
+    return decoded, [slice(*bounds) for bounds in pairwise([0, *stops])]

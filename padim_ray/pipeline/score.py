@@ -1,11 +1,11 @@
-"""The score job: images → scores in Parquet, heatmaps, raw maps."""
+"""The score job: images → scores and verdicts in Parquet, heatmaps, raw maps, a report."""
 
 import json
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,30 +13,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import torch
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import TaskPoolStrategy
 
-from padim_ray import artifact
-from padim_ray.anomaly_map import image_scores
+from padim_ray import __version__, artifact
 from padim_ray.artifact import ModelVersion
-from padim_ray.errors import ImageError, PadimError
-from padim_ray.gaussian import Gaussian
+from padim_ray.decision import Decision
+from padim_ray.errors import PadimError
 from padim_ray.heatmap import color_scale, common_prefix
 from padim_ray.manifest import UriTemplate, group_counts
-from padim_ray.model import Embedder, as_images
 from padim_ray.options import ScoreOptions, from_mapping
-from padim_ray.pipeline.columns import column_array, fixed_size_column
-from padim_ray.pipeline.memory import return_freed_memory
 from padim_ray.pipeline.resources import Plan, plan_resources
 from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
-from padim_ray.pipeline.run import Summary, decode_images, read_images_table
+from padim_ray.pipeline.run import read_images_table
+from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
+from padim_ray.pipeline.summary import GroupVerdict, Summary
+from padim_ray.report import write_report
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
 
-SCORED_TOGETHER = 64  # images: enough for reading the Gaussians not to dominate
-GROUP_CACHE_BYTES = 2 * 2**30  # of Gaussians that an actor keeps loaded
+LOADING_THREADS = 16  # calibrations are small files: they wait for the store
 
 
 def score(**options: Any) -> Summary:
@@ -55,45 +52,263 @@ def score(**options: Any) -> Summary:
 
 def run_score(options: ScoreOptions) -> Summary:
     """Score as `options` say; see `score`."""
-    started = time.monotonic()
-    version = artifact.open_version(Location.of(options.model, options.storage_options))
-    version.load_trunk_weights()  # so that missing ones are a sentence, not a dead actor
-    manifest = read_images_table(options)
-    _check_groups(group_counts(manifest), version)
-    output = Output(
-        root=Location.of(options.out, options.storage_options),
-        prefix=_prefix(options, manifest),
-        heatmaps=options.heatmaps,
-        top=options.top,
-        maps=options.maps,
-    )
-    output.prepare(overwrite=options.overwrite)
-    with ray_session(options.address):
-        plan = plan_resources(cluster_nodes(), options.actors)
-        embedding = time.monotonic()
-        scored = _score_images(options, plan, version, manifest, output)
-        log.info("%d images scored in %.0f s", scored.images, time.monotonic() - embedding)
-        scale = scored.draw_heatmaps(options, plan, version, output)
-    seconds = time.monotonic() - started
-    summary = Summary(
-        job="score",
-        listed=manifest.num_rows,
-        failures=scored.failures,
-        groups=group_counts(manifest),
-        seconds=seconds,
-        places=output.places(),
-        within_max_failed=options.allows(len(scored.failures), manifest.num_rows),
-    )
-    if scored.images != manifest.num_rows:
-        raise RuntimeError(f"{manifest.num_rows} images listed, but {scored.images} have a result")
-    output.check_complete(len(scored.scores))
-    _write_run(output, options, version, summary, scale)
-    output.remove_staging()
-    summary.report()
-    return summary
+    job = ScoringJob.prepare(options, read_images_table)
+    job.run()
+    return job.finish("score")
 
 
-def _check_groups(groups: Mapping[str, int], version: ModelVersion) -> None:
+@dataclass
+class ScoringJob:
+    """A scoring run: `prepare` finds the user's mistakes, `run` scores, `finish` sums it up.
+
+    `scores`: of every row of the manifest, NaN until scored or where it failed. `shards`: the rows
+    of each shard.
+    """
+
+    options: ScoreOptions
+    version: ModelVersion
+    manifest: pa.Table
+    decisions: Mapping[str, Decision]
+    output: Output
+    started_at: datetime
+    started: float
+    scores: np.ndarray = field(init=False)
+    shards: list[slice] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    heatmap_scale: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        self.scores = np.full(self.manifest.num_rows, np.nan, np.float32)
+
+    @classmethod
+    def prepare(
+        cls, options: ScoreOptions, read_manifest: Callable[[ScoreOptions], pa.Table]
+    ) -> "ScoringJob":
+        """Open the model, list the images, make room for the results.
+
+        Raises:
+            PadimError: for whatever can be known to go wrong before anything slow.
+        """
+        started = time.monotonic(), datetime.now(UTC)
+        version = artifact.open_version(Location.of(options.model, options.storage_options))
+        version.load_trunk_weights()  # so that missing ones are a sentence, not a dead actor
+        manifest = read_manifest(options)
+        groups = list(group_counts(manifest))
+        _check_groups(groups, version)
+        with ThreadPoolExecutor(LOADING_THREADS) as pool:
+            calibrations = list(pool.map(version.load_calibration, groups))
+        output = Output(
+            root=Location.of(options.out, options.storage_options),
+            prefix=_prefix(options, manifest),
+            heatmaps=options.heatmaps,
+            top=options.top if options.heatmaps == "top" else options.report_images,
+            maps=options.maps,
+            min_region_area=options.min_region_area,
+        )
+        output.prepare(overwrite=options.overwrite)
+        return cls(
+            options,
+            version,
+            manifest,
+            {
+                group: Decision(calibration, options.alpha, options.pixel_alpha, options.threshold)
+                for group, calibration in zip(groups, calibrations, strict=True)
+            },
+            output,
+            started_at=started[1],
+            started=started[0],
+        )
+
+    def run(
+        self,
+        count_pixels: Callable[[pa.Table, np.ndarray], dict[str, Any]] | None = None,
+        take: Callable[[slice, dict[str, Any]], None] = lambda rows, counts: None,
+    ) -> None:
+        """Score every image, write the results and draw the heatmaps.
+
+        Args:
+            count_pixels: see `WriteResults`.
+            take: is given what that counted in each shard, with the shard's rows of the manifest.
+        """
+        with ray_session(self.options.address):
+            plan = plan_resources(cluster_nodes(), self.options.actors)
+            started = time.monotonic()
+            self._score(plan, count_pixels, take)
+            seconds = time.monotonic() - started
+            log.info("%d images scored in %.0f s", self.manifest.num_rows, seconds)
+            self._draw_heatmaps(plan)
+
+    def _score(self, plan: Plan, count_pixels: Callable | None, take: Callable) -> None:
+        done = 0
+        with data_context(preserve_order=False):
+            scored, self.shards = score_images(self.manifest, self.version, self.options, plan)
+            written = scored.map_batches(
+                WriteResults(self.output, self.version, self.decisions, count_pixels),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=plan.helper_cpus,
+            )
+            for row in written.iter_rows():
+                where = self.shards[row.pop("shard")]
+                self.scores[where] = np.frombuffer(row.pop("scores"), np.float32)
+                self.failures.update(row.pop("failures"))
+                take(where, row)
+                done += where.stop - where.start
+        if done != self.manifest.num_rows:
+            raise RuntimeError(f"{self.manifest.num_rows} images listed, but {done} have a result")
+        self.output.check_complete(len(self.shards))
+
+    def _draw_heatmaps(self, plan: Plan) -> None:
+        """Draw the heatmaps that are wanted, on one colour scale."""
+        valid = self.scores[np.isfinite(self.scores)]
+        if self.options.heatmaps == "none" or not len(valid):
+            return
+        started = time.monotonic()
+        self.heatmap_scale = color_scale(valid)
+        tables = self._by_shard(self._wanted())
+        if not tables:
+            return
+        spec = self.version.spec
+        draw = DrawHeatmaps(
+            self.output,
+            spec.mapper,
+            spec.preprocessing,
+            self.heatmap_scale,
+            self.options.storage_options or {},
+        )
+        with data_context(preserve_order=False):
+            drawn = ray.data.from_arrow(tables).map_batches(
+                draw,
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=TaskPoolStrategy(size=min(plan.decoders + plan.actors, len(tables))),
+                num_cpus=plan.helper_cpus,
+            )
+            count = sum(row["drawn"] for row in drawn.iter_rows())
+        log.info("%d heatmaps drawn in %.0f s", count, time.monotonic() - started)
+
+    def _wanted(self) -> np.ndarray:
+        """The manifest's rows that get a heatmap, ascending."""
+        is_scored = np.isfinite(self.scores)
+        if self.options.heatmaps == "all":
+            return np.flatnonzero(is_scored)
+        highest = self.highest(self.output.top)
+        if self.options.heatmaps == "top":
+            return np.sort(highest)
+        flags = [decision.flags(scores) for _, _, scores, decision in self.groups()]
+        return np.union1d(highest, np.flatnonzero(np.concatenate(flags)))
+
+    def highest(self, count: int) -> np.ndarray:
+        """The rows that exceed their threshold most, or come nearest to it, the highest first."""
+        excess = np.concatenate(
+            [decision.excess(scores) for _, _, scores, decision in self.groups()]
+        )
+        best = np.argsort(-excess, kind="stable")[:count]  # NaN, of failed images, come last
+        return best[np.isfinite(excess[best])]
+
+    def groups(self) -> Iterator[tuple[str, slice, np.ndarray, Decision]]:
+        """Every group's name, rows of the manifest, scores and decision, in the rows' order."""
+        start = 0
+        for group, count in group_counts(self.manifest).items():
+            where = slice(start, start + count)
+            yield group, where, self.scores[where], self.decisions[group]
+            start += count
+
+    def _by_shard(self, rows: np.ndarray) -> list[pa.Table]:
+        """Tables of `shard` and `row` in it, one per shard that has any of these rows."""
+        starts = np.array([where.start for where in self.shards])
+        shards = np.searchsorted(starts, rows, side="right") - 1
+        return [
+            pa.table(
+                {
+                    "shard": np.full((shards == shard).sum(), shard),
+                    "row": pa.array(rows[shards == shard] - starts[shard], pa.int32()),
+                }
+            )
+            for shard in np.unique(shards)
+        ]
+
+    def finish(
+        self,
+        job: str,
+        *,
+        is_good: np.ndarray | None = None,
+        places: Mapping[str, str] | None = None,
+    ) -> Summary:
+        """Write run.json and the report, remove what isn't needed any more, and say how it went.
+
+        Args:
+            job: "score" or "evaluate".
+            is_good: the images that drift is measured on, where it is known that others are
+                defective.
+            places: what else was written where.
+        """
+        seconds = time.monotonic() - self.started
+        verdicts = {
+            group: GroupVerdict.of(
+                group, scores, decision, scores if is_good is None else scores[is_good[where]]
+            )
+            for group, where, scores, decision in self.groups()
+        }
+        summary = Summary(
+            job=job,
+            listed=self.manifest.num_rows,
+            failures=self.failures,
+            groups=group_counts(self.manifest),
+            seconds=seconds,
+            places=self.output.places() | dict(places or {}),
+            within_max_failed=self.options.allows(len(self.failures), self.manifest.num_rows),
+            verdicts=verdicts,
+        )
+        content = self._description(summary)
+        data = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        (self.output.root / "run.json").write(data.encode())
+        self.output.remove_staging()
+        self._report()
+        summary.report()
+        return summary
+
+    def _report(self) -> None:
+        wanted = self.highest(self.options.report_images)
+        failed = np.flatnonzero(np.isnan(self.scores))[: self.options.report_images]
+        shards = self._by_shard(np.union1d(wanted, failed).astype(int))
+        write_report(
+            self.output.root,
+            images=self.options.report_images,
+            storage_options=self.options.storage_options,
+            parts=[
+                self.output.part(table["shard"][0].as_py()).uri.rpartition("/")[2]
+                for table in shards
+            ],
+        )
+
+    def _description(self, summary: Summary) -> dict[str, Any]:
+        options = self.options
+        return {
+            "job": summary.job,
+            "padim_ray": __version__,
+            "started_at": self.started_at.isoformat(timespec="seconds"),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "images": options.images or options.manifest,
+            "model": self.version.root.uri,
+            "model_version": self.version.number,
+            "alpha": options.alpha,
+            "pixel_alpha": options.pixel_alpha,
+            "threshold": options.threshold,
+            "listed": summary.listed,
+            "scored": summary.done,
+            "failed": summary.failed,
+            "flagged": summary.flagged,
+            "failed_by_cause": summary.failed_by_cause,
+            "seconds": round(summary.seconds, 1),
+            "images_per_second": round(summary.listed / summary.seconds, 1),
+            "heatmaps": options.heatmaps,
+            "heatmap_scale": self.heatmap_scale,
+            "groups": {group: verdict.to_json() for group, verdict in summary.verdicts.items()},
+        }
+
+
+def _check_groups(groups: list[str], version: ModelVersion) -> None:
     unknown = sorted(set(groups) - set(version.groups))
     if unknown:
         known = ", ".join(map(repr, list(version.groups)[:10]))
@@ -110,179 +325,3 @@ def _prefix(options: ScoreOptions, manifest: pa.Table) -> str:
         return UriTemplate.parse(options.images, options.storage_options).root.uri
     extremes = pc.min_max(manifest["uri"])
     return common_prefix([extremes["min"].as_py(), extremes["max"].as_py()])
-
-
-@dataclass
-class _Scored:
-    """What the driver keeps of a run: numbers per shard, not rows."""
-
-    scores: dict[int, np.ndarray]
-    failures: dict[str, str]
-
-    @property
-    def images(self) -> int:
-        """Images that have a row in the results."""
-        return sum(map(len, self.scores.values()))
-
-    def draw_heatmaps(
-        self, options: ScoreOptions, plan: Plan, version: ModelVersion, output: Output
-    ) -> tuple[float, float] | None:
-        """Draw the heatmaps that are wanted, on one colour scale, and return the scale."""
-        everything = np.concatenate(list(self.scores.values()))
-        valid = everything[np.isfinite(everything)]
-        if options.heatmaps == "none" or not len(valid):
-            return None
-        started = time.monotonic()
-        scale = color_scale(valid)
-        wanted = self._wanted(options.top if options.heatmaps == "top" else len(everything))
-        tables = [
-            pa.table({"shard": [shard] * len(rows), "row": rows}) for shard, rows in wanted.items()
-        ]
-        with data_context(preserve_order=False):
-            drawn = ray.data.from_arrow(tables).map_batches(
-                DrawHeatmaps(
-                    output,
-                    version.spec.mapper,
-                    version.spec.preprocessing,
-                    scale,
-                    options.storage_options or {},
-                ),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=TaskPoolStrategy(size=min(plan.decoders + plan.actors, len(tables))),
-                num_cpus=plan.helper_cpus,
-            )
-            count = sum(row["drawn"] for row in drawn.iter_rows())
-        log.info("%d heatmaps drawn in %.0f s", count, time.monotonic() - started)
-        return scale
-
-    def _wanted(self, count: int) -> dict[int, list[int]]:
-        """The rows with the highest scores, by shard."""
-        shards = np.concatenate([np.full(len(s), shard) for shard, s in self.scores.items()])
-        rows = np.concatenate([np.arange(len(s)) for s in self.scores.values()])
-        scores = np.concatenate(list(self.scores.values()))
-        best = np.argsort(-scores, kind="stable")[:count]  # NaN, of failed images, come last
-        wanted: dict[int, list[int]] = {}
-        for index in best[np.isfinite(scores[best])]:
-            wanted.setdefault(int(shards[index]), []).append(int(rows[index]))
-        return {shard: sorted(indices) for shard, indices in wanted.items()}
-
-
-def _score_images(
-    options: ScoreOptions, plan: Plan, version: ModelVersion, manifest: pa.Table, output: Output
-) -> _Scored:
-    with data_context(preserve_order=False):
-        decoded, shards = decode_images(manifest, version.spec.preprocessing, options, plan)
-        written = decoded.map_batches(
-            ScoreImages,
-            fn_constructor_args=[
-                version,
-                plan,
-                options.batch_size or plan.batch_size,
-                output.needs_distances,
-            ],
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(plan.actors, shards)),
-            num_cpus=plan.actor_cpus,
-            num_gpus=plan.actor_gpus,
-        ).map_batches(
-            WriteResults(output, version.number, version.spec.mapper),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=plan.helper_cpus,
-        )
-        scored = _Scored({}, {})
-        for row in written.iter_rows():
-            scored.scores[row["shard"]] = np.frombuffer(row["scores"], np.float32)
-            scored.failures.update(row["failures"])
-    return scored
-
-
-class ScoreImages:
-    """Decoded images in, their scores out: adds `score`, and `distances` if they are wanted."""
-
-    def __init__(
-        self, version: ModelVersion, plan: Plan, batch_size: int, needs_distances: bool
-    ) -> None:
-        torch.set_num_threads(plan.threads)
-        return_freed_memory()
-        self.version = version
-        self.embedder = Embedder(version.spec, version.load_trunk_weights(), plan.device)
-        self.batch_size = batch_size
-        self.needs_distances = needs_distances
-        self.loaded: OrderedDict[str, Gaussian] = OrderedDict()
-
-    def __call__(self, shard: pa.Table) -> pa.Table:
-        size = self.version.spec.preprocessing.size
-        pixels = column_array(shard["image"], np.uint8, (*size, 3))
-        errors = shard["error"].to_pylist()
-        scores = np.full(shard.num_rows, np.nan, np.float32)
-        distances = np.zeros((shard.num_rows, *self.version.spec.mapper.patches), np.float32)
-        if not all(errors):
-            gaussian = self._gaussian(shard["group"][0].as_py())
-            step = max(SCORED_TOGETHER, self.batch_size)
-            for start in range(0, shard.num_rows, step):
-                part = slice(start, start + step)
-                scores[part], distances[part] = self._score(pixels[part], gaussian)
-        for row, score in enumerate(scores):
-            if errors[row]:
-                scores[row] = np.nan
-            elif not np.isfinite(score):
-                errors[row] = str(ImageError("embed", "NaN or infinite features"))
-        shard = shard.drop_columns(["image", "status", "error"])
-        for name, column in {
-            "status": pa.array(["failed" if error else "scored" for error in errors]),
-            "error": pa.array(errors, pa.string()),
-            "score": pa.array(scores, mask=~np.isfinite(scores)),
-        }.items():
-            shard = shard.append_column(name, column)
-        if self.needs_distances:
-            shard = shard.append_column("distances", fixed_size_column(distances))
-        return shard
-
-    @torch.inference_mode()
-    def _score(self, pixels: np.ndarray, gaussian: Gaussian) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n,) and distances (n, H_0, W_0); NaN or infinite where the features are."""
-        patches = self.embedder.embed(as_images(pixels), self.batch_size)
-        distances = self.embedder.distances(patches, gaussian)
-        scores = image_scores(self.version.spec.mapper.maps(distances))
-        return scores.cpu().numpy(), distances.cpu().numpy()
-
-    def _gaussian(self, group: str) -> Gaussian:
-        """Load a group's Gaussians, or take them from the bounded cache of those used last."""
-        if group not in self.loaded:
-            # room is made before loading; all groups are of one size
-            while self.loaded and self._size() * (len(self.loaded) + 1) > GROUP_CACHE_BYTES:
-                self.loaded.popitem(last=False)
-            self.loaded[group] = self.version.load_gaussian(group).to(self.embedder.device)
-        self.loaded.move_to_end(group)
-        return self.loaded[group]
-
-    def _size(self) -> int:
-        return next(iter(self.loaded.values())).nbytes
-
-
-def _write_run(
-    output: Output,
-    options: ScoreOptions,
-    version: ModelVersion,
-    summary: Summary,
-    scale: tuple[float, float] | None,
-) -> None:
-    content = {
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "images": options.images or options.manifest,
-        "model": version.root.uri,
-        "model_version": version.number,
-        "heatmaps": options.heatmaps,
-        "heatmap_scale": scale,
-        "listed": summary.listed,
-        "scored": summary.done,
-        "failed": summary.failed,
-        "failed_by_cause": summary.failed_by_cause,
-        "groups": dict(summary.groups),
-        "seconds": round(summary.seconds, 1),
-        "images_per_second": round(summary.listed / summary.seconds, 1),
-    }
-    (output.root / "run.json").write(json.dumps(content, indent=1, ensure_ascii=False).encode())

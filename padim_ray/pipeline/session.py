@@ -78,6 +78,8 @@ def data_context(*, preserve_order: bool) -> Iterator[DataContext]:
     context.enable_progress_bars = context.enable_progress_bars and sys.stdout.isatty()
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     context.print_on_execution_start = False
+    # it would recommend a setting of ours to users: tasks' memory is bounded by their shard
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     context.raise_original_map_exception = True  # for `_without_tracebacks`
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # we log a line per stage ourselves
     with DataContext.current(context):

@@ -77,6 +77,7 @@ def test_fit_counts_every_listed_image(fitted, s3):
     manifest = pq.read_table(s3.root / "models/parts/versions/000001/manifest.parquet").to_pylist()
     assert len(manifest) == 41
     failed = {row["uri"]: row["error"] for row in manifest if row["status"] == "failed"}
+    assert {row["uri"] for row in manifest if row["leave_one_out_score"] is None} == set(failed)
     assert failed == {
         "s3://archive/bolt/train/good/empty.png": "decode: empty file",
         "s3://archive/bolt/train/good/page.png": "decode: not a PNG, JPEG, BMP, TIFF, WEBP image",
@@ -93,6 +94,38 @@ def test_the_pipelines_moments_equal_the_librarys(fitted, archive, weights, s3):
         assert_close(version.load_moments(group), model._merge(group), 1e-6)
 
 
+def test_the_pipelines_calibration_equals_the_librarys(fitted, archive, weights, s3):
+    version = open_version(Location.of("s3://models/parts", s3.options))
+    model = padim_ray.PadimModel(weights=weights, **SMALL)
+    for group, suffix in (("bolt", "png"), ("nut", "jpg")):
+        images = pixels(sorted((archive / group / "train/good").glob(f"*.{suffix}")))
+        model.update(images, group=group)
+        model.calibrate(images, group=group)
+        stored, expected = version.load_calibration(group), model.calibration(group)
+        np.testing.assert_allclose(stored.scores, expected.scores, rtol=1e-4)
+        assert stored.pixels.sum() == expected.pixels.sum() == len(images) * 64 * 64
+        for alpha in (0.01, 0.1):
+            expected_threshold = expected.pixel_threshold(alpha)
+            assert stored.pixel_threshold(alpha) == pytest.approx(expected_threshold, rel=2e-3)
+
+
+def test_a_calibration_of_a_sample_repeats(archive, weights, tmp_path):
+    scores = []
+    for name in ("first", "again"):
+        padim_ray.fit(
+            images=f"{archive}/{{group}}/train/good/*",
+            model=str(tmp_path / name),
+            weights=weights,
+            calibration_images=10,
+            **SMALL,
+        )
+        version = open_version(Location.of(str(tmp_path / name)))
+        assert [entry.calibrated for entry in version.groups.values()] == [10, 10]
+        scores.append(version.load_manifest()["leave_one_out_score"].to_pylist())
+    assert scores[0] == scores[1]
+    assert sum(score is not None for score in scores[0]) == 20
+
+
 def pixels(paths):
     inputs = [model_input(decode(path.read_bytes()), Preprocessing((64, 64))) for path in paths]
     return torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2)
@@ -106,7 +139,9 @@ def test_every_listed_image_has_one_row(scored):
     (failed,) = (row for row in table if row["status"] == "failed")
     assert failed["uri"].endswith("bolt/test/good/cut short.png")
     assert failed["error"].startswith("decode: broken image")
-    assert failed["score"] is failed["heatmap_uri"] is failed["map_uri"] is failed["width"] is None
+    nothing = ("score", "p_value", "threshold", "is_anomalous", "regions", "map_uri", "width")
+    assert [failed[name] for name in nothing] == [None] * len(nothing)
+    assert failed["heatmap_uri"] is None
     row = next(row for row in table if row["status"] == "scored")
     assert (row["group"], row["defect"]) == ("bolt", "good")
     assert (row["width"], row["height"], row["model_version"]) == (64, 64, 1)
@@ -122,6 +157,43 @@ def test_the_pipelines_scores_equal_the_librarys(scored, archive, s3):
             assert row["score"] == pytest.approx(expected.scores.item(), rel=1e-4)
             stored = Image.open(s3.root / row["map_uri"].removeprefix("s3://"))
             np.testing.assert_allclose(np.asarray(stored), expected.maps[0], rtol=1e-3)
+
+
+def test_every_row_is_judged_by_its_groups_calibration(scored, s3):
+    version = open_version(Location.of("s3://models/parts", s3.options))
+    for row in scored[1]:
+        if row["status"] == "failed":
+            continue
+        calibration = version.load_calibration(row["group"])
+        # 24 and 15 training images can't reach the default alpha of 0.01
+        assert row["threshold"] == calibration.scores[-1]
+        below = (calibration.scores < np.float32(row["score"])).sum()
+        count = len(calibration.scores)
+        assert row["p_value"] == pytest.approx((1 + count - below) / (count + 1))
+        assert row["is_anomalous"] == (row["score"] > row["threshold"])
+        assert bool(row["regions"]) == row["is_anomalous"]
+        if row["is_anomalous"]:
+            anomaly_map = np.asarray(Image.open(s3.root / row["map_uri"].removeprefix("s3://")))
+            pixel_threshold = min(calibration.pixel_threshold(0.001), row["threshold"])
+            inside = np.zeros((64, 64), bool)
+            for region in row["regions"]:
+                x, y = region["x"], region["y"]
+                box = anomaly_map[y : y + region["height"], x : x + region["width"]]
+                assert box.max() == pytest.approx(region["peak"], rel=1e-3)
+                inside[y : y + region["height"], x : x + region["width"]] = True
+            assert row["regions"][0]["peak"] == pytest.approx(row["score"], rel=1e-3)
+            assert not (anomaly_map[~inside] >= pixel_threshold * 1.001).any()
+            area = sum(region["area"] for region in row["regions"])
+            assert area == pytest.approx((anomaly_map >= pixel_threshold).sum(), rel=0.05)
+
+
+def test_defects_are_called_anomalous_and_good_images_are_not(scored):
+    rows = [row for row in scored[1] if row["status"] == "scored"]
+    flagged = {
+        kind: [r["is_anomalous"] for r in rows if r["defect"] == kind] for kind in ("good", "spot")
+    }
+    assert np.mean(flagged["spot"]) > 0.8
+    assert np.mean(flagged["good"]) < 0.2
 
 
 def test_defects_score_higher_than_good_images(scored):
@@ -143,10 +215,21 @@ def test_heatmaps_are_named_after_their_images(scored, s3):
 
 def test_the_run_is_described_and_nothing_else_is_left(scored, s3):
     out = s3.root / "results/run 1"
-    assert {path.name for path in out.iterdir()} == {"results", "heatmaps", "maps", "run.json"}
+    assert {path.name for path in out.iterdir()} == {
+        *("results", "heatmaps", "maps"),
+        *("run.json", "report.html"),
+    }
     run = json.loads((out / "run.json").read_text())
     assert (run["listed"], run["scored"], run["failed"]) == (23, 22, 1)
-    assert run["groups"] == {"bolt": 12, "nut": 11}
+    assert run["flagged"] == sum(row["is_anomalous"] is True for row in scored[1])
+    bolt, nut = run["groups"]["bolt"], run["groups"]["nut"]
+    assert [bolt[name] for name in ("listed", "scored", "failed")] == [12, 11, 1]
+    assert [nut[name] for name in ("listed", "scored", "failed")] == [11, 11, 0]
+    assert bolt["flagged"] + nut["flagged"] == run["flagged"]
+    assert "15 leave-one-out scores can't give" in nut["threshold_note"]
+    assert sum(nut["histogram"]["scores"]) == 11
+    assert sum(nut["histogram"]["leave_one_out"]) == 15
+    assert bolt["drift"]["distance"] > 0.3  # nearly half of the images are defective
     assert run["model_version"] == 1
     assert run["heatmap_scale"][0] < run["heatmap_scale"][1]
     assert not any(value in (out / "run.json").read_text() for value in (s3.key, s3.secret))
@@ -161,10 +244,56 @@ def test_top_draws_only_the_highest_scores(fitted, s3, tmp_path):
         heatmaps="top",
         top=3,
     )
-    rows = pq.read_table(tmp_path / "run/results").sort_by([("score", "descending")]).to_pylist()
+    rows = pq.read_table(tmp_path / "run/results").to_pylist()
+    rows.sort(key=lambda row: -row["score"] / row["threshold"] if row["score"] else 0)
     assert [row["heatmap_uri"] is not None for row in rows] == [True] * 3 + [False] * 20
     drawn = {str(path) for path in (tmp_path / "run/heatmaps").rglob("*.png")}
     assert drawn == {row["heatmap_uri"] for row in rows[:3]}
+
+
+@pytest.mark.parametrize("report_images", [0, 12])
+def test_what_is_anomalous_or_in_the_report_has_a_heatmap(fitted, s3, tmp_path, report_images):
+    summary = padim_ray.score(
+        images="s3://archive/{group}/test/{defect}/*",
+        model="s3://models/parts",
+        out=str(tmp_path / "run"),
+        storage_options=s3.options,
+        alpha=0.2,
+        report_images=report_images,
+    )
+    rows = pq.read_table(tmp_path / "run/results").to_pylist()
+    assert all(row["heatmap_uri"] for row in rows if row["is_anomalous"])
+    drawn = sum(row["heatmap_uri"] is not None for row in rows)
+    assert drawn == max(summary.flagged, report_images)
+
+
+def test_a_given_threshold_judges_all_groups(fitted, s3, tmp_path):
+    summary = padim_ray.score(
+        images="s3://archive/{group}/test/spot/*",
+        model="s3://models/parts",
+        out=str(tmp_path / "run"),
+        storage_options=s3.options,
+        threshold=0.001,
+        min_region_area=10**9,
+        heatmaps="none",
+    )
+    rows = pq.read_table(tmp_path / "run/results").to_pylist()
+    assert summary.flagged == len(rows) == 10
+    assert {row["threshold"] for row in rows} == {pytest.approx(0.001)}
+    assert {len(row["regions"]) for row in rows} == {0}
+    assert all(row["p_value"] is not None for row in rows)
+
+
+def test_a_model_without_calibration_scores_and_says_so(archive, weights, tmp_path):
+    images = f"{archive}/{{group}}/test/good/*"
+    model = {"model": str(tmp_path / "m")}
+    padim_ray.fit(images=images, weights=weights, calibration_images=0, **model, **SMALL)
+    summary = padim_ray.score(images=images, out=str(tmp_path / "run"), **model)
+    rows = pq.read_table(tmp_path / "run/results").to_pylist()
+    assert {row["threshold"] for row in rows} == {row["p_value"] for row in rows} == {None}
+    assert {row["is_anomalous"] for row in rows} == {None}
+    assert "nothing is called anomalous" in summary.verdicts["bolt"].threshold_note
+    assert (tmp_path / "run/report.html").exists()
 
 
 def test_results_are_replaced_only_if_asked(fitted, archive, s3, tmp_path):

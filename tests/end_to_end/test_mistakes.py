@@ -145,3 +145,63 @@ def test_no_model(mistake, archive, tmp_path):
         *("--model", tmp_path / "none", "--out", tmp_path / "out"),
     )
     assert sentence == f"There is no model at {tmp_path}/none"
+
+
+@pytest.fixture
+def evaluate(mistake, model, archive, tmp_path):
+    """Evaluate with these masks, and images named {defect}/{name}."""
+
+    def run(masks, images=f"{archive}/{{group}}/test/{{defect}}/{{name}}.png"):
+        return mistake(
+            *("evaluate", "--images", images, "--masks", masks),
+            *("--model", model, "--out", tmp_path / "out"),
+        )
+
+    return run
+
+
+def test_images_that_do_not_say_their_defect(evaluate, archive):
+    sentence = evaluate("x/{name}.png", f"{archive}/{{group}}/test/good/{{name}}.png")
+    assert sentence.startswith("Nothing says which images are good: capture {defect} in --images")
+
+
+def test_masks_that_capture_what_images_do_not(evaluate):
+    assert evaluate("x/{part}.png") == "--masks captures {part}, which --images doesn't"
+
+
+def test_masks_that_are_not_there(evaluate, tmp_path):
+    sentence = evaluate(f"{tmp_path}/{{group}}/{{defect}}/{{name}}_mask.png")
+    assert sentence == f"--masks: No group matched: nothing in {tmp_path} fits '{{group}}'."
+
+
+def test_masks_of_other_images(evaluate, tmp_path):
+    (tmp_path / "other_mask.png").write_bytes(b"")
+    sentence = evaluate(f"{tmp_path}/{{name}}_mask.png")
+    assert sentence == (
+        "--masks finds 1 masks, but none of them belongs to an image: an image's mask has the same "
+        "name"
+    )
+
+
+def test_one_mask_for_several_images(evaluate, tmp_path):
+    (tmp_path / "000_mask.png").write_bytes(b"")
+    assert "one mask for several images" in evaluate(f"{tmp_path}/{{name}}_mask.png")
+
+
+def test_two_masks_for_one_image(evaluate, tmp_path):
+    for suffix in ("png", "bmp"):
+        (tmp_path / f"000.{suffix}").write_bytes(b"")
+    sentence = evaluate(f"{tmp_path}/{{name}}.*")
+    assert sentence.startswith("--masks finds two masks for one image: ")
+
+
+def test_masks_for_a_manifest(mistake, model, tmp_path):
+    sentence = mistake(
+        *("evaluate", "--manifest", "m.parquet", "--masks", "x/{name}.png"),
+        *("--model", model, "--out", tmp_path / "out"),
+    )
+    assert sentence.startswith("--masks needs --images; a manifest has a column 'mask_uri'")
+
+
+def test_a_report_of_nothing(mistake, tmp_path):
+    assert f"{tmp_path}/none holds no finished run" in mistake("report", f"{tmp_path}/none")

@@ -1,0 +1,55 @@
+"""Thresholds and p-values from good images alone: leave-one-out scores as a conformal reference.
+
+A training image's leave-one-out score is what it would have had as an image never seen. A new good
+image's rank among these scores is uniform, whatever their distribution (Vovk, Gammerman and Shafer,
+"Algorithmic Learning in a Random World"; Laxhammar and Falkman 2010 for anomalies).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from padim_ray.histogram import bin_edges
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A group's leave-one-out results.
+
+    `scores`: image scores (n,) float32, ascending. `pixels`: their anomaly maps' values, counted in
+    the bins of `histogram`, (BINS,) int64.
+    """
+
+    scores: np.ndarray
+    pixels: np.ndarray
+
+    def __add__(self, other: "Calibration") -> "Calibration":
+        """Both samples' results together."""
+        scores = np.sort(np.concatenate([self.scores, other.scores]))
+        return Calibration(scores, self.pixels + other.pixels)
+
+    def reaches(self, alpha: float) -> bool:
+        """Whether there are images enough for a false-alarm rate: n + 1 ≥ 1/α."""
+        return self._above(alpha) >= 1
+
+    def threshold(self, alpha: float) -> float:
+        """The ⌈(n+1)(1−α)⌉-th smallest score: good images exceed it at a rate of at most α.
+
+        Where that can't be reached, the largest score.
+        """
+        return float(self.scores[len(self.scores) - max(self._above(alpha), 1)])
+
+    def _above(self, alpha: float) -> int:
+        """⌊α(n+1)⌋, spared from rounding: 0.01 times 300 is 3."""
+        return math.floor(alpha * (len(self.scores) + 1) + 1e-9)
+
+    def p_values(self, scores: np.ndarray) -> np.ndarray:
+        """(1 + number of leave-one-out scores ≥ score) / (n+1), float64; NaN for NaN."""
+        not_below = len(self.scores) - np.searchsorted(self.scores, scores, side="left")
+        return np.where(np.isnan(scores), np.nan, (1 + not_below) / (len(self.scores) + 1))
+
+    def pixel_threshold(self, alpha: float) -> float:
+        """The smallest bin's edge that at most a share α of the maps' pixels reach."""
+        reaching = np.append(self.pixels[::-1].cumsum()[::-1], 0)
+        return float(bin_edges()[np.argmax(reaching <= alpha * reaching[0])])

@@ -1,0 +1,175 @@
+"""Exact leave-one-out distances of training images, from the Gaussians that they are part of.
+
+Let d = x − μ be a training image's offset at a patch, c = n/(n−1), and S the scatter. Without the
+image the scatter is S − c·ddᵀ and the image is c·d away from the mean. Its share in R is known too:
+the scatter averaged over cells loses A = c·Σ_p d_p d_pᵀ / P. With B = Σ·(n−1)/(n−2), which needs no
+other factorisation than Σ's, the covariance without the image is
+
+    Σ₋ᵢ = (B − E) − a′c·ddᵀ,   a′ = (1−λ)/(n−2),
+    E = (λA + diag(r·t_ℓ(A)))/(n−2) for `shrink`,   E = ε·I/(n−2) for `paper`,
+
+and by Sherman and Morrison's formula the squared distance without the image is
+M² = c²q/(1 − a′c·q), q = dᵀ(B − E)⁻¹d. E is a small correction to B, so q comes from a few steps of
+conjugate gradients preconditioned by B⁻¹ = WᵀW·(n−2)/(n−1): each makes the error about n times
+smaller.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch
+
+from padim_ray.gaussian import Gaussian, Regularization, squared_distances
+
+MIN_IMAGES = 3  # without one of them, two are left for a covariance
+SMALLEST_REMAINDER = 1e-6  # of 1, of what an image leaves of a patch's covariance
+SOLVED_TOGETHER = 8  # images: their vectors at every patch are some 60 MB of all of resnet18's
+NEGLIGIBLE_FROM = 500  # images, of which one's share in R moves no distance by half a percent
+
+
+def leave_one_out_squared_distances(
+    gaussian: Gaussian,
+    patches: Sequence[torch.Tensor],
+    count: int,
+    regularization: Regularization,
+    *,
+    steps: int | None = None,
+) -> torch.Tensor:
+    """Squared Mahalanobis distances to the Gaussians fitted without the image itself.
+
+    Args:
+        gaussian: of all images.
+        patches: of some of these images, per level (P_ℓ, c_ℓ, B), in nested order.
+        count: n, the images in the Gaussians; at least 3.
+        regularization: what the Gaussians were made with.
+        steps: of conjugate gradients; 0 neglects E. Default: as many as make the distances exact to
+            well below 1 %, and for `paper` to 1e-4.
+
+    Returns:
+        (P_0, B), in nested order.
+    """
+    if count < MIN_IMAGES:
+        raise ValueError(f"leaving one of {count} images out leaves no covariance")
+    if steps is None:
+        steps = _steps(count)
+    if steps:
+        parts = zip(*(level.split(SOLVED_TOGETHER, -1) for level in patches), strict=True)
+        solved = [_solve(gaussian, part, count, regularization, steps) for part in parts]
+        squared = torch.cat(solved, -1)
+    else:
+        squared = squared_distances(gaussian, patches) * ((count - 2) / (count - 1))
+    share = count / (count - 1)
+    # the true value is positive; float32 may round a nearly singular one to nothing
+    remaining = 1 - regularization.scale(count - 1) * share * squared
+    return squared * share**2 / remaining.clamp_(min=SMALLEST_REMAINDER)
+
+
+def _steps(count: int) -> int:
+    if count < 50:
+        return 3
+    if count < 100:
+        return 2
+    return 1 if count < NEGLIGIBLE_FROM else 0
+
+
+def _solve(
+    gaussian: Gaussian,
+    patches: Sequence[torch.Tensor],
+    count: int,
+    regularization: Regularization,
+    steps: int,
+) -> torch.Tensor:
+    """q = dᵀ(B − E)⁻¹d at every patch, (P_0, B).
+
+    Fields are (P_0, B, D): at every patch and image a vector of all levels' channels.
+    """
+    offsets = [
+        (x - mean[..., None]).mT for x, mean in zip(patches, gaussian.means, strict=True)
+    ]  # (P_ℓ, B, c_ℓ)
+    correction = _correction(offsets, count, regularization)
+    unscaled = (count - 2) / (count - 1)  # of B⁻¹ to Σ⁻¹
+    residual = _repeat_down(offsets)
+    direction = _solve_covariance(gaussian, residual).mul_(unscaled)
+    from_b = residual.clone()  # B · direction, known from the recursion without B
+    product = (residual * direction).sum(-1)
+    solved = torch.zeros_like(product)
+    for step in range(steps):
+        image = from_b - _apply(correction, direction)
+        # both are 0 where an image is the mean
+        length = product / (direction * image).sum(-1).clamp_(min=torch.finfo(product.dtype).tiny)
+        solved += length * product
+        if step == steps - 1:
+            break
+        residual -= length[..., None] * image
+        conditioned = _solve_covariance(gaussian, residual).mul_(unscaled)
+        previous, product = product, (residual * conditioned).sum(-1)
+        ratio = (product / previous.clamp_(min=torch.finfo(product.dtype).tiny))[..., None]
+        direction = conditioned.addcmul_(ratio, direction)
+        from_b = from_b.mul_(ratio).add_(residual)
+    return solved
+
+
+def _correction(
+    offsets: Sequence[torch.Tensor], count: int, regularization: Regularization
+) -> torch.Tensor | float:
+    """E of every image (B, D, D), or the number of which it is a multiple of I."""
+    if regularization.kind == "paper":
+        return regularization.epsilon / (count - 2)
+    starts = _starts(offsets)
+    pooled = offsets[0].new_empty(offsets[0].shape[1], starts[-1], starts[-1])
+    for k, coarse in enumerate(offsets):
+        columns = slice(starts[k], starts[k + 1])
+        for level, fine in enumerate(offsets[: k + 1]):
+            # a coarse cell's vector meets the sum of its descendants'
+            descendants = fine.view(len(coarse), -1, *fine.shape[1:]).sum(1)
+            block = torch.bmm(descendants.permute(1, 2, 0), coarse.transpose(0, 1))
+            block *= count / (count - 1) / len(fine)
+            rows = slice(starts[level], starts[level + 1])
+            pooled[:, rows, columns], pooled[:, columns, rows] = block, block.mT
+    ridges = [
+        pooled.diagonal(dim1=1, dim2=2)[:, start:stop]
+        .mean(1, keepdim=True)
+        .expand(-1, stop - start)
+        for start, stop in pairwise(starts)
+        if stop > start
+    ]
+    correction = regularization.shrinkage * pooled
+    correction.diagonal(dim1=1, dim2=2).add_(regularization.ridge * torch.cat(ridges, 1))
+    return correction.div_(count - 2)
+
+
+def _apply(correction: torch.Tensor | float, field: torch.Tensor) -> torch.Tensor:
+    if isinstance(correction, float):
+        return correction * field
+    return torch.bmm(field.transpose(0, 1), correction).transpose(0, 1)  # symmetric
+
+
+def _repeat_down(levels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Levels (P_ℓ, B, c_ℓ) as a field: coarse cells' vectors repeated at all their patches."""
+    starts = _starts(levels)
+    field = levels[0].new_empty(*levels[0].shape[:2], starts[-1])
+    for level, (start, stop) in zip(levels, pairwise(starts), strict=True):
+        field.view(len(level), -1, *field.shape[1:])[..., start:stop] = level[:, None]
+    return field
+
+
+def _solve_covariance(gaussian: Gaussian, field: torch.Tensor) -> torch.Tensor:
+    """Σ⁻¹ = WᵀW applied to a field, block by block."""
+    starts = _starts([mean[:, None] for mean in gaussian.means])
+    result = torch.zeros_like(field)
+    for level, row in enumerate(gaussian.whitening):
+        cells = (len(row[0]), -1, field.shape[-1])  # the vectors below each cell of the level
+        source, target = field.view(cells), result.view(cells)
+        columns = [slice(*bounds) for bounds in pairwise(starts[level:])]
+        whitened = sum(
+            torch.bmm(source[..., where], block.mT)
+            for where, block in zip(columns, row, strict=True)
+        )
+        for where, block in zip(columns, row, strict=True):
+            target[..., where].baddbmm_(whitened, block)
+    return result
+
+
+def _starts(levels: Sequence[torch.Tensor]) -> list[int]:
+    """Where each level's channels begin in a field's vectors, and their end."""
+    return list(accumulate((level.shape[-1] for level in levels), initial=0))

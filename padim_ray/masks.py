@@ -1,0 +1,40 @@
+"""Ground-truth masks: which pixels are defective, as people store it."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from padim_ray.errors import ImageError
+from padim_ray.images import FORMATS
+from padim_ray.preprocessing import Preprocessing
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """Decode a mask, upright: (H, W) bool, true where defective.
+
+    Defective is what isn't 0 (in any channel, or index of a palette; transparency is ignored), so
+    0/255, 0/1, 1-bit and numbered regions all do. In JPEG, whose compression leaves traces, it is
+    what is above half.
+
+    Raises:
+        ImageError: if the bytes are no image, or a broken one.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image))
+            least = 128 if image.format == "JPEG" else 1
+            if image.mode in ("LA", "RGBA"):
+                pixels = pixels[..., :-1]
+    except Exception as error:  # broken files make Pillow's plugins raise nearly anything
+        raise ImageError("mask", "not a readable image", str(error)) from error
+    defective = pixels >= least
+    return defective.any(-1) if defective.ndim == 3 else defective
+
+
+def fit_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Bring a mask (H, W) to the anomaly map's size by nearest neighbour, then crop it."""
+    rows, columns = preprocessing.resize
+    resized = Image.fromarray(mask).resize((columns, rows), Image.Resampling.NEAREST)
+    (top, left), (height, width) = preprocessing.corner, preprocessing.size
+    return np.asarray(resized, bool)[top : top + height, left : left + width]

@@ -1,0 +1,70 @@
+"""The calibration pass of fitting: training images' leave-one-out scores, group by group."""
+
+import logging
+import time
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
+
+from padim_ray.artifact import GroupEntry, ModelVersion, save_calibration
+from padim_ray.calibration import Calibration
+from padim_ray.histogram import BINS
+from padim_ray.leave_one_out import MIN_IMAGES
+from padim_ray.manifest import sample_images
+from padim_ray.options import FitOptions
+from padim_ray.pipeline.pixels import CountPixels
+from padim_ray.pipeline.resources import Plan
+from padim_ray.pipeline.scorer import score_images
+from padim_ray.pipeline.session import data_context
+
+log = logging.getLogger("padim_ray")
+
+
+def calibrate(
+    manifest: pa.Table, version: ModelVersion, options: FitOptions, plan: Plan
+) -> tuple[dict[str, GroupEntry], np.ndarray]:
+    """Calibrate a version that is about to be published.
+
+    Args:
+        manifest: the images in the moments.
+
+    Returns:
+        The version's groups with their numbers of calibrated images, and the leave-one-out score of
+        each image of the manifest, float32, NaN where it isn't in the sample.
+    """
+    scores = np.full(manifest.num_rows, np.nan, np.float32)
+    entries = dict(version.groups)
+    rows = sample_images(manifest, options.calibration_images, options.seed)
+    groups = manifest["group"].take(rows).to_pylist()
+    rows = rows[[entries[group].images >= MIN_IMAGES for group in groups]]
+    if not len(rows):
+        return entries, scores
+    started = time.monotonic()
+    with data_context(preserve_order=True):
+        sample = manifest.take(rows)
+        scored, shards = score_images(sample, version, options, plan, leave_one_out=True)
+        counted = scored.map_batches(
+            CountPixels(version.spec.mapper),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=plan.helper_cpus,
+        )
+        for group, parts in groupby(counted.iter_rows(), key=lambda part: part["group"]):
+            pixels = np.zeros(BINS, np.int64)
+            here = []
+            for part in parts:
+                where = rows[shards[part["shard"]]]
+                here.extend(where)
+                scores[where] = np.frombuffer(part["scores"], np.float32)
+                pixels += np.frombuffer(part["pixels"], np.int64)
+            valid = np.sort(scores[here][np.isfinite(scores[here])])
+            if len(valid):
+                save_calibration(version.root, version.number, group, Calibration(valid, pixels))
+            entries[group] = replace(entries[group], calibrated=len(valid))
+    missing = len(rows) - np.isfinite(scores).sum()
+    if missing:
+        log.warning("%d images could be read for fitting, but not again to calibrate", missing)
+    log.info("%d images calibrated in %.0f s", len(rows) - missing, time.monotonic() - started)
+    return entries, scores

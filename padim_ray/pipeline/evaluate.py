@@ -1,0 +1,192 @@
+"""The evaluate job: scoring of labelled images, and how well the defects were found."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from padim_ray import evaluation
+from padim_ray.curves import draw_curves
+from padim_ray.errors import PadimError
+from padim_ray.evaluation import GroupOutcome, MaskCounts
+from padim_ray.manifest import UriTemplate, list_images
+from padim_ray.metrics import PixelCounts
+from padim_ray.options import EvaluateOptions, from_mapping
+from padim_ray.pipeline.pixels import CountDefectivePixels
+from padim_ray.pipeline.run import read_images_table
+from padim_ray.pipeline.score import ScoringJob
+from padim_ray.pipeline.summary import Summary
+from padim_ray.storage import safe_segment
+
+log = logging.getLogger("padim_ray")
+
+
+def evaluate(**options: Any) -> Summary:
+    """Score images whose defects are known, and measure how well they were found.
+
+    Args:
+        options: the fields of `EvaluateOptions`, named as on the command line.
+
+    Raises:
+        PadimError: as for `score`, and if images and masks don't belong together.
+    """
+    return run_evaluate(from_mapping(EvaluateOptions, options))
+
+
+def run_evaluate(options: EvaluateOptions) -> Summary:
+    """Evaluate as `options` say; see `evaluate`."""
+    job = ScoringJob.prepare(options, read_labelled_images)
+    truth = _Truth(job.manifest, options.normal)
+    count = None
+    if "mask_uri" in job.manifest.column_names:
+        count = CountDefectivePixels(
+            options.normal, job.version.spec.preprocessing, options.storage_options or {}
+        )
+    job.run(count, truth.take)
+    outcomes = truth.outcomes(job)
+    results = evaluation.evaluate(outcomes, options.normal)
+    root = job.output.root
+    data = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    (root / "metrics.json").write(data.encode())
+    (root / "metrics.md").write(evaluation.to_markdown(results).encode())
+    with (root / "metrics.parquet").replaced_by() as path:
+        pq.write_table(evaluation.to_table(results), path, compression="zstd")
+    for group, outcome in outcomes.items():
+        picture = draw_curves(group, outcome, options.normal)
+        (root / f"curves/{safe_segment(group)}.png").write(picture)
+    truth.report()
+    return job.finish(
+        "evaluate",
+        is_good=pc.equal(job.manifest["defect"], options.normal).to_numpy(),
+        places={name: (root / name).uri for name in ("metrics.md", "metrics.json", "curves")},
+    )
+
+
+def read_labelled_images(options: EvaluateOptions) -> pa.Table:
+    """The manifest with `defect`, and with `mask_uri` if there are masks.
+
+    Raises:
+        PadimError: if images don't say their defect, or masks can't be matched to images.
+    """
+    manifest = read_images_table(options)
+    if "defect" not in manifest.column_names:
+        raise PadimError(
+            "Nothing says which images are good: capture {defect} in --images, as in "
+            "'ROOT/{group}/test/{defect}/{name}.png', or give the manifest a column 'defect'"
+        )
+    if options.masks is None:
+        return manifest
+    template = UriTemplate.parse(options.masks, options.storage_options)
+    for name in template.names:
+        if name not in manifest.column_names:
+            raise PadimError(f"--masks captures {{{name}}}, which --images doesn't")
+    try:
+        masks = list_images(template)
+    except PadimError as error:
+        raise PadimError(f"--masks: {error}") from error
+    by_key: dict[tuple, str] = {}
+    for key, uri in zip(_keys(masks, template.names), masks["uri"].to_pylist(), strict=True):
+        if key in by_key:
+            raise PadimError(f"--masks finds two masks for one image: {by_key[key]} and {uri}")
+        by_key[key] = uri
+    uris = [by_key.get(key) for key in _keys(manifest, template.names)]
+    if not any(uris):
+        raise PadimError(
+            f"--masks finds {len(by_key)} masks, but none of them belongs to an image: an image's "
+            f"mask has the same {', '.join(template.names)}"
+        )
+    if len(set(filter(None, uris))) < sum(uri is not None for uri in uris):
+        raise PadimError(
+            f"--masks finds one mask for several images: let it capture more than "
+            f"{', '.join(template.names)}, such as {{name}}"
+        )
+    return manifest.append_column("mask_uri", pa.array(uris, pa.string()))
+
+
+def _keys(table: pa.Table, names: Sequence[str]) -> list[tuple]:
+    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+
+
+@dataclass
+class _Truth:
+    """What is known of the images, and what is counted against it while they are scored."""
+
+    manifest: pa.Table
+    normal: str
+    pixels: dict[tuple[str, str], PixelCounts] = field(default_factory=dict)
+    masks: dict[str, MaskCounts] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def take(self, rows: slice, counts: Mapping[str, Any]) -> None:
+        """Add what `CountDefectivePixels` counted in a shard."""
+        if not counts:
+            return
+        group = self.manifest["group"][rows.start].as_py()
+        for defect, data in counts["pixels"]:
+            kept = self.pixels.get((group, defect), PixelCounts.empty())
+            self.pixels[group, defect] = kept + PixelCounts.from_bytes(data)
+        self.unreadable.update(counts["unreadable_masks"])
+        kept = self.masks.get(group, MaskCounts())
+        self.masks[group] = replace(
+            kept,
+            empty_masks=kept.empty_masks + counts["empty_masks"],
+            unreadable_masks=kept.unreadable_masks + len(counts["unreadable_masks"]),
+        )
+
+    def missing(self) -> pa.Table:
+        """Defective images without a mask, where there are masks at all."""
+        if "mask_uri" not in self.manifest.column_names:
+            return self.manifest.slice(0, 0)
+        is_defective = pc.not_equal(self.manifest["defect"], self.normal)
+        return self.manifest.filter(pc.and_(is_defective, pc.is_null(self.manifest["mask_uri"])))
+
+    def outcomes(self, job: ScoringJob) -> dict[str, GroupOutcome]:
+        """Every group's scores with their truth."""
+        missing = self.missing()["group"].to_pylist()
+        has_masks = "mask_uri" in self.manifest.column_names
+        outcomes = {}
+        for group, where, scores, decision in job.groups():
+            images = self.manifest.slice(where.start, where.stop - where.start)
+            is_scored = np.isfinite(scores)
+            defects = np.array(images["defect"].to_pylist(), object)
+            given = pc.count(images["mask_uri"]).as_py() if has_masks else 0
+            masks = self.masks.get(group, MaskCounts())
+            outcomes[group] = GroupOutcome(
+                scores=scores[is_scored],
+                defects=defects[is_scored].tolist(),
+                threshold=decision.threshold,
+                pixels={d: count for (g, d), count in self.pixels.items() if g == group},
+                masks=replace(
+                    masks,
+                    masks=given - masks.unreadable_masks,
+                    missing_masks=missing.count(group),
+                ),
+                failed=int((~is_scored).sum()),
+            )
+        return outcomes
+
+    def report(self) -> None:
+        """Say which masks are of no use."""
+        missing = self.missing()["uri"].to_pylist()
+        if missing:
+            log.warning(
+                "%d defective images have no mask, and don't count in pixel metrics: %s",
+                len(missing),
+                _some(missing),
+            )
+        if self.unreadable:
+            problems = [f"{uri} ({error})" for uri, error in self.unreadable.items()]
+            log.warning("%d masks can't be read: %s", len(problems), _some(problems))
+        empty = sum(counts.empty_masks for counts in self.masks.values())
+        if empty:
+            log.warning("%d masks of defective images are empty: all their pixels are good", empty)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,0 +1,115 @@
+"""The actor that scores images: trunk, distances, anomaly map."""
+
+from collections import OrderedDict
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from padim_ray.anomaly_map import image_scores
+from padim_ray.artifact import ModelVersion
+from padim_ray.errors import ImageError
+from padim_ray.gaussian import Gaussian
+from padim_ray.model import Embedder, as_images
+from padim_ray.options import JobOptions
+from padim_ray.pipeline.columns import column_array, fixed_size_column
+from padim_ray.pipeline.memory import return_freed_memory
+from padim_ray.pipeline.resources import Plan
+from padim_ray.pipeline.run import decode_images
+
+SCORED_TOGETHER = 64  # images: enough for reading the Gaussians not to dominate
+GROUP_CACHE_BYTES = 2 * 2**30  # of Gaussians that an actor keeps loaded
+
+
+def score_images(
+    manifest: pa.Table,
+    version: ModelVersion,
+    options: JobOptions,
+    plan: Plan,
+    *,
+    leave_one_out: bool = False,
+) -> tuple[ray.data.Dataset, list[slice]]:
+    """Images to rows as `ScoreImages` makes them: a block per shard, and the shards' rows."""
+    decoded, shards = decode_images(manifest, version.spec.preprocessing, options, plan)
+    scored = decoded.map_batches(
+        ScoreImages,
+        fn_constructor_args=[version, plan, options.batch_size or plan.batch_size],
+        fn_constructor_kwargs={"leave_one_out": leave_one_out},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(plan.actors, len(shards))),
+        num_cpus=plan.actor_cpus,
+        num_gpus=plan.actor_gpus,
+    )
+    return scored, shards
+
+
+class ScoreImages:
+    """Decoded images in, `score` and patch `distances` out, instead of the pixels.
+
+    With `leave_one_out`, the images must be training images, and have the scores of images that the
+    model wasn't fitted to.
+    """
+
+    def __init__(
+        self, version: ModelVersion, plan: Plan, batch_size: int, *, leave_one_out: bool = False
+    ) -> None:
+        torch.set_num_threads(plan.threads)
+        return_freed_memory()
+        self.version = version
+        self.embedder = Embedder(version.spec, version.load_trunk_weights(), plan.device)
+        self.batch_size = batch_size
+        self.leave_one_out = leave_one_out
+        self.loaded: OrderedDict[str, Gaussian] = OrderedDict()
+
+    def __call__(self, shard: pa.Table) -> pa.Table:
+        size = self.version.spec.preprocessing.size
+        pixels = column_array(shard["image"], np.uint8, (*size, 3))
+        errors = shard["error"].to_pylist()
+        scores = np.full(shard.num_rows, np.nan, np.float32)
+        distances = np.zeros((shard.num_rows, *self.version.spec.mapper.patches), np.float32)
+        if not all(errors):
+            group = shard["group"][0].as_py()
+            step = max(SCORED_TOGETHER, self.batch_size)
+            for start in range(0, shard.num_rows, step):
+                part = slice(start, start + step)
+                scores[part], distances[part] = self._score(pixels[part], group)
+        for row, score in enumerate(scores):
+            if errors[row]:
+                scores[row] = np.nan
+            elif not np.isfinite(score):
+                errors[row] = str(ImageError("embed", "NaN or infinite features"))
+        shard = shard.drop_columns(["image", "status", "error"])
+        for name, column in {
+            "status": pa.array(["failed" if error else "scored" for error in errors]),
+            "error": pa.array(errors, pa.string()),
+            "score": pa.array(scores, mask=~np.isfinite(scores)),
+            "distances": fixed_size_column(distances),
+        }.items():
+            shard = shard.append_column(name, column)
+        return shard
+
+    @torch.inference_mode()
+    def _score(self, pixels: np.ndarray, group: str) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (n,) and distances (n, H_0, W_0); NaN or infinite where the features are."""
+        patches = self.embedder.embed(as_images(pixels), self.batch_size)
+        left_out_of = self.version.groups[group].images if self.leave_one_out else None
+        gaussian = self._gaussian(group)
+        distances = self.embedder.distances(patches, gaussian, left_out_of=left_out_of)
+        scores = image_scores(self.version.spec.mapper.maps(distances))
+        return scores.cpu().numpy(), distances.cpu().numpy()
+
+    def _gaussian(self, group: str) -> Gaussian:
+        """Load a group's Gaussians, or take them from the bounded cache of those used last."""
+        if group not in self.loaded:
+            # room is made before loading; all groups are of one size
+            while self.loaded and self._size() * (len(self.loaded) + 1) > GROUP_CACHE_BYTES:
+                self.loaded.popitem(last=False)
+            self.loaded[group] = self.version.load_gaussian(group).to(self.embedder.device)
+        self.loaded.move_to_end(group)
+        return self.loaded[group]
+
+    def _size(self) -> int:
+        return next(iter(self.loaded.values())).nbytes

@@ -1,0 +1,135 @@
+"""Charts as SVG that takes its colours from the page, light or dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from padim_ray.heatmap import COLORMAP, FIRST_COLOR
+
+MOST_BARS = 60
+DECADES_ON_LOG_AXIS = 1.0
+
+# drawn in these colours, which the page's take the place of
+_INK, _RUN, _TRAINING, _THRESHOLD = "#000001", "#000002", "#000003", "#000004"
+_PAGE_COLORS = {
+    _INK: "var(--muted)",
+    _RUN: "var(--run)",
+    _TRAINING: "var(--ink)",
+    _THRESHOLD: "var(--alarm)",
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "padim-ray",
+    "font.size": 8.5,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), _INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+}
+
+
+def draw_score_histogram(histogram: Mapping[str, Any], threshold: float | None) -> Markup | None:
+    """Scores of a run, filled, over the training images' leave-one-out scores, outlined.
+
+    Both are shares of their images, on an axis of square roots: a few defective images are seen
+    beside many good ones. None if there is nothing to draw.
+
+    Args:
+        histogram: `edges` (m + 1), and `scores` and `leave_one_out`, counts (m).
+        threshold: drawn as a dashed line.
+    """
+    edges, (scores, training) = _trim(
+        np.asarray(histogram["edges"], float),
+        [np.asarray(histogram[name], float) for name in ("scores", "leave_one_out")],
+    )
+    if not scores.any() and not training.any():
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.8, 1.9), layout="constrained")
+        axes = figure.add_subplot()
+        axes.stairs(_shares(scores), edges, fill=True, color=_RUN, alpha=0.55, linewidth=0)
+        axes.stairs(_shares(training), edges, color=_TRAINING, linewidth=1.2)
+        _scale_scores(axes, edges, threshold)
+        _scale_shares(axes)
+        if threshold is not None:
+            axes.axvline(threshold, color=_THRESHOLD, linewidth=1.4, linestyle=(0, (4, 2)))
+        axes.set_xlabel("score")
+        return _svg(figure)
+
+
+def heat_colors() -> list[str]:
+    """The colours of heat, faint to strong, as in the heatmaps."""
+    shades = FIRST_COLOR + (1 - FIRST_COLOR) * np.linspace(0, 1, 8)
+    return [matplotlib.colors.to_hex(color) for color in matplotlib.colormaps[COLORMAP](shades)]
+
+
+def _trim(
+    edges: np.ndarray, counts: Sequence[np.ndarray]
+) -> tuple[np.ndarray, Sequence[np.ndarray]]:
+    """Leave out empty bins at both ends, and join neighbours until there are few enough."""
+    filled = np.flatnonzero(np.sum(counts, axis=0))
+    if not len(filled):
+        return edges, counts
+    first, last = filled[0], filled[-1] + 1
+    step = -(-(last - first) // MOST_BARS)
+    starts = np.arange(first, last, step)
+    joined = [np.add.reduceat(count[:last], starts) for count in counts]
+    return np.append(edges[starts], edges[last]), joined
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    return counts / max(counts.sum(), 1)
+
+
+def _scale_scores(axes: Axes, edges: np.ndarray, threshold: float | None) -> None:
+    low, high = edges[0], edges[-1]
+    if threshold is not None:
+        low, high = min(low, threshold), max(high, threshold)
+    positive = edges[edges > 0]
+    if positive.size and np.log10(high / positive[0]) > DECADES_ON_LOG_AXIS:
+        axes.set_xscale("log")
+        low = low if low > 0 else positive[0] / 2
+        subdivided = np.log10(high / low) < 3
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if subdivided else (1,)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.set_xlim(low, high)
+
+
+def _scale_shares(axes: Axes) -> None:
+    axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+    top = axes.dataLim.ymax * 1.05
+    axes.set_ylim(0, top)
+    candidates = [0.0001, 0.001, 0.01, 0.05, 0.2, 0.5, 1]
+    axes.yaxis.set_major_locator(FixedLocator([c for c in candidates if top / 300 < c <= top]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.grid(axis="y", color=_INK, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+
+
+def _svg(figure: Figure) -> Markup:
+    """The figure as an element of the page, without what belongs into a file of its own."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # the same in every chart, and nothing needs them
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg)
+    svg = re.sub(r"\n\s*", "\n", svg).replace("xlink:href", "href")
+    for drawn, shown in _PAGE_COLORS.items():
+        svg = svg.replace(drawn, shown)
+    return Markup(svg)

@@ -1,0 +1,202 @@
+"""The gallery: small pictures of the most anomalous images, within a budget of bytes."""
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from PIL import Image
+
+from padim_ray.errors import ImageError, PadimError
+from padim_ray.images import as_rgb, decode
+from padim_ray.pipeline.decode import fetch
+from padim_ray.report.rows import Row, captured_columns, score_ratio
+from padim_ray.storage import Location
+
+PICTURE_BYTES = 6 * 2**20  # of all pictures together; base64 adds a third
+QUALITIES = (
+    *((640, 80), (480, 80), (320, 80), (320, 65), (256, 60), (192, 50)),
+    *((160, 40), (128, 35), (96, 30), (64, 25)),
+)
+"""Longest side and WebP quality: a picture takes the first that fits its share of the bytes."""
+LEAST_BYTES_PER_PIXEL = 1 / 10  # of a photograph: not worth trying with less
+FETCHED_TOGETHER = 16
+DECODING_THREADS = 2  # images at their full size in memory
+MOST_REGIONS = 40  # boxes in one image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page."""
+
+    src: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class GalleryImage:
+    """A row of the results with its pictures.
+
+    `regions`: the boxes with the highest peaks; `region_count` of them were found. `problem` and
+    `heat_problem`: why a picture is missing. `heatmap_link`: the full heatmap, from the page.
+    """
+
+    uri: str
+    group: str
+    captured: Mapping[str, str]
+    score: float
+    ratio: float | None
+    p_value: float | None
+    is_anomalous: bool | None
+    width: int
+    height: int
+    regions: Sequence[Mapping[str, Any]]
+    region_count: int
+    thumbnail: Picture | None
+    problem: str | None
+    heat: Picture | None
+    heat_problem: str | None
+    heatmap_uri: str | None
+    heatmap_link: str | None
+
+    @property
+    def name(self) -> str:
+        return self.uri.rpartition("/")[2] or self.uri
+
+
+def build_gallery(
+    rows: Sequence[Row], root: Location, storage_options: Mapping[str, Any]
+) -> list[GalleryImage]:
+    """Fetch images and heatmaps, and shrink them until all fit in `PICTURE_BYTES` together."""
+    columns = captured_columns(rows)
+    left = len(rows) + sum(row.get("heatmap_uri") is not None for row in rows)
+    remaining = PICTURE_BYTES
+    gallery = []
+    for row, *images in _shrunk(rows, root, storage_options):
+        pictures: list[Picture | None] = [None, None]
+        problems: list[str | None] = [None, None]
+        for kind, image in enumerate(images):
+            match image:
+                case ImageError():
+                    problems[kind] = str(image)
+                case Image.Image():
+                    encoded = _encode(image, remaining // left)
+                    remaining -= len(encoded)
+                    pictures[kind] = _picture(encoded)
+                    problems[kind] = None if encoded else "left out: the page would be too large"
+            left -= image is not None
+        gallery.append(_gallery_image(row, columns, pictures, problems, root))
+    return gallery
+
+
+def relative_link(uri: str | None, root: Location) -> str | None:
+    """A link from the page at `root` to something below it; None if it lies elsewhere."""
+    below = root.uri.rstrip("/") + "/"
+    return quote(uri.removeprefix(below)) if uri and uri.startswith(below) else None
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes as a URI that needs no request."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _gallery_image(
+    row: Row,
+    columns: Sequence[str],
+    pictures: Sequence[Picture | None],
+    problems: Sequence[str | None],
+    root: Location,
+) -> GalleryImage:
+    thumbnail, heat = pictures
+    p_value = row.get("p_value")
+    shape = thumbnail or heat
+    regions = sorted(row.get("regions") or (), key=lambda region: -region["peak"])
+    return GalleryImage(
+        uri=row["uri"],
+        group=row["group"],
+        captured={name: str(row[name]) for name in columns if row.get(name) is not None},
+        score=row["score"],
+        ratio=score_ratio(row),
+        p_value=None if p_value is None or math.isnan(p_value) else p_value,
+        is_anomalous=None if row.get("threshold") is None else row.get("is_anomalous"),
+        width=row["width"] or (shape.width if shape else 4),
+        height=row["height"] or (shape.height if shape else 3),
+        regions=regions[:MOST_REGIONS],
+        region_count=len(regions),
+        thumbnail=thumbnail,
+        problem=problems[0],
+        heat=heat,
+        heat_problem=problems[1],
+        heatmap_uri=row.get("heatmap_uri"),
+        heatmap_link=relative_link(row.get("heatmap_uri"), root),
+    )
+
+
+def _shrunk(
+    rows: Sequence[Row], root: Location, storage_options: Mapping[str, Any]
+) -> Iterator[tuple[Row, Image.Image | ImageError, Image.Image | ImageError | None]]:
+    """Each row with its image and its heatmap, at the gallery's largest size."""
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        for start in range(0, len(rows), FETCHED_TOGETHER):
+            window = rows[start : start + FETCHED_TOGETHER]
+            images = _fetch([row["uri"] for row in window], storage_options)
+            heatmaps = _fetch([row.get("heatmap_uri") for row in window], root.options)
+            shrunk = pool.map(_shrink, images), pool.map(_shrink, heatmaps)
+            yield from zip(window, *shrunk, strict=True)
+
+
+def _fetch(
+    uris: Sequence[str | None], storage_options: Mapping[str, Any]
+) -> list[bytes | ImageError | None]:
+    contents = iter(_fetch_all([uri for uri in uris if uri is not None], storage_options))
+    return [None if uri is None else next(contents) for uri in uris]
+
+
+def _fetch_all(uris: list[str], storage_options: Mapping[str, Any]) -> list[bytes | ImageError]:
+    try:
+        return fetch(uris, storage_options)
+    except PadimError as error:  # a store that can't be used from here
+        if len(uris) == 1:
+            return [ImageError("fetch", str(error))]
+        return [content for uri in uris for content in _fetch_all([uri], storage_options)]
+
+
+def _shrink(data: bytes | ImageError | None) -> Image.Image | ImageError | None:
+    if not isinstance(data, bytes):
+        return data
+    try:
+        image = Image.fromarray(as_rgb(decode(data)))
+    except ImageError as error:
+        return error
+    side = QUALITIES[0][0]
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
+
+
+def _encode(image: Image.Image, share: int) -> bytes:
+    """WebP of at most `share` bytes; nothing if it can't be had."""
+    least = LEAST_BYTES_PER_PIXEL
+    for side, quality in QUALITIES:
+        smaller = image.copy()
+        smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
+        pixels = smaller.width * smaller.height
+        if pixels * least > share:
+            continue
+        buffer = io.BytesIO()
+        smaller.save(buffer, "WEBP", quality=quality)
+        if buffer.tell() <= share:
+            return buffer.getvalue()
+        least = buffer.tell() / pixels / 2  # a lower quality may halve it
+    return b""
+
+
+def _picture(encoded: bytes) -> Picture | None:
+    if not encoded:
+        return None
+    with Image.open(io.BytesIO(encoded)) as image:
+        return Picture(data_uri(encoded, "webp"), *image.size)

@@ -1,0 +1,174 @@
+"""The rows of a run that its report shows: the most anomalous images, and failed ones.
+
+Results are read as a stream, and only the rows that may still be shown are kept: the memory is the
+same for a thousand rows and for ten million.
+"""
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from padim_ray.errors import PadimError
+from padim_ray.storage import Location, explained
+
+READING_THREADS = 4
+BATCH_ROWS = 4096
+
+_SHOWN = """
+    uri group status error score p_value threshold is_anomalous regions heatmap_uri width height
+"""
+_NOT_SHOWN = "size version_tag map_uri mask_uri model_version scored_at"
+SHOWN, NOT_SHOWN = frozenset(_SHOWN.split()), frozenset(_NOT_SHOWN.split())
+"""All other columns were captured from the images' names, or came with the manifest."""
+
+Row = dict[str, Any]
+_Key = tuple[float, float, str]
+
+
+@dataclass
+class Selection:
+    """The first `limit` rows of each kind: the highest scored ones, and failed ones by name.
+
+    Ties go by name, so that the order in which files are read changes nothing.
+    """
+
+    highest_limit: int
+    failed_limit: int
+    _highest: list[tuple[_Key, Row]] = field(default_factory=list)
+    _failed: list[tuple[str, Row]] = field(default_factory=list)
+
+    @property
+    def highest(self) -> list[Row]:
+        """By score over threshold, where there is one; then by score."""
+        return [row for _, row in self._highest]
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for _, row in self._failed]
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take in rows of the results."""
+        self._add_scored(batch)
+        self._add_failed(batch)
+
+    def merge(self, other: "Selection") -> None:
+        """Take in what another selection kept."""
+        self._highest = _first(self.highest_limit, self._highest + other._highest)
+        self._failed = _first(self.failed_limit, self._failed + other._failed)
+
+    def _add_scored(self, batch: pa.RecordBatch) -> None:
+        score = _floats(batch, "score")
+        ratio = _ratio(score, _floats(batch, "threshold"))
+        candidates = ~np.isnan(score)
+        if self.highest_limit == len(self._highest) > 0:
+            lowest_ratio, lowest_score, _ = self._highest[-1][0]
+            candidates &= (ratio > -lowest_ratio) | (
+                (ratio == -lowest_ratio) & (score >= -lowest_score)
+            )
+        indices = np.flatnonzero(candidates)
+        uris = batch["uri"].take(pa.array(indices)).to_pylist()
+        keys = zip(-ratio[indices], -score[indices], uris, strict=True)
+        kept = _first(self.highest_limit, zip(keys, indices, strict=True))
+        self._highest = _first(self.highest_limit, self._highest + _with_rows(kept, batch))
+
+    def _add_failed(self, batch: pa.RecordBatch) -> None:
+        indices = np.flatnonzero(pc.equal(batch["status"], "failed").fill_null(False))
+        uris = batch["uri"].take(pa.array(indices)).to_pylist()
+        kept = _first(self.failed_limit, zip(uris, indices, strict=True))
+        self._failed = _first(self.failed_limit, self._failed + _with_rows(kept, batch))
+
+
+def select_rows(
+    root: Location, *, highest: int, failed: int, parts: Sequence[str] | None = None
+) -> Selection:
+    """Choose from the results below `root` what to show.
+
+    Args:
+        root: the run's directory.
+        highest: how many of the most anomalous images.
+        failed: how many of the failed ones.
+        parts: the results' files to read, by name; None reads all of them.
+
+    Raises:
+        PadimError: if a file can't be read.
+    """
+    files = _parts(root) if parts is None else [root / f"results/{name}" for name in parts]
+    shares = [files[first::READING_THREADS] for first in range(READING_THREADS)]
+
+    def scan(share: list[Location]) -> Selection:
+        selection = Selection(highest, failed)
+        for file in share:
+            for batch in _batches(file):
+                selection.add(batch)
+        return selection
+
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        total, *others = pool.map(scan, shares)
+    for other in others:
+        total.merge(other)
+    return total
+
+
+def score_ratio(row: Row) -> float | None:
+    """A row's score as a multiple of its group's threshold: comparable between groups."""
+    score, threshold = row.get("score"), row.get("threshold")
+    if score is None or threshold is None or not threshold > 0:
+        return None
+    return score / threshold
+
+
+def captured_columns(rows: Sequence[Row]) -> list[str]:
+    """Names of the columns that describe the images in the user's own words."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if name not in SHOWN]
+
+
+def _parts(root: Location) -> list[Location]:
+    results = root / "results"
+    with explained(results.uri, "list"):
+        results.fs.invalidate_cache()
+        paths = results.fs.find(results.path)
+    return [
+        Location(root.uri_of(path), root.options) for path in paths if path.endswith(".parquet")
+    ]
+
+
+def _batches(file: Location) -> Iterator[pa.RecordBatch]:
+    try:
+        with file.as_local_file() as path, pq.ParquetFile(path) as parquet:
+            columns = [name for name in parquet.schema_arrow.names if name not in NOT_SHOWN]
+            yield from parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+    except FileNotFoundError as error:
+        raise PadimError(f"{file.uri} is missing: the run's results are incomplete") from error
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise PadimError(f"{file.uri} is not a file of results: {reason}") from error
+
+
+def _first(limit: int, items: Any) -> list[tuple[Any, Any]]:
+    return heapq.nsmallest(limit, items, key=lambda item: item[0])
+
+
+def _with_rows(kept: list[tuple[Any, Any]], batch: pa.RecordBatch) -> list[tuple[Any, Row]]:
+    rows = batch.take(pa.array([index for _, index in kept], pa.int64())).to_pylist()
+    return [(key, row) for (key, _), row in zip(kept, rows, strict=True)]
+
+
+def _ratio(score: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    """Score over threshold; −1, below every ratio, where there is no threshold."""
+    return np.divide(score, threshold, out=np.full_like(score, -1), where=threshold > 0)
+
+
+def _floats(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    """A column as float64, with NaN where there is nothing."""
+    if name not in batch.schema.names:
+        return np.full(batch.num_rows, math.nan)
+    return batch[name].cast(pa.float64()).to_numpy(zero_copy_only=False)

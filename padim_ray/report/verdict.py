@@ -1,0 +1,127 @@
+"""The verdict on a run: what an engineer should know before looking at anything else."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from padim_ray.report.text import count, join_some, percent
+
+Tone = Literal["warning", "notice", "fine"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing. `brief` stands in the headline; `anchor` is where to read on."""
+
+    tone: Tone
+    brief: str
+    sentence: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All findings, the gravest first, under a headline."""
+
+    tone: Tone
+    headline: str
+    findings: list[Finding]
+
+
+def judge(run: Mapping[str, Any]) -> Verdict:
+    """The verdict on the run that `run.json` tells of."""
+    findings = [
+        finding for check in (_drift, _failures, _flags, _thresholds) for finding in check(run)
+    ]
+    tone: Tone = min(
+        (finding.tone for finding in findings),
+        key=["warning", "notice", "fine"].index,
+        default="fine",
+    )
+    briefs = [finding.brief for finding in findings if finding.brief]
+    headline = (
+        ", ".join(briefs) or f"{count(run['scored'], 'image')} scored, none flagged or failed"
+    )
+    return Verdict(tone, headline[0].upper() + headline[1:], findings)
+
+
+def has_drifted(group: Mapping[str, Any]) -> bool:
+    """Whether a group's images have changed since the model was fitted."""
+    return bool(group["drift"] and group["drift"]["has_changed"])
+
+
+def flagged_share(group: Mapping[str, Any]) -> float:
+    """The share of a group's scored images that are anomalous."""
+    return group["flagged"] / max(group["scored"], 1)
+
+
+def rank_groups(run: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Groups by name, the most noteworthy first: drifted, then by share of flagged images."""
+
+    def noteworthiness(item: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
+        name, group = item
+        distance = group["drift"]["distance"] if has_drifted(group) else 0
+        return -distance, -flagged_share(group), -group["failed"], name
+
+    return sorted(run["groups"].items(), key=noteworthiness)
+
+
+def _drift(run: Mapping[str, Any]) -> Iterable[Finding]:
+    names = [name for name, group in rank_groups(run) if has_drifted(group)]
+    if not names:
+        return
+    if len(run["groups"]) == 1:
+        yield Finding(
+            "warning", "drift", f"{run['groups'][names[0]]['drift']['meaning']}.", "groups"
+        )
+    else:
+        brief = f"drift in {count(len(names), 'group')}"
+        sentence = (
+            f"In {len(names):,} of {len(run['groups']):,} groups the images differ from those that "
+            f"the model was fitted to: {join_some(names, 5)}."
+        )
+        yield Finding("warning", brief, sentence, "groups")
+
+
+def _failures(run: Mapping[str, Any]) -> Iterable[Finding]:
+    if run["failed"]:
+        failed = count(run["failed"], "image")
+        causes = [f"{cause} ({number:,})" for cause, number in run["failed_by_cause"].items()]
+        sentence = (
+            f"{failed} of {run['listed']:,} failed ({percent(run['failed'], run['listed'])}): "
+            f"{join_some(causes, 3, 'causes')}."
+        )
+        yield Finding("warning", f"{failed} failed", sentence, "failed")
+
+
+def _flags(run: Mapping[str, Any]) -> Iterable[Finding]:
+    if run["flagged"]:
+        share = percent(run["flagged"], run["scored"])
+        expected = (
+            "the threshold was set by hand"
+            if run["threshold"] is not None
+            else f"of good images alone it would be about {percent(run['alpha'])}"
+        )
+        sentence = (
+            f"{run['flagged']:,} of {run['scored']:,} scored images are flagged "
+            f"({share}; {expected})."
+        )
+        yield Finding("notice", f"{run['flagged']:,} flagged", sentence, "images")
+
+
+def _thresholds(run: Mapping[str, Any]) -> Iterable[Finding]:
+    without = _names(run, lambda group: group["threshold"] is None)
+    if without:
+        sentence = (
+            f"{count(len(without), 'group')} without a threshold, in which nothing can be flagged: "
+            f"{join_some(without, 5)}."
+        )
+        yield Finding("notice", "", sentence, "groups")
+    noted = _names(run, lambda group: group["threshold"] is not None and group["threshold_note"])
+    if noted:
+        sentence = f"{count(len(noted), 'threshold')} with a reservation: {join_some(noted, 5)}."
+        yield Finding("notice", "", sentence, "groups")
+
+
+def _names(run: Mapping[str, Any], wanted: Callable[[Mapping[str, Any]], Any]) -> list[str]:
+    return [name for name, group in rank_groups(run) if wanted(group)]

@@ -1,0 +1,65 @@
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from padim_ray.report.charts import MOST_BARS, draw_score_histogram, heat_colors
+from tests.report.run_directory import histogram
+
+
+def texts(svg: str) -> list[str]:
+    return [element.text for element in ElementTree.fromstring(svg).iter("text") if element.text]
+
+
+def test_a_chart_takes_its_colours_from_the_page():
+    svg = draw_score_histogram(histogram(), 10.0)
+    assert not re.findall(r"#[0-9a-f]{6}\b", svg)
+    for name in ("--run", "--ink", "--muted", "--alarm"):
+        assert f"var({name})" in svg
+
+
+def test_a_chart_is_the_same_every_time_and_can_stand_beside_others():
+    svg = draw_score_histogram(histogram(), 10.0)
+    assert svg == draw_score_histogram(histogram(), 10.0)
+    other = draw_score_histogram(histogram(1, defective=300), 20.0)
+    ids = [set(re.findall(r'\bid="([^"]+)"', chart)) for chart in (svg, other)]
+    assert not [name for name in ids[0] | ids[1] if re.fullmatch(r"[\w.]+_\d+", name)]
+    assert "<style" not in svg
+
+
+def test_text_stays_text():
+    assert "score" in texts(draw_score_histogram(histogram(), 10.0))
+    assert any("%" in text for text in texts(draw_score_histogram(histogram(), 10.0)))
+
+
+@pytest.mark.parametrize("low", [0.0, 1e-3, 5.0, 30.0])
+@pytest.mark.parametrize("bins", [1, 7, 5000])
+def test_any_edges_and_thresholds_can_be_drawn(low: float, bins: int):
+    edges = np.linspace(low, 40, bins + 1)
+    counts = [0] * bins
+    counts[-1] = 12
+    content = {"edges": edges.tolist(), "scores": counts, "leave_one_out": [0] * bins}
+    for threshold in (None, 1e-4, 20.0, 1e4):
+        assert len(draw_score_histogram(content, threshold)) < 40_000
+
+
+def test_bars_are_few_and_keep_all_counts():
+    wide = histogram()
+    edges = np.geomspace(1e-3, 1e6, 20_001)
+    scores = np.histogram(np.random.default_rng(0).lognormal(2, 0.5, 5000), edges)[0]
+    wide |= {"edges": edges.tolist(), "scores": scores.tolist(), "leave_one_out": [0] * 20_000}
+    svg = draw_score_histogram(wide, None)
+    outline = max(re.findall(r' d="([^"]+)"', svg), key=len)
+    assert MOST_BARS / 2 < len(re.findall("[ML]", outline)) / 2 <= MOST_BARS + 3
+
+
+def test_nothing_to_draw_is_no_chart():
+    empty = {"edges": [1, 2, 3], "scores": [0, 0], "leave_one_out": [0, 0]}
+    assert draw_score_histogram(empty, 2.0) is None
+
+
+def test_heat_has_the_colours_of_heatmaps():
+    colors = heat_colors()
+    assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in colors)
+    assert colors[-1] == "#fcffa4"
