@@ -7,6 +7,7 @@ import torch
 from benchmarks.timing import Figure, rates
 from padim_ray.anomaly_map import image_scores
 from padim_ray.gaussian import factorise, pool, squared_distances
+from padim_ray.leave_one_out import NEGLIGIBLE_FROM, leave_one_out_squared_distances
 from padim_ray.model import Embedder
 from padim_ray.moments import accumulate_, empty_moments
 from padim_ray.options import ModelOptions
@@ -44,6 +45,12 @@ def stages(embedder: Embedder, images: torch.Tensor) -> dict[str, Callable[[], i
     return {
         "moments": lambda: done([accumulate_(state, patches).means[0], patches[0]]),
         "distances": lambda: done([squared_distances(gaussian, patches)]),
+        **{
+            f"leave-one-out of {count}": lambda count=count: done(
+                [leave_one_out_squared_distances(gaussian, patches, count, rule)]
+            )
+            for count in (90, NEGLIGIBLE_FROM - 1, NEGLIGIBLE_FROM)
+        },
         "map and score": lambda: done([image_scores(spec.mapper.maps(distances))]),
     }
 

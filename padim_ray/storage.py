@@ -105,7 +105,9 @@ class Location:
         with explained(self.uri, "write"):
             directory = os.path.dirname(self.uri) if self.is_local else tempfile.gettempdir()
             os.makedirs(directory, exist_ok=True)
-            temporary = Path(directory) / f".{secrets.token_hex(8)}.tmp"
+            # object stores take the content's type from the name: browsers then show a report
+            suffix = os.path.splitext(self.uri)[1]
+            temporary = Path(directory) / f".{secrets.token_hex(8)}.tmp{suffix}"
             # what is renamed into place is for everyone that the umask allows; a copy is not
             mode = 0o666 if self.is_local else 0o600
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, mode))

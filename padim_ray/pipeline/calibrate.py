@@ -1,7 +1,6 @@
 """The calibration pass of fitting: training images' leave-one-out scores, group by group."""
 
 import logging
-import time
 from dataclasses import replace
 from itertools import groupby
 
@@ -41,7 +40,6 @@ def calibrate(
     rows = rows[[entries[group].images >= MIN_IMAGES for group in groups]]
     if not len(rows):
         return entries, scores
-    started = time.monotonic()
     with data_context(preserve_order=True):
         sample = manifest.take(rows)
         scored, shards = score_images(sample, version, options, plan, leave_one_out=True)
@@ -66,5 +64,4 @@ def calibrate(
     missing = len(rows) - np.isfinite(scores).sum()
     if missing:
         log.warning("%d images could be read for fitting, but not again to calibrate", missing)
-    log.info("%d images calibrated in %.0f s", len(rows) - missing, time.monotonic() - started)
     return entries, scores

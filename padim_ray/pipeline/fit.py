@@ -1,6 +1,5 @@
 """The fit job: images → partial sums → moments → Gaussians → calibration → a published model."""
 
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,12 +28,10 @@ from padim_ray.pipeline.merge import Reducer, Target, check_count, serialise
 from padim_ray.pipeline.resources import Plan, plan_resources
 from padim_ray.pipeline.run import check_images_option, decode_images, read_images_table
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
-from padim_ray.pipeline.summary import Summary
+from padim_ray.pipeline.summary import Summary, timed
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
 from padim_ray.trunk import Precision, native_precision
-
-log = logging.getLogger("padim_ray")
 
 MIN_PARTIAL_IMAGES = 512
 MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made of
@@ -66,29 +63,31 @@ def run_fit(options: FitOptions) -> Summary:
         check_count(group, count)
     root.check_writable()
     number = (artifact.current_number(root) or 0) + 1
+    stages: dict[str, float] = {}
     with ray_session(options.address):
         plan = plan_resources(cluster_nodes(), options.actors)
         spec = replace(spec, precision=_precision(options, plan))
         artifact.save_trunk_weights(root, weights)
         target = Target(root, number, len(state_shards(spec)))
         reducer = Reducer(spec.regularization, target, plan.helper_cpus, listed)
-        for bundle in _partial_sums(options, plan, spec, root, manifest):
-            for block in bundle.block_refs:
-                reducer.add(block)
-        log.info("%d images embedded in %.0f s", manifest.num_rows, time.monotonic() - started)
-        finishing = time.monotonic()
-        reducer.finish(plan.finish_cpus)
-        log.info("merged, factorised and written in %.0f s", time.monotonic() - finishing)
+        with timed("embed", stages):
+            for bundle in _partial_sums(options, plan, spec, root, manifest):
+                for block in bundle.block_refs:
+                    reducer.add(block)
+        with timed("factorise", stages):
+            reducer.finish(plan.finish_cpus)
         allowed = options.allows(len(reducer.failures), manifest.num_rows)
         if allowed:
             version = ModelVersion(root, number, spec, reducer.entries)
-            _publish(version, _with_status(manifest, reducer.failures), options, plan)
+            with timed("calibrate", stages):
+                _publish(version, _with_status(manifest, reducer.failures), options, plan)
     summary = Summary(
         job="fit",
         listed=manifest.num_rows,
         failures=reducer.failures,
         groups=listed,
         seconds=time.monotonic() - started,
+        stages=stages,
         places={"model": f"{root.uri} (version {number})" if allowed else "not published"},
         within_max_failed=allowed,
     )

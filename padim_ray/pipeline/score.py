@@ -27,7 +27,7 @@ from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
 from padim_ray.pipeline.run import read_images_table
 from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
-from padim_ray.pipeline.summary import GroupVerdict, Summary
+from padim_ray.pipeline.summary import GroupVerdict, Summary, timed
 from padim_ray.report import write_report
 from padim_ray.storage import Location
 
@@ -76,6 +76,7 @@ class ScoringJob:
     shards: list[slice] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     heatmap_scale: tuple[float, float] | None = None
+    stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.scores = np.full(self.manifest.num_rows, np.nan, np.float32)
@@ -132,11 +133,11 @@ class ScoringJob:
         """
         with ray_session(self.options.address):
             plan = plan_resources(cluster_nodes(), self.options.actors)
-            started = time.monotonic()
-            self._score(plan, count_pixels, take)
-            seconds = time.monotonic() - started
-            log.info("%d images scored in %.0f s", self.manifest.num_rows, seconds)
-            self._draw_heatmaps(plan)
+            with timed("score", self.stages):
+                self._score(plan, count_pixels, take)
+            if self.options.heatmaps != "none":
+                with timed("draw heatmaps", self.stages):
+                    self._draw_heatmaps(plan)
 
     def _score(self, plan: Plan, count_pixels: Callable | None, take: Callable) -> None:
         done = 0
@@ -161,9 +162,8 @@ class ScoringJob:
     def _draw_heatmaps(self, plan: Plan) -> None:
         """Draw the heatmaps that are wanted, on one colour scale."""
         valid = self.scores[np.isfinite(self.scores)]
-        if self.options.heatmaps == "none" or not len(valid):
+        if not len(valid):
             return
-        started = time.monotonic()
         self.heatmap_scale = color_scale(valid)
         tables = self._by_shard(self._wanted())
         if not tables:
@@ -185,7 +185,7 @@ class ScoringJob:
                 num_cpus=plan.helper_cpus,
             )
             count = sum(row["drawn"] for row in drawn.iter_rows())
-        log.info("%d heatmaps drawn in %.0f s", count, time.monotonic() - started)
+        log.info("%d heatmaps drawn", count)
 
     def _wanted(self) -> np.ndarray:
         """The manifest's rows that get a heatmap, ascending."""
@@ -199,12 +199,16 @@ class ScoringJob:
         return np.union1d(highest, np.flatnonzero(np.concatenate(flags)))
 
     def highest(self, count: int) -> np.ndarray:
-        """The rows that exceed their threshold most, or come nearest to it, the highest first."""
-        excess = np.concatenate(
-            [decision.excess(scores) for _, _, scores, decision in self.groups()]
-        )
-        best = np.argsort(-excess, kind="stable")[:count]  # NaN, of failed images, come last
-        return best[np.isfinite(excess[best])]
+        """The rows that exceed their threshold most, or come nearest to it, the highest first.
+
+        Groups without a threshold come after those with one.
+        """
+        excess, unjudged = [], []
+        for _, _, scores, decision in self.groups():
+            excess.append(decision.excess(scores))
+            unjudged.append(np.full(len(scores), decision.threshold is None))
+        order = np.lexsort([-np.concatenate(excess), np.concatenate(unjudged)])
+        return order[np.isfinite(self.scores[order])][:count]
 
     def groups(self) -> Iterator[tuple[str, slice, np.ndarray, Decision]]:
         """Every group's name, rows of the manifest, scores and decision, in the rows' order."""
@@ -256,6 +260,7 @@ class ScoringJob:
             failures=self.failures,
             groups=group_counts(self.manifest),
             seconds=seconds,
+            stages=self.stages,
             places=self.output.places() | dict(places or {}),
             within_max_failed=self.options.allows(len(self.failures), self.manifest.num_rows),
             verdicts=verdicts,
@@ -264,7 +269,8 @@ class ScoringJob:
         data = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         (self.output.root / "run.json").write(data.encode())
         self.output.remove_staging()
-        self._report()
+        with timed("report", self.stages):
+            self._report()
         summary.report()
         return summary
 
@@ -301,6 +307,7 @@ class ScoringJob:
             "flagged": summary.flagged,
             "failed_by_cause": summary.failed_by_cause,
             "seconds": round(summary.seconds, 1),
+            "stages": summary.stages,
             "images_per_second": round(summary.listed / summary.seconds, 1),
             "heatmaps": options.heatmaps,
             "heatmap_scale": self.heatmap_scale,

@@ -1,8 +1,10 @@
 """What a job tells at its end: counts, and each group's verdict."""
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +17,15 @@ log = logging.getLogger("padim_ray")
 
 MOST_WARNINGS = 10  # of a kind, on the console
 HISTOGRAM_BINS = 40
+
+
+@contextmanager
+def timed(stage: str, stages: dict[str, float]) -> Iterator[None]:
+    """Time a stage of a job, and log it."""
+    started = time.monotonic()
+    yield
+    stages[stage] = round(time.monotonic() - started, 2)
+    log.info("%s: %.0f s", stage, stages[stage])
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,8 @@ class Summary:
     """How a job went.
 
     `failures`: error of each failed image, by uri. `groups`: listed images of each. `seconds`: wall
-    time. `places`: what was written where. `verdicts`: of each group, after scoring.
+    time, and `stages` what of it each took. `places`: what was written where. `verdicts`: of each
+    group, after scoring.
     """
 
     job: str
@@ -95,6 +107,7 @@ class Summary:
     failures: Mapping[str, str]
     groups: Mapping[str, int]
     seconds: float
+    stages: Mapping[str, float]
     places: Mapping[str, str]
     within_max_failed: bool
     verdicts: Mapping[str, GroupVerdict] = field(default_factory=dict)

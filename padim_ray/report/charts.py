@@ -10,12 +10,11 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from padim_ray.heatmap import COLORMAP, FIRST_COLOR
 
 MOST_BARS = 60
-DECADES_ON_LOG_AXIS = 1.0
 
 # drawn in these colours, which the page's take the place of
 _INK, _RUN, _TRAINING, _THRESHOLD = "#000001", "#000002", "#000003", "#000004"
@@ -44,7 +43,8 @@ def draw_score_histogram(histogram: Mapping[str, Any], threshold: float | None) 
     beside many good ones. None if there is nothing to draw.
 
     Args:
-        histogram: `edges` (m + 1), and `scores` and `leave_one_out`, counts (m).
+        histogram: `edges` (m + 1), positive and in equal ratios; `scores` and `leave_one_out`,
+            counts (m).
         threshold: drawn as a dashed line.
     """
     edges, (scores, training) = _trim(
@@ -91,20 +91,17 @@ def _shares(counts: np.ndarray) -> np.ndarray:
 
 
 def _scale_scores(axes: Axes, edges: np.ndarray, threshold: float | None) -> None:
+    """Logarithmic, as the bins are."""
     low, high = edges[0], edges[-1]
-    if threshold is not None:
+    if threshold:
         low, high = min(low, threshold), max(high, threshold)
-    positive = edges[edges > 0]
-    if positive.size and np.log10(high / positive[0]) > DECADES_ON_LOG_AXIS:
-        axes.set_xscale("log")
-        low = low if low > 0 else positive[0] / 2
-        subdivided = np.log10(high / low) < 3
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if subdivided else (1,)))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.set_xscale("log")
     axes.set_xlim(low, high)
+    decades = np.log10(high / low)
+    ticks = (1, 2, 3, 4, 6, 8) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
 def _scale_shares(axes: Axes) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -113,7 +112,6 @@ def _gallery_image(
     root: Location,
 ) -> GalleryImage:
     thumbnail, heat = pictures
-    p_value = row.get("p_value")
     shape = thumbnail or heat
     regions = sorted(row.get("regions") or (), key=lambda region: -region["peak"])
     return GalleryImage(
@@ -122,8 +120,8 @@ def _gallery_image(
         captured={name: str(row[name]) for name in columns if row.get(name) is not None},
         score=row["score"],
         ratio=score_ratio(row),
-        p_value=None if p_value is None or math.isnan(p_value) else p_value,
-        is_anomalous=None if row.get("threshold") is None else row.get("is_anomalous"),
+        p_value=row.get("p_value"),
+        is_anomalous=row.get("is_anomalous"),
         width=row["width"] or (shape.width if shape else 4),
         height=row["height"] or (shape.height if shape else 3),
         regions=regions[:MOST_REGIONS],

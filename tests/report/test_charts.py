@@ -33,14 +33,14 @@ def test_text_stays_text():
     assert any("%" in text for text in texts(draw_score_histogram(histogram(), 10.0)))
 
 
-@pytest.mark.parametrize("low", [0.0, 1e-3, 5.0, 30.0])
+@pytest.mark.parametrize("low", [1e-3, 5.0, 39.9])
 @pytest.mark.parametrize("bins", [1, 7, 5000])
 def test_any_edges_and_thresholds_can_be_drawn(low: float, bins: int):
-    edges = np.linspace(low, 40, bins + 1)
+    edges = np.geomspace(low, 40, bins + 1)
     counts = [0] * bins
     counts[-1] = 12
     content = {"edges": edges.tolist(), "scores": counts, "leave_one_out": [0] * bins}
-    for threshold in (None, 1e-4, 20.0, 1e4):
+    for threshold in (None, 0.0, 1e-4, 20.0, 1e4):
         assert len(draw_score_histogram(content, threshold)) < 40_000
 
 

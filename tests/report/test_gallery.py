@@ -122,12 +122,6 @@ def test_the_regions_with_the_highest_peaks_are_kept(tmp_path):
     assert [r["peak"] for r in shown.regions] == list(range(99, 99 - MOST_REGIONS, -1))
 
 
-def test_without_a_threshold_nothing_is_said_of_an_image(tmp_path):
-    row = scored_row("/gone.png", 3.0, None, is_anomalous=False, p_value=float("nan"))
-    (shown,) = build_gallery([row], Location.of(str(tmp_path)), {})
-    assert (shown.ratio, shown.p_value, shown.is_anomalous) == (None, None, None)
-
-
 def test_links_lead_only_below_the_run_s_directory():
     root = Location.of("/out/run 1")
     assert relative_link("/out/run 1/heatmaps/a%20#?.png", root) == "heatmaps/a%2520%23%3F.png"
