@@ -1,17 +1,20 @@
-"""`make demo`: draw a small archive, fit, score, and say how well the defects were found."""
+"""`make demo`: draw a small archive, fit, evaluate, and say how well the defects were found."""
 
+import json
 import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 import torchvision
-from sklearn.metrics import roc_auc_score
+from rich.console import Console
+from rich.table import Table
 
 import padim_ray
 from demo.archive import draw_archive
+from padim_ray.evaluation import LABELS
 
 ROOT = Path("demo-run").resolve()
 BACKBONE = "resnet18"
@@ -30,14 +33,16 @@ def main() -> None:
         backbone=BACKBONE,
         weights=trunk_weights(),
     )
-    summary = padim_ray.score(
-        images=f"{ROOT}/archive/{{group}}/test/{{defect}}/*",
+    padim_ray.evaluate(
+        images=f"{ROOT}/archive/{{group}}/test/{{defect}}/{{name}}.*",
+        masks=f"{ROOT}/archive/{{group}}/ground_truth/{{defect}}/{{name}}_mask.png",
         model=str(ROOT / "model"),
         out=str(ROOT / "results"),
+        alpha=0.05,
     )
-    print_table(summary.places["results"])
-    print(f"Results:   {summary.places['results']}")
-    print(f"A heatmap: {highest_heatmap(summary.places['results'])}")
+    print_table(json.loads((ROOT / "results/metrics.json").read_text()))
+    print(f"Results: {ROOT / 'results/results'}")
+    print(f"Report:  {ROOT / 'results/report.html'}")
 
 
 def trunk_weights() -> str:
@@ -60,22 +65,13 @@ def random_trunk(path: Path) -> Path:
     return path
 
 
-def print_table(results: str) -> None:
-    """Print images, failures and AUROC of each group, from the folders' names."""
-    table = pq.read_table(results, columns=["group", "defect", "status", "score"]).to_pandas()
-    print(f"\n{'group':<10}{'images':>8}{'failed':>8}{'AUROC':>8}")
-    for group, rows in table.groupby("group"):
-        scored = rows[rows.status == "scored"]
-        auroc = roc_auc_score(scored.defect != "good", scored.score)
-        failed = len(rows) - len(scored)
-        print(f"{group:<10}{len(rows):>8}{failed:>8}{auroc:>8.3f}")
-    print()
-
-
-def highest_heatmap(results: str) -> str:
-    """Name the heatmap of the image with the highest score."""
-    table = pq.read_table(results, columns=["score", "heatmap_uri"])
-    return table.sort_by([("score", "descending")])["heatmap_uri"][0].as_py()
+def print_table(evaluation: dict[str, Any]) -> None:
+    """Print what the metrics say of each group."""
+    metrics = ("image_auroc", "pixel_auroc", "pixel_aupro", "false_alarm_rate", "miss_rate")
+    table = Table("group", *(LABELS[metric] for metric in metrics))
+    for group, content in evaluation["groups"].items():
+        table.add_row(group, *(f"{content['metrics'][name]['value']:.3f}" for name in metrics))
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,13 @@ from itertools import accumulate, pairwise
 import torch
 
 from padim_ray.gaussian import Gaussian, Regularization, squared_distances
+from padim_ray.moments import cut_cells
+from padim_ray.patches import split_cells
 
 MIN_IMAGES = 3  # without one of them, two are left for a covariance
 SMALLEST_REMAINDER = 1e-6  # of 1, of what an image leaves of a patch's covariance
-SOLVED_TOGETHER = 8  # images: their vectors at every patch are some 60 MB of all of resnet18's
+CORRECTION_NUMBERS = 2**24  # in the E of the images that are solved together
+FIELD_NUMBERS = 2**20  # in their vectors at the patches that are solved together
 NEGLIGIBLE_FROM = 500  # images, of which one's share in R moves no distance by half a percent
 
 
@@ -53,7 +56,9 @@ def leave_one_out_squared_distances(
     if steps is None:
         steps = _steps(count)
     if steps:
-        parts = zip(*(level.split(SOLVED_TOGETHER, -1) for level in patches), strict=True)
+        channels = sum(mean.shape[1] for mean in gaussian.means)
+        together = max(1, CORRECTION_NUMBERS // channels**2)
+        parts = zip(*(level.split(together, -1) for level in patches), strict=True)
         solved = [_solve(gaussian, part, count, regularization, steps) for part in parts]
         squared = torch.cat(solved, -1)
     else:
@@ -65,9 +70,9 @@ def leave_one_out_squared_distances(
 
 
 def _steps(count: int) -> int:
-    if count < 50:
+    if count < 30:
         return 3
-    if count < 100:
+    if count < 60:
         return 2
     return 1 if count < NEGLIGIBLE_FROM else 0
 
@@ -79,17 +84,39 @@ def _solve(
     regularization: Regularization,
     steps: int,
 ) -> torch.Tensor:
-    """q = dᵀ(B − E)⁻¹d at every patch, (P_0, B).
-
-    Fields are (P_0, B, D): at every patch and image a vector of all levels' channels.
-    """
+    """q = dᵀ(B − E)⁻¹d at every patch, (P_0, B): E from all of them, then some at a time."""
     offsets = [
         (x - mean[..., None]).mT for x, mean in zip(patches, gaussian.means, strict=True)
     ]  # (P_ℓ, B, c_ℓ)
     correction = _correction(offsets, count, regularization)
     unscaled = (count - 2) / (count - 1)  # of B⁻¹ to Σ⁻¹
+    coarsest, (finest, images, _) = len(offsets[-1]), offsets[0].shape
+    channels = sum(level.shape[-1] for level in offsets)
+    parts = -(-finest * images * channels // FIELD_NUMBERS)
+    return torch.cat(
+        [
+            _conjugate_gradients(
+                gaussian.cells(start, stop),
+                cut_cells(offsets, coarsest, start, stop),
+                correction,
+                unscaled,
+                steps,
+            )
+            for start, stop in split_cells(coarsest, parts)
+        ]
+    )
+
+
+def _conjugate_gradients(
+    gaussian: Gaussian,
+    offsets: Sequence[torch.Tensor],
+    correction: torch.Tensor | float,
+    unscaled: float,
+    steps: int,
+) -> torch.Tensor:
+    """q at some patches. Fields are (P_0, B, D): vectors of all channels, per patch and image."""
     residual = _repeat_down(offsets)
-    direction = _solve_covariance(gaussian, residual).mul_(unscaled)
+    direction = _solve_covariance_nested(gaussian, offsets).mul_(unscaled)
     from_b = residual.clone()  # B · direction, known from the recursion without B
     product = (residual * direction).sum(-1)
     solved = torch.zeros_like(product)
@@ -151,6 +178,25 @@ def _repeat_down(levels: Sequence[torch.Tensor]) -> torch.Tensor:
     for level, (start, stop) in zip(levels, pairwise(starts), strict=True):
         field.view(len(level), -1, *field.shape[1:])[..., start:stop] = level[:, None]
     return field
+
+
+def _solve_covariance_nested(gaussian: Gaussian, offsets: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Σ⁻¹ applied to levels (P_ℓ, B, c_ℓ), as a field: each product on the grid it varies on."""
+    starts = _starts(offsets)
+    result = offsets[0].new_zeros(*offsets[0].shape[:2], starts[-1])
+    for level, row in enumerate(gaussian.whitening):
+        cells, images = offsets[level].shape[:2]
+        above = [
+            coarse[:, None].expand(-1, cells // len(coarse), -1, -1).reshape(cells, images, -1)
+            for coarse in offsets[level:]
+        ]
+        whitened = sum(
+            torch.bmm(vectors, block.mT) for vectors, block in zip(above, row, strict=True)
+        )
+        target = result.view(cells, -1, images, starts[-1])
+        for (start, stop), block in zip(pairwise(starts[level:]), row, strict=True):
+            target[..., start:stop] += torch.bmm(whitened, block)[:, None]
+    return result
 
 
 def _solve_covariance(gaussian: Gaussian, field: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from padim_ray import leave_one_out
 from padim_ray.gaussian import Regularization, factorise, pool
 from padim_ray.leave_one_out import NEGLIGIBLE_FROM, leave_one_out_squared_distances
 from padim_ray.moments import merge_all
@@ -64,6 +65,16 @@ def test_of_many_images_one_changes_the_regularisation_by_nothing_that_matters()
         np.testing.assert_allclose(
             distances[image], refitted(features, image, "shrink"), rtol=0.005
         )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_images_and_patches_at_a_time_give_the_same(kind, monkeypatch):
+    grid = PatchGrid(((8, 8), (4, 4), (2, 2)), (3, 5, 9))
+    features = random_features(grid, 13, np.random.default_rng(0))
+    at_once = left_out(grid, features, kind)
+    monkeypatch.setattr(leave_one_out, "CORRECTION_NUMBERS", 17**2 * 5)
+    monkeypatch.setattr(leave_one_out, "FIELD_NUMBERS", 1000)
+    np.testing.assert_allclose(left_out(grid, features, kind), at_once, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
