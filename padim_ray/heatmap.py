@@ -16,14 +16,16 @@ FIRST_COLOR = 0.25  # the map's dark end would look like a shadow
 OPACITY = 0.65
 
 
-def color_scale(scores: np.ndarray) -> tuple[float, float]:
-    """The distances at which a run's colours begin and end.
+def color_scale(scores: np.ndarray, threshold: float | None = None) -> tuple[float, float]:
+    """The distances at which a group's colours begin and end.
 
     Most images of an archive are good, and a good image's score is its largest distance: what lies
-    below the lower scores is transparent. A few extreme scores don't stretch the scale.
+    below the lower scores is transparent. A few extreme scores don't stretch the scale. Its end is
+    well above the threshold, so that on a night without a defect nothing looks like one.
     """
     low, high = np.quantile(scores, [0.25, 0.995])
-    return float(low), float(max(high, low * 1.25, low + 1e-6))
+    least = 1.5 * threshold if threshold else 0.0
+    return float(low), float(max(high, least, low * 1.25, low + 1e-6))
 
 
 def draw_heatmap(

@@ -124,6 +124,13 @@ def test_equal_scores_make_no_heat_below_them(score, count):
     assert low == score and high > low
 
 
+def test_the_scale_ends_above_the_threshold():
+    """On a night without a defect, the highest of the good images isn't painted like one."""
+    scores = np.random.default_rng(0).uniform(10, 20, 1000)
+    assert color_scale(scores, 25.0)[1] == 37.5
+    assert color_scale(np.append(scores, [90] * 100), 25.0)[1] == 90
+
+
 def test_extreme_scores_do_not_stretch_the_scale():
     scores = np.random.default_rng(0).uniform(10, 20, 1000)
     assert np.allclose(color_scale(scores), color_scale(np.append(scores, [1e9])), rtol=0.01)

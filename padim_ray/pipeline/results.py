@@ -8,7 +8,7 @@ OUT/
   report.html                    what people look at
   .staging/                      patch distances to draw heatmaps from; removed at the end
 
-Heatmaps are drawn when all scores are known: only then are the highest ones known, and the scale.
+Heatmaps are drawn when all scores are known: only then are the highest ones known, and the scales.
 """
 
 import io
@@ -256,27 +256,31 @@ class WriteResults:
 
 
 class DrawHeatmaps:
-    """Rows of a shard (`shard`, `row`) in, heatmaps out; then the shard's results name them."""
+    """Rows of a shard (`shard`, `row`) in, heatmaps out; then the shard's results name them.
+
+    Args:
+        scales: the colours' two ends, by group.
+    """
 
     def __init__(
         self,
         output: Output,
         mapper: AnomalyMapper,
         preprocessing: Preprocessing,
-        scale: tuple[float, float],
+        scales: Mapping[str, tuple[float, float]],
         storage_options: Mapping[str, Any],
     ) -> None:
-        self.output, self.mapper, self.scale = output, mapper, scale
+        self.output, self.mapper, self.scales = output, mapper, scales
         self.preprocessing = preprocessing
         self.storage_options = dict(storage_options)
 
     def __call__(self, wanted: pa.Table) -> pa.Table:
-        number = wanted["shard"][0].as_py()
+        number, scale = wanted["shard"][0].as_py(), self.scales[wanted["group"][0].as_py()]
         staged = _read_table(self.output.staged(number))
         staged = staged.filter(pc.is_in(staged["row"], wanted["row"].combine_chunks()))
         drawn: dict[int, str] = {}
         for start in range(0, staged.num_rows, DRAWN_TOGETHER):
-            drawn.update(self._draw(staged.slice(start, DRAWN_TOGETHER)))
+            drawn.update(self._draw(staged.slice(start, DRAWN_TOGETHER), scale))
         part = self.output.part(number)
         results = _read_table(part)
         uris = [drawn.get(row) for row in range(results.num_rows)]
@@ -285,7 +289,7 @@ class DrawHeatmaps:
         _write_table(part, named)
         return pa.table({"drawn": [len(drawn)]})
 
-    def _draw(self, staged: pa.Table) -> dict[int, str]:
+    def _draw(self, staged: pa.Table, scale: tuple[float, float]) -> dict[int, str]:
         """Draw and write heatmaps; their URIs by row."""
         uris = staged["uri"].to_pylist()
         maps = self.mapper.maps(column_array(staged["distances"], np.float32, self.mapper.patches))
@@ -300,7 +304,7 @@ class DrawHeatmaps:
                 image = as_rgb(decode(data))
             except ImageError:
                 continue  # gone or replaced since it was scored: its row has no heatmap
-            heatmap = draw_heatmap(image, anomaly_map, self.preprocessing, self.scale)
+            heatmap = draw_heatmap(image, anomaly_map, self.preprocessing, scale)
             location = self.output.heatmap(uri)
             files.append((location, _encode(heatmap, "PNG")))
             drawn[row] = location.uri

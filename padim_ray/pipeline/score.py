@@ -75,7 +75,6 @@ class ScoringJob:
     scores: np.ndarray = field(init=False)
     shards: list[slice] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
-    heatmap_scale: tuple[float, float] | None = None
     stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -160,11 +159,7 @@ class ScoringJob:
         self.output.check_complete(len(self.shards))
 
     def _draw_heatmaps(self, plan: Plan) -> None:
-        """Draw the heatmaps that are wanted, on one colour scale."""
-        valid = self.scores[np.isfinite(self.scores)]
-        if not len(valid):
-            return
-        self.heatmap_scale = color_scale(valid)
+        """Draw the heatmaps that are wanted, each group's on one colour scale."""
         tables = self._by_shard(self._wanted())
         if not tables:
             return
@@ -173,7 +168,11 @@ class ScoringJob:
             self.output,
             spec.mapper,
             spec.preprocessing,
-            self.heatmap_scale,
+            {
+                group: color_scale(scores[np.isfinite(scores)], decision.threshold)
+                for group, _, scores, decision in self.groups()
+                if np.isfinite(scores).any()
+            },
             self.options.storage_options or {},
         )
         with data_context(preserve_order=False):
@@ -219,18 +218,19 @@ class ScoringJob:
             start += count
 
     def _by_shard(self, rows: np.ndarray) -> list[pa.Table]:
-        """Tables of `shard` and `row` in it, one per shard that has any of these rows."""
+        """Tables of `group`, `shard` and `row` in it, one per shard that has any of these rows."""
         starts = np.array([where.start for where in self.shards])
         shards = np.searchsorted(starts, rows, side="right") - 1
-        return [
-            pa.table(
-                {
-                    "shard": np.full((shards == shard).sum(), shard),
-                    "row": pa.array(rows[shards == shard] - starts[shard], pa.int32()),
-                }
-            )
-            for shard in np.unique(shards)
-        ]
+        tables = []
+        for shard in np.unique(shards):
+            here = rows[shards == shard] - starts[shard]
+            columns = {
+                "group": self.manifest["group"][int(starts[shard])],
+                "shard": pa.scalar(int(shard)),
+            }
+            repeated = {name: pa.repeat(value, len(here)) for name, value in columns.items()}
+            tables.append(pa.table({**repeated, "row": pa.array(here, pa.int32())}))
+        return tables
 
     def finish(
         self,
@@ -310,7 +310,6 @@ class ScoringJob:
             "stages": summary.stages,
             "images_per_second": round(summary.listed / summary.seconds, 1),
             "heatmaps": options.heatmaps,
-            "heatmap_scale": self.heatmap_scale,
             "groups": {group: verdict.to_json() for group, verdict in summary.verdicts.items()},
         }
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from padim_ray.decision import Decision
 from padim_ray.drift import measure_drift
+from padim_ray.heatmap import color_scale
 
 log = logging.getLogger("padim_ray")
 
@@ -34,7 +35,8 @@ class GroupVerdict:
 
     `drift`: distance, critical distance, verdict and its meaning in words; None without leave-one-
     out scores. `histogram`: edges, and the numbers of this run's and of leave-one-out scores
-    between them; None if no image was scored.
+    between them. `heatmap_scale`: distances of the colours' two ends. Both None if no image was
+    scored.
     """
 
     listed: int
@@ -47,6 +49,7 @@ class GroupVerdict:
     calibration_images: int
     drift: dict[str, Any] | None
     histogram: dict[str, list[float]] | None
+    heatmap_scale: tuple[float, float] | None
 
     @classmethod
     def of(
@@ -75,6 +78,7 @@ class GroupVerdict:
             calibration_images=len(reference),
             drift=drift,
             histogram=_histogram(valid, reference) if len(valid) else None,
+            heatmap_scale=color_scale(valid, decision.threshold) if len(valid) else None,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def group_summary(scored: int = 100, **others: Any) -> dict[str, Any]:
         "calibration_images": 200,
         "drift": drift(changed=False),
         "histogram": histogram(),
+        "heatmap_scale": [6.2, 31.0],
         **others,
     }
 
@@ -152,7 +153,6 @@ def write_run(root: Path, groups: dict[str, dict] | None = None, **others: Any) 
         "seconds": 2138.0,
         "images_per_second": counts["listed"] / 2138,
         "heatmaps": "anomalous",
-        "heatmap_scale": [6.2, 31.0],
         "groups": groups,
         **others,
     }

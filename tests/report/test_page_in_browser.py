@@ -21,7 +21,12 @@ def ranks(page: Page) -> list[int]:
 
 
 def control(page: Page, name: str) -> Locator:
-    roles = {"name": "searchbox", "opacity": "slider", "heat": "checkbox", "boxes": "checkbox"}
+    roles = {
+        "search": "searchbox",
+        "opacity": "slider",
+        "heat": "checkbox",
+        "boxes": "checkbox",
+    }
     role = roles.get(name, "combobox")
     return page.locator(".toolbar").get_by_role(role, name=name, exact=True)
 
@@ -70,12 +75,12 @@ def test_filters_narrow_the_gallery_together(open_page, evaluated_run: Path):
     control(page, "defect").select_option(label="all")
     control(page, "verdict").select_option(label="not flagged (4)")
     assert ranks(page) == [10]
-    control(page, "name").fill("no such name")
+    control(page, "search").fill("no such name")
     expect(images(page)).to_have_count(0)
     page.get_by_role("button", name="Show all").click()
     assert ranks(page) == list(range(12))
-    expect(control(page, "name")).to_be_focused()
-    control(page, "name").fill("gRÖßE 钢")
+    expect(control(page, "search")).to_be_focused()
+    control(page, "search").fill("gRÖßE 钢")
     assert ranks(page) == [2]
 
 
@@ -171,7 +176,7 @@ def test_everything_works_from_the_keyboard(open_page, evaluated_run: Path):
         outline = "element => getComputedStyle(element).outlineStyle"
         assert target.evaluate(outline) == "solid"
 
-    tab_to(control(page, "name"))
+    tab_to(control(page, "search"))
     page.keyboard.type("quotes")
     assert ranks(page) == [1]
     page.keyboard.press("Control+A")
