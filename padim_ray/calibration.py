@@ -45,11 +45,21 @@ class Calibration:
         return math.floor(alpha * (len(self.scores) + 1) + 1e-9)
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
-        """(1 + number of leave-one-out scores ≥ score) / (n+1), float64; NaN for NaN."""
-        not_below = len(self.scores) - np.searchsorted(self.scores, scores, side="left")
-        return np.where(np.isnan(scores), np.nan, (1 + not_below) / (len(self.scores) + 1))
+        """See `p_values`, with these leave-one-out scores as reference."""
+        return p_values(scores, self.scores)
 
     def pixel_threshold(self, alpha: float) -> float:
         """The smallest bin's edge that at most a share α of the maps' pixels reach."""
         reaching = np.append(self.pixels[::-1].cumsum()[::-1], 0)
         return float(bin_edges()[np.argmax(reaching <= alpha * reaching[0])])
+
+
+def p_values(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """(1 + number of leave-one-out scores ≥ score) / (n+1), float64; NaN for NaN.
+
+    Args:
+        scores: (m,).
+        reference: leave-one-out scores (n,), ascending.
+    """
+    not_below = len(reference) - np.searchsorted(reference, scores, side="left")
+    return np.where(np.isnan(scores), np.nan, (1 + not_below) / (len(reference) + 1))

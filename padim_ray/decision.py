@@ -1,70 +1,68 @@
 """What is anomalous: a group's threshold and p-values, and the regions of an image."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypedDict
 
 import numpy as np
 from scipy import ndimage
 
-from padim_ray.calibration import Calibration
+from padim_ray.calibration import Calibration, p_values
 from padim_ray.preprocessing import Preprocessing
 
 EIGHT_CONNECTED = np.ones((3, 3), bool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decision:
     """How a group's images are judged.
 
-    `calibration`: None if the group has none. `alpha`: the false-alarm rate asked for, of images.
-    `pixel_alpha`: the share of good images' pixels that may belong to a region. `given`: a user's
-    threshold, which replaces the calibration's.
+    `threshold`: the score above which an image is anomalous; None if nothing says it.
+    `pixel_threshold`: the anomaly map's value from which on a pixel belongs to a region; never
+    above the image threshold, so that every anomalous image has one. `reference`: leave-one-out
+    scores (n,), ascending. `note`: what is to be known about the threshold, in a sentence.
     """
 
-    calibration: Calibration | None
-    alpha: float
-    pixel_alpha: float
-    given: float | None = None
+    threshold: float | None
+    pixel_threshold: float | None
+    reference: np.ndarray
+    note: str | None = None
 
-    @cached_property
-    def threshold(self) -> float | None:
-        """The score above which an image is anomalous; None if nothing says it."""
-        if self.given is not None or self.calibration is None:
-            return self.given
-        return self.calibration.threshold(self.alpha)
+    @classmethod
+    def of(
+        cls,
+        calibration: Calibration | None,
+        alpha: float,
+        pixel_alpha: float,
+        given: float | None = None,
+    ) -> "Decision":
+        """Judge by a calibration.
 
-    @cached_property
-    def pixel_threshold(self) -> float | None:
-        """The anomaly map's value from which on a pixel belongs to a region.
-
-        A share `pixel_alpha` of good images' pixels reach it. Never above the image threshold, so
-        that every anomalous image has a region.
+        Args:
+            calibration: None if the group has none.
+            alpha: the false-alarm rate asked for, of images.
+            pixel_alpha: the share of good images' pixels that may belong to a region.
+            given: a user's threshold, which replaces the calibration's.
         """
-        if self.threshold is None or self.calibration is None:
-            return self.threshold
-        return min(self.calibration.pixel_threshold(self.pixel_alpha), self.threshold)
-
-    @property
-    def note(self) -> str | None:
-        """What is to be known about the threshold, in a sentence."""
-        if self.given is not None:
-            return None
-        if self.calibration is None:
-            return "the model has no leave-one-out scores of it: nothing is called anomalous"
-        if not self.calibration.reaches(self.alpha):
-            return (
-                f"{len(self.calibration.scores)} leave-one-out scores can't give a false-alarm "
-                f"rate of {self.alpha:g}, which takes {np.ceil(1 / self.alpha - 1e-9) - 1:.0f}: "
-                "the largest of them is the threshold"
-            )
-        return None
+        if calibration is None:
+            note = "the model has no leave-one-out scores of it: nothing is called anomalous"
+            return cls(given, given, np.empty(0, np.float32), note if given is None else None)
+        threshold, note = given, None
+        if threshold is None:
+            threshold = calibration.threshold(alpha)
+            if not calibration.reaches(alpha):
+                note = (
+                    f"{len(calibration.scores)} leave-one-out scores can't give a false-alarm rate "
+                    f"of {alpha:g}, which takes {np.ceil(1 / alpha - 1e-9) - 1:.0f}: the largest "
+                    "of them is the threshold"
+                )
+        pixel_threshold = min(calibration.pixel_threshold(pixel_alpha), threshold)
+        return cls(threshold, pixel_threshold, calibration.scores, note)
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
-        """Of scores (n,); NaN without a calibration, and for NaN."""
-        if self.calibration is None:
+        """Of scores (n,); NaN without a reference, and for NaN."""
+        if not len(self.reference):
             return np.full(len(scores), np.nan)
-        return self.calibration.p_values(scores)
+        return p_values(scores, self.reference)
 
     def flags(self, scores: np.ndarray) -> np.ndarray:
         """Which scores (n,) are anomalous; NaN, and what has no threshold, is not."""

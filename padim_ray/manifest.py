@@ -30,6 +30,7 @@ _RESULT_COLUMNS = """
     leave_one_out_score mask_uri
 """
 _RESERVED = frozenset(_RESULT_COLUMNS.split())
+_LABELS = ("defect", "mask_uri")  # what an evaluation's manifest says of images
 _GIVEN = frozenset({"uri", "size", "version_tag", "mask_uri"})  # what a manifest may bring itself
 
 
@@ -243,6 +244,8 @@ def _table(location: Location, found: Sequence[_Found], names: Sequence[str]) ->
 def read_manifest(location: Location) -> pa.Table:
     """Read a manifest from a Parquet file: `uri`, and optionally `group` and other columns.
 
+    For an evaluation also `defect`, and `mask_uri` (null where there is no mask).
+
     Raises:
         PadimError: if it is missing, not Parquet, without uris, or names an image twice.
     """
@@ -258,12 +261,14 @@ def read_manifest(location: Location) -> pa.Table:
         raise PadimError(f"The manifest {location.uri} has no column 'uri'.")
     if table.num_rows == 0:
         raise PadimError(f"No image matched: the manifest {location.uri} is empty.")
-    for name, kind, default in (
+    columns = [
         ("uri", pa.string(), None),
         ("group", pa.string(), DEFAULT_GROUP),
         ("size", pa.int64(), None),
         ("version_tag", pa.string(), None),
-    ):
+    ]
+    columns += [(name, pa.string(), None) for name in _LABELS if name in table.column_names]
+    for name, kind, default in columns:
         if name in table.column_names:
             try:
                 column = table[name].cast(kind)
@@ -279,7 +284,13 @@ def read_manifest(location: Location) -> pa.Table:
         table = table.drop_columns(clash)  # a results table used as a manifest
     if table["uri"].null_count or table["group"].null_count:
         raise PadimError(f"The manifest {location.uri} has a row without a uri or without a group.")
+    if "defect" in table.column_names and table["defect"].null_count:
+        raise PadimError(f"The manifest {location.uri} has a row without a defect.")
     uris = [_normalised(uri) for uri in table["uri"].to_pylist()]
+    if "mask_uri" in table.column_names:
+        masks = [uri and _normalised(uri) for uri in table["mask_uri"].to_pylist()]
+        index = table.column_names.index("mask_uri")
+        table = table.set_column(index, "mask_uri", pa.array(masks, pa.string()))
     for scheme in {uri.partition("://")[0] for uri in uris if "://" in uri}:
         Location.of(f"{scheme}://bucket")  # refuses a scheme that nothing serves
     table = table.set_column(table.column_names.index("uri"), "uri", pa.array(uris, pa.string()))

@@ -71,7 +71,7 @@ def test_small_regions_are_left_out():
 
 
 def test_a_given_threshold_replaces_the_calibrations():
-    judged = Decision(calibration(500), alpha=0.01, pixel_alpha=0.001, given=12.5)
+    judged = Decision.of(calibration(500), alpha=0.01, pixel_alpha=0.001, given=12.5)
     assert judged.threshold == 12.5 and judged.pixel_threshold == 12.5 and judged.note is None
     scores = np.array([12.5, 12.6, np.nan], np.float32)
     assert judged.flags(scores).tolist() == [False, True, False]
@@ -80,21 +80,21 @@ def test_a_given_threshold_replaces_the_calibrations():
 
 def test_every_flagged_image_has_a_region():
     reference = calibration(500)
-    judged = Decision(reference, alpha=0.2, pixel_alpha=1e-6)
+    judged = Decision.of(reference, alpha=0.2, pixel_alpha=1e-6)
     assert reference.pixel_threshold(1e-6) > judged.threshold == judged.pixel_threshold
 
 
 def test_too_few_images_for_alpha_are_said():
-    judged = Decision(calibration(40), alpha=0.01, pixel_alpha=0.001)
-    assert judged.threshold == judged.calibration.scores[-1]
+    judged = Decision.of(calibration(40), alpha=0.01, pixel_alpha=0.001)
+    assert judged.threshold == judged.reference[-1]
     assert "40 leave-one-out scores can't give a false-alarm rate of 0.01, which takes 99" in (
         judged.note
     )
-    assert Decision(calibration(99), alpha=0.01, pixel_alpha=0.001).note is None
+    assert Decision.of(calibration(99), alpha=0.01, pixel_alpha=0.001).note is None
 
 
 def test_without_a_calibration_nothing_is_judged():
-    judged = Decision(None, alpha=0.01, pixel_alpha=0.001)
+    judged = Decision.of(None, alpha=0.01, pixel_alpha=0.001)
     assert judged.threshold is None and judged.pixel_threshold is None
     assert "nothing is called anomalous" in judged.note
     scores = np.array([1e9], np.float32)
@@ -104,5 +104,5 @@ def test_without_a_calibration_nothing_is_judged():
 
 @pytest.mark.parametrize("alpha", [0.01, 0.3])
 def test_excess_is_one_at_the_threshold(alpha):
-    judged = Decision(calibration(200), alpha, 0.001)
+    judged = Decision.of(calibration(200), alpha, 0.001)
     assert judged.excess(np.float32(judged.threshold)) == pytest.approx(1)

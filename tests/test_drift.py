@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from padim_ray.calibration import Calibration
@@ -26,10 +26,11 @@ def test_the_distance_is_kolmogorovs_and_smirnovs(p):
     assert measure_drift(np.array(p), 999).distance == pytest.approx(distance_by_hand(np.array(p)))
 
 
-@settings(max_examples=200)
-@given(st.integers(0, 2**32), st.sampled_from([20, 200, 5000]))
-def test_images_like_the_training_images_are_no_drift(seed, images):
-    assert not measure_drift(p_values(np.random.default_rng(seed), images), 1000).has_changed
+@pytest.mark.parametrize("images", [20, 200, 5000])
+def test_images_like_the_training_images_are_drift_once_in_a_thousand_runs(images):
+    rng = np.random.default_rng()
+    runs = [measure_drift(p_values(rng, images), 1000).has_changed for _ in range(1000)]
+    assert sum(runs) <= 15  # the distance's distribution is asymptotic: with 20 images it is two
 
 
 @pytest.mark.parametrize("images", [200, 5000])

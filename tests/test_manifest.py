@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from padim_ray.manifest import (
     group_counts,
     list_images,
     read_manifest,
+    sample_images,
     split_shards,
 )
 from padim_ray.storage import Location
@@ -300,6 +302,14 @@ def test_a_local_file_has_one_spelling(tmp_path, monkeypatch):
         read_manifest(location)
 
 
+def test_masks_have_one_spelling_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    location = Location.of("m.parquet")
+    write_parquet(location, uri=["a", "b", "c"], mask_uri=["x.png", None, "s3://d/e.png"])
+    expected = [f"{tmp_path}/x.png", None, "s3://d/e.png"]
+    assert read_manifest(location)["mask_uri"].to_pylist() == expected
+
+
 def test_results_can_be_a_manifest_again(tmp_path):
     location = Location.of(str(tmp_path / "m.parquet"))
     write_parquet(location, uri=["a"], group=["x"], score=[1.0], status=["scored"], lane=["l"])
@@ -319,6 +329,8 @@ def test_results_can_be_a_manifest_again(tmp_path):
         ),
         ({"uri": ["a"], "size": ["big"]}, "The manifest {} has a column 'size' that is not int64"),
         ({"uri": [["a"]]}, "The manifest {} has a column 'uri' that is not string"),
+        ({"uri": ["a"], "mask_uri": [[1]]}, "The manifest {} has a column 'mask_uri' that is not"),
+        ({"uri": ["a", "b"], "defect": ["x", None]}, "The manifest {} has a row without a defect."),
         ({"uri": [b"\xff"]}, "The manifest {} has a column 'uri' that is not string"),
     ],
 )
@@ -363,3 +375,34 @@ def test_shards_hold_every_row_once(groups, images):
         assert len(group_counts(shard)) == 1
     assert pa.concat_tables(shards).select(manifest.column_names) == manifest
     assert len(shards) == sum(-(-count // images) for count in groups.values())  # none to spare
+
+
+@given(
+    groups=st.dictionaries(st.text(max_size=3), st.integers(2, 40), min_size=1, max_size=5),
+    count=st.integers(1, 30),
+    seed=st.integers(0, 9),
+)
+def test_samples_have_at_most_so_many_images_of_each_group(groups, count, seed):
+    names = sorted(groups)
+    manifest = pa.table(
+        {
+            "group": [group for group in names for _ in range(groups[group])],
+            "uri": [f"{row:03d}" for row in range(sum(groups.values()))],
+        }
+    )
+    rows = sample_images(manifest, count, seed)
+    assert (np.diff(rows) > 0).all()
+    sample = manifest.take(rows)
+    assert group_counts(sample) == {name: min(size, count) for name, size in groups.items()}
+    np.testing.assert_array_equal(sample_images(manifest, count, seed), rows)
+    # an image that leaves makes room for one other
+    left = manifest.filter(pc.not_equal(manifest["uri"], sample["uri"][0]))
+    kept = set(left.take(sample_images(left, count, seed))["uri"].to_pylist())
+    assert set(sample["uri"].to_pylist()[1:]) <= kept
+
+
+def test_another_seed_is_another_sample():
+    manifest = pa.table({"group": ["a"] * 500, "uri": [f"{row:03d}" for row in range(500)]})
+    samples = [set(sample_images(manifest, 250, seed)) for seed in range(4)]
+    shared = [len(samples[0] & other) for other in samples[1:]]
+    assert all(90 < number < 160 for number in shared)  # 125 by chance, give or take 6

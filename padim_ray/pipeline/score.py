@@ -89,14 +89,19 @@ class ScoringJob:
         Raises:
             PadimError: for whatever can be known to go wrong before anything slow.
         """
-        started = time.monotonic(), datetime.now(UTC)
+        started = datetime.now(UTC), time.monotonic()
         version = artifact.open_version(Location.of(options.model, options.storage_options))
         version.load_trunk_weights()  # so that missing ones are a sentence, not a dead actor
         manifest = read_manifest(options)
         groups = list(group_counts(manifest))
         _check_groups(groups, version)
+
+        def decide(group: str) -> Decision:
+            calibration = version.load_calibration(group)
+            return Decision.of(calibration, options.alpha, options.pixel_alpha, options.threshold)
+
         with ThreadPoolExecutor(LOADING_THREADS) as pool:
-            calibrations = list(pool.map(version.load_calibration, groups))
+            decisions = dict(zip(groups, pool.map(decide, groups), strict=True))
         output = Output(
             root=Location.of(options.out, options.storage_options),
             prefix=_prefix(options, manifest),
@@ -106,18 +111,7 @@ class ScoringJob:
             min_region_area=options.min_region_area,
         )
         output.prepare(overwrite=options.overwrite)
-        return cls(
-            options,
-            version,
-            manifest,
-            {
-                group: Decision(calibration, options.alpha, options.pixel_alpha, options.threshold)
-                for group, calibration in zip(groups, calibrations, strict=True)
-            },
-            output,
-            started_at=started[1],
-            started=started[0],
-        )
+        return cls(options, version, manifest, decisions, output, *started)
 
     def run(
         self,

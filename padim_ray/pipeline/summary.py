@@ -57,7 +57,7 @@ class GroupVerdict:
     ) -> "GroupVerdict":
         """From a group's scores (n,), and those that drift is measured on; NaN: failed."""
         valid, drifting = (values[np.isfinite(values)] for values in (scores, drifting))
-        reference = decision.calibration.scores if decision.calibration else np.empty(0)
+        reference = decision.reference
         drift = None
         if len(drifting) and len(reference):
             measured = measure_drift(decision.p_values(drifting), len(reference))
