@@ -83,6 +83,8 @@ def read_labelled_images(options: EvaluateOptions) -> pa.Table:
     if options.masks is None:
         return manifest
     template = UriTemplate.parse(options.masks, options.storage_options)
+    if not template.names:
+        raise PadimError("--masks captures nothing that says which image a mask belongs to")
     for name in template.names:
         if name not in manifest.column_names:
             raise PadimError(f"--masks captures {{{name}}}, which --images doesn't")

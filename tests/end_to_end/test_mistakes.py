@@ -169,6 +169,10 @@ def test_masks_that_capture_what_images_do_not(evaluate):
     assert evaluate("x/{part}.png") == "--masks captures {part}, which --images doesn't"
 
 
+def test_masks_that_capture_nothing(evaluate):
+    assert evaluate("x/*.png").startswith("--masks captures nothing that says which image")
+
+
 def test_masks_that_are_not_there(evaluate, tmp_path):
     sentence = evaluate(f"{tmp_path}/{{group}}/{{defect}}/{{name}}_mask.png")
     assert sentence == f"--masks: No group matched: nothing in {tmp_path} fits '{{group}}'."
