@@ -10,11 +10,11 @@ other factorisation than Σ's, the covariance without the image is
 
 and by Sherman and Morrison's formula the squared distance without the image is
 M² = c²q/(1 − a′c·q), q = dᵀ(B − E)⁻¹d. E is a small correction to B, so q comes from a few steps of
-conjugate gradients preconditioned by B⁻¹ = WᵀW·(n−2)/(n−1): each makes the error about n times
-smaller.
+conjugate gradients preconditioned by B⁻¹ = WᵀW·(n−2)/(n−1), as many as M² needs to settle.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
@@ -27,7 +27,9 @@ MIN_IMAGES = 3  # without one of them, two are left for a covariance
 SMALLEST_REMAINDER = 1e-6  # of 1, of what an image leaves of a patch's covariance
 CORRECTION_NUMBERS = 2**24  # in the E of the images that are solved together
 FIELD_NUMBERS = 2**20  # in their vectors at the patches that are solved together
-NEGLIGIBLE_FROM = 500  # images, of which one's share in R moves no distance by half a percent
+NEGLIGIBLE_FROM = 500  # images, of which one's share in R moves scores by less than a percent
+TOLERANCE = {"shrink": 2e-3, "paper": 3e-5}  # of distances; the paper's steps are cheap
+MOST_STEPS = 10
 
 
 def leave_one_out_squared_distances(
@@ -36,7 +38,8 @@ def leave_one_out_squared_distances(
     count: int,
     regularization: Regularization,
     *,
-    steps: int | None = None,
+    tolerance: float | None = None,
+    most_steps: int | None = None,
 ) -> torch.Tensor:
     """Squared Mahalanobis distances to the Gaussians fitted without the image itself.
 
@@ -45,95 +48,103 @@ def leave_one_out_squared_distances(
         patches: of some of these images, per level (P_ℓ, c_ℓ, B), in nested order.
         count: n, the images in the Gaussians; at least 3.
         regularization: what the Gaussians were made with.
-        steps: of conjugate gradients; 0 neglects E. Default: as many as make the distances exact to
-            well below 1 %, and for `paper` to 1e-4.
+        tolerance: relative error of the distances at which the iteration ends; default: 2e-3, and
+            3e-5 for `paper`.
+        most_steps: of conjugate gradients; 0 neglects E. Default: 10, and 0 from 500 images on,
+            where a step would cost more than it corrects.
 
     Returns:
         (P_0, B), in nested order.
     """
     if count < MIN_IMAGES:
         raise ValueError(f"leaving one of {count} images out leaves no covariance")
-    if steps is None:
-        steps = _steps(count)
-    if steps:
-        channels = sum(mean.shape[1] for mean in gaussian.means)
-        together = max(1, CORRECTION_NUMBERS // channels**2)
-        parts = zip(*(level.split(together, -1) for level in patches), strict=True)
-        solved = [_solve(gaussian, part, count, regularization, steps) for part in parts]
-        squared = torch.cat(solved, -1)
-    else:
-        squared = squared_distances(gaussian, patches) * ((count - 2) / (count - 1))
-    share = count / (count - 1)
-    # the true value is positive; float32 may round a nearly singular one to nothing
-    remaining = 1 - regularization.scale(count - 1) * share * squared
-    return squared * share**2 / remaining.clamp_(min=SMALLEST_REMAINDER)
+    if tolerance is None:
+        tolerance = TOLERANCE[regularization.kind]
+    if most_steps is None:
+        most_steps = MOST_STEPS if count < NEGLIGIBLE_FROM else 0
+    remove = _Removal(count, regularization.scale(count - 1))
+    if not most_steps:
+        return remove.squared_distances(squared_distances(gaussian, patches) * remove.unscaled)
+    channels = sum(mean.shape[1] for mean in gaussian.means)
+    together = max(1, CORRECTION_NUMBERS // channels**2)
+    solved = []
+    for part in zip(*(level.split(together, -1) for level in patches), strict=True):
+        offsets = [
+            (x - mean[..., None]).mT for x, mean in zip(part, gaussian.means, strict=True)
+        ]  # (P_ℓ, B, c_ℓ)
+        correction = _correction(offsets, count, regularization)
+        coarsest, numbers = len(offsets[-1]), offsets[0][..., 0].numel() * channels
+        solved.append(
+            torch.cat(
+                [
+                    _solve(
+                        gaussian.cells(start, stop),
+                        cut_cells(offsets, coarsest, start, stop),
+                        correction,
+                        remove,
+                        tolerance,
+                        most_steps,
+                    )
+                    for start, stop in split_cells(coarsest, -(-numbers // FIELD_NUMBERS))
+                ]
+            )
+        )
+    return torch.cat(solved, -1)
 
 
-def _steps(count: int) -> int:
-    if count < 30:
-        return 3
-    if count < 60:
-        return 2
-    return 1 if count < NEGLIGIBLE_FROM else 0
+@dataclass(frozen=True)
+class _Removal:
+    """What removing one of `count` images does, if `scale` (a′) is that of count−1 images."""
+
+    count: int
+    scale: float
+
+    @property
+    def unscaled(self) -> float:
+        """B⁻¹ in units of Σ⁻¹."""
+        return (self.count - 2) / (self.count - 1)
+
+    def squared_distances(self, q: torch.Tensor) -> torch.Tensor:
+        """M² from q."""
+        share = self.count / (self.count - 1)
+        # the true value is positive; float32 may round a nearly singular one to nothing
+        remaining = (1 - self.scale * share * q).clamp_(min=SMALLEST_REMAINDER)
+        return q * share**2 / remaining
 
 
 def _solve(
     gaussian: Gaussian,
-    patches: Sequence[torch.Tensor],
-    count: int,
-    regularization: Regularization,
-    steps: int,
-) -> torch.Tensor:
-    """q = dᵀ(B − E)⁻¹d at every patch, (P_0, B): E from all of them, then some at a time."""
-    offsets = [
-        (x - mean[..., None]).mT for x, mean in zip(patches, gaussian.means, strict=True)
-    ]  # (P_ℓ, B, c_ℓ)
-    correction = _correction(offsets, count, regularization)
-    unscaled = (count - 2) / (count - 1)  # of B⁻¹ to Σ⁻¹
-    coarsest, (finest, images, _) = len(offsets[-1]), offsets[0].shape
-    channels = sum(level.shape[-1] for level in offsets)
-    parts = -(-finest * images * channels // FIELD_NUMBERS)
-    return torch.cat(
-        [
-            _conjugate_gradients(
-                gaussian.cells(start, stop),
-                cut_cells(offsets, coarsest, start, stop),
-                correction,
-                unscaled,
-                steps,
-            )
-            for start, stop in split_cells(coarsest, parts)
-        ]
-    )
-
-
-def _conjugate_gradients(
-    gaussian: Gaussian,
     offsets: Sequence[torch.Tensor],
     correction: torch.Tensor | float,
-    unscaled: float,
-    steps: int,
+    remove: _Removal,
+    tolerance: float,
+    most_steps: int,
 ) -> torch.Tensor:
-    """q at some patches. Fields are (P_0, B, D): vectors of all channels, per patch and image."""
+    """M² at some patches (P_0, B). Fields are (P_0, B, D): vectors of all channels."""
     residual = _repeat_down(offsets)
-    direction = _solve_covariance_nested(gaussian, offsets).mul_(unscaled)
+    direction = _solve_covariance_nested(gaussian, offsets).mul_(remove.unscaled)
     from_b = residual.clone()  # B · direction, known from the recursion without B
     product = (residual * direction).sum(-1)
+    tiny = torch.finfo(product.dtype).tiny  # products are 0 where an image is the mean
     solved = torch.zeros_like(product)
-    for step in range(steps):
+    squared, change = remove.squared_distances(product), None
+    for step in range(most_steps):
         image = from_b - _apply(correction, direction)
-        # both are 0 where an image is the mean
-        length = product / (direction * image).sum(-1).clamp_(min=torch.finfo(product.dtype).tiny)
+        length = product / (direction * image).sum(-1).clamp_(min=tiny)
         solved += length * product
-        if step == steps - 1:
+        before, squared = squared, remove.squared_distances(solved)
+        last, change = change, float((squared / before.clamp(min=tiny)).max().sqrt()) - 1
+        # changes shrink by a factor that is about the first one's size, and get no smaller
+        remaining = change * (change / last if last else 2.5 * change)
+        if remaining <= tolerance or step == most_steps - 1:
             break
         residual -= length[..., None] * image
-        conditioned = _solve_covariance(gaussian, residual).mul_(unscaled)
+        conditioned = _solve_covariance(gaussian, residual).mul_(remove.unscaled)
         previous, product = product, (residual * conditioned).sum(-1)
-        ratio = (product / previous.clamp_(min=torch.finfo(product.dtype).tiny))[..., None]
+        ratio = (product / previous.clamp_(min=tiny))[..., None]
         direction = conditioned.addcmul_(ratio, direction)
         from_b = from_b.mul_(ratio).add_(residual)
-    return solved
+    return squared
 
 
 def _correction(
