@@ -86,13 +86,8 @@ class ModelVersion:
         """Read what leave-one-out gave; None if the group isn't calibrated."""
         if not self.groups[group].calibrated:
             return None
-        scores, pixels = (
-            _load(location, pq.read_table)
-            for location in _calibration_locations(self.root, self.number, group)
-        )
-        counts = np.zeros(BINS, np.int64)
-        counts[bin_indices(pixels["value"].to_numpy())] = pixels["count"].to_numpy()
-        return Calibration(scores["score"].to_numpy().astype(np.float32), counts)
+        scores, pixels = _calibration_locations(self.root, self.number, group)
+        return Calibration(_load(scores, _read_scores), _load(pixels, _read_pixels))
 
     def load_manifest(self) -> pa.Table:
         """Every image that the model's jobs were given, with `status` and `error`."""
@@ -207,6 +202,17 @@ def save_calibration(root: Location, number: int, group: str, calibration: Calib
     ):
         with location.replaced_by() as path:
             pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def _read_scores(path: Path) -> np.ndarray:
+    return pq.read_table(path)["score"].to_numpy().astype(np.float32)
+
+
+def _read_pixels(path: Path) -> np.ndarray:
+    table = pq.read_table(path)
+    counts = np.zeros(BINS, np.int64)
+    counts[bin_indices(table["value"].to_numpy())] = table["count"].to_numpy()
+    return counts
 
 
 def _calibration_locations(root: Location, number: int, group: str) -> tuple[Location, Location]:

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from padim_ray.calibration import Calibration, p_values
+from padim_ray.metrics import is_flagged
 from padim_ray.preprocessing import Preprocessing
 
 EIGHT_CONNECTED = np.ones((3, 3), bool)
@@ -51,7 +52,7 @@ class Decision:
             threshold = calibration.threshold(alpha)
             if not calibration.reaches(alpha):
                 note = (
-                    f"{len(calibration.scores)} leave-one-out scores can't give a false-alarm rate "
+                    f"{len(calibration.scores)} training images can't give a false-alarm rate "
                     f"of {alpha:g}, which takes {np.ceil(1 / alpha - 1e-9) - 1:.0f}: the largest "
                     "of them is the threshold"
                 )
@@ -68,7 +69,7 @@ class Decision:
         """Which scores (n,) are anomalous; NaN, and what has no threshold, is not."""
         if self.threshold is None:
             return np.zeros(len(scores), bool)
-        return scores > np.float32(self.threshold)
+        return is_flagged(scores, self.threshold)
 
     def excess(self, scores: np.ndarray) -> np.ndarray:
         """Scores in units of the threshold, which groups have in common."""

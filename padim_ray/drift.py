@@ -8,6 +8,7 @@ from scipy import stats
 
 LOWER_SHARE = 0.9  # of a run's images, which drift is measured on: defects are among the others
 SIGNIFICANCE = 0.001
+LARGEST_CRITICAL = 0.6  # beyond, there are too few images to tell anything
 SMALLEST = 0.15  # in millions of images, differences that matter to nobody are significant
 
 
@@ -40,17 +41,22 @@ class Drift:
         )
 
 
-def measure_drift(p_values: np.ndarray, calibration_images: int) -> Drift:
-    """Compare a run's p-values (n,), n > 0, of one group with those of good images.
+def measure_drift(p_values: np.ndarray, calibration_images: int) -> Drift | None:
+    """Compare a run's p-values (n,) of one group with those of good images.
 
-    The critical distance is that of two samples, since the reference is itself a sample.
+    The critical distance is that of two samples, since the reference is itself a sample. None if
+    either has too few images.
     """
+    if not len(p_values) or not calibration_images:
+        return None
     lowest_scored = np.sort(p_values)[-math.ceil(LOWER_SHARE * len(p_values)) :]
     uniform = stats.uniform(1 - LOWER_SHARE, LOWER_SHARE)
     sizes = LOWER_SHARE * np.array([len(p_values), calibration_images])
     critical = stats.kstwobign.isf(SIGNIFICANCE) * np.sqrt((1 / sizes).sum())
+    if critical > LARGEST_CRITICAL:
+        return None
     return Drift(
         distance=float(stats.ks_1samp(lowest_scored, uniform.cdf, method="asymp").statistic),
-        critical=float(min(critical, 1)),
+        critical=float(critical),
         higher=bool(np.median(lowest_scored) < uniform.median()),
     )

@@ -68,7 +68,11 @@ all normal images of its group. Intervals hold {LEVEL:.0%} of stratified bootstr
 
 @dataclass(frozen=True)
 class MaskCounts:
-    """Ground-truth masks of the defective images: used, and of no use for three reasons."""
+    """Ground-truth masks of the defective images.
+
+    `masks` were read, `empty_masks` of them without a defective pixel. `missing_masks` and
+    `unreadable_masks` are of images whose pixels don't count.
+    """
 
     masks: int = 0
     empty_masks: int = 0
@@ -163,7 +167,7 @@ def to_markdown(evaluation: Mapping) -> str:
         _table(["", *names], intervals),
     ]
     for name, group in zip(names, groups.values(), strict=True):
-        sections += [f"## {name}", _describe(group), _defects_table(group["defects"])]
+        sections += [f"## {name}", _describe(group), _defects_table(group)]
     return "\n\n".join([*filter(None, sections), "## What the figures mean", _MEANING])
 
 
@@ -228,14 +232,20 @@ def _describe(group: Mapping) -> str:
     )
 
 
-def _defects_table(defects: Mapping) -> str:
-    metrics = [metric for metric in METRICS if metric != "false_alarm_rate"]  # the group's
+def _defects_table(group: Mapping) -> str:
+    """All defects together, then each; the false-alarm rate is the group's, and stands above."""
+    metrics = [metric for metric in METRICS if metric != "false_alarm_rate"]
+    together = {"images": group["defective"], "metrics": group["metrics"]}
     rows = [
-        [_escape(defect), str(part["images"])]
+        [name, str(part["images"])]
         + [_number(part["metrics"][metric]["value"]) for metric in metrics]
-        for defect, part in defects.items()
+        for name, part in [
+            ("**all defects**", together),
+            *((_escape(defect), part) for defect, part in group["defects"].items()),
+        ]
     ]
-    return _table(["", "Images", *(LABELS[metric] for metric in metrics)], rows) if rows else ""
+    header = ["", "Images", *(LABELS[metric] for metric in metrics)]
+    return _table(header, rows) if group["defects"] else ""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -30,7 +30,6 @@ _RESULT_COLUMNS = """
     leave_one_out_score mask_uri
 """
 _RESERVED = frozenset(_RESULT_COLUMNS.split())
-_LABELS = ("defect", "mask_uri")  # what an evaluation's manifest says of images
 _GIVEN = frozenset({"uri", "size", "version_tag", "mask_uri"})  # what a manifest may bring itself
 
 
@@ -244,8 +243,6 @@ def _table(location: Location, found: Sequence[_Found], names: Sequence[str]) ->
 def read_manifest(location: Location) -> pa.Table:
     """Read a manifest from a Parquet file: `uri`, and optionally `group` and other columns.
 
-    For an evaluation also `defect`, and `mask_uri` (null where there is no mask).
-
     Raises:
         PadimError: if it is missing, not Parquet, without uris, or names an image twice.
     """
@@ -261,39 +258,26 @@ def read_manifest(location: Location) -> pa.Table:
         raise PadimError(f"The manifest {location.uri} has no column 'uri'.")
     if table.num_rows == 0:
         raise PadimError(f"No image matched: the manifest {location.uri} is empty.")
-    columns = [
+    for name, kind, default in (
         ("uri", pa.string(), None),
         ("group", pa.string(), DEFAULT_GROUP),
         ("size", pa.int64(), None),
         ("version_tag", pa.string(), None),
-    ]
-    columns += [(name, pa.string(), None) for name in _LABELS if name in table.column_names]
-    for name, kind, default in columns:
+    ):
         if name in table.column_names:
-            try:
-                column = table[name].cast(kind)
-            except pa.ArrowException as error:
-                raise PadimError(
-                    f"The manifest {location.uri} has a column {name!r} that is not {kind}: {error}"
-                ) from error
-            table = table.set_column(table.column_names.index(name), name, column)
+            table = cast_column(table, name, kind, location)
         else:
             table = table.append_column(name, pa.array([default] * table.num_rows, kind))
     clash = sorted(set(table.column_names) & (_RESERVED - _GIVEN))
     if clash:
         table = table.drop_columns(clash)  # a results table used as a manifest
-    if table["uri"].null_count or table["group"].null_count:
+    if (
+        pc.any(pc.equal(table["uri"], "")).as_py()
+        or table["uri"].null_count
+        or table["group"].null_count
+    ):
         raise PadimError(f"The manifest {location.uri} has a row without a uri or without a group.")
-    if "defect" in table.column_names and table["defect"].null_count:
-        raise PadimError(f"The manifest {location.uri} has a row without a defect.")
-    uris = [_normalised(uri) for uri in table["uri"].to_pylist()]
-    if "mask_uri" in table.column_names:
-        masks = [uri and _normalised(uri) for uri in table["mask_uri"].to_pylist()]
-        index = table.column_names.index("mask_uri")
-        table = table.set_column(index, "mask_uri", pa.array(masks, pa.string()))
-    for scheme in {uri.partition("://")[0] for uri in uris if "://" in uri}:
-        Location.of(f"{scheme}://bucket")  # refuses a scheme that nothing serves
-    table = table.set_column(table.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
+    table = normalise_uris(table, "uri")
     counts = table["uri"].value_counts()
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
@@ -302,6 +286,29 @@ def read_manifest(location: Location) -> pa.Table:
             f"among them {repeated[0]['values'].as_py()}."
         )
     return _sorted(table)
+
+
+def cast_column(table: pa.Table, name: str, kind: pa.DataType, location: Location) -> pa.Table:
+    """Raises: PadimError if a manifest's column is of another kind."""
+    try:
+        column = table[name].cast(kind)
+    except pa.ArrowException as error:
+        raise PadimError(
+            f"The manifest {location.uri} has a column {name!r} that is not {kind}: {error}"
+        ) from error
+    return table.set_column(table.column_names.index(name), name, column)
+
+
+def normalise_uris(table: pa.Table, name: str) -> pa.Table:
+    """One spelling for each file in a column; empty is null.
+
+    Raises:
+        PadimError: for a scheme that nothing serves.
+    """
+    uris = [_normalised(uri) if uri else None for uri in table[name].to_pylist()]
+    for scheme in {uri.partition("://")[0] for uri in uris if uri and "://" in uri}:
+        Location.of(f"{scheme}://bucket")
+    return table.set_column(table.column_names.index(name), name, pa.array(uris, pa.string()))
 
 
 def _normalised(uri: str) -> str:

@@ -22,10 +22,11 @@ def decode_mask(data: bytes) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image))
             least = 128 if image.format == "JPEG" else 1
-            if image.mode in ("LA", "RGBA"):
-                pixels = pixels[..., :-1]
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode not in ("1", "L", "P", "I", "F", "RGB") and upright.mode[:2] != "I;":
+                upright = upright.convert("P" if upright.mode == "PA" else "RGB")
+            pixels = np.asarray(upright)
     except Exception as error:  # broken files make Pillow's plugins raise nearly anything
         raise ImageError("mask", "not a readable image", str(error)) from error
     defective = pixels >= least

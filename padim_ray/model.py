@@ -277,18 +277,16 @@ class PadimModel:
         maps = self.spec.mapper.maps(distances)
         scores = image_scores(maps).cpu()
         added = Calibration(np.sort(scores.numpy()), count_values(maps.cpu().numpy()))
-        kept = self.calibration(group)
+        kept = self._calibrations.get(group)  # a loaded one is replaced, not added to
         self._calibrations[group] = kept + added if kept else added
         return scores
 
     def calibration(self, group: str = DEFAULT_GROUP) -> Calibration | None:
         """The group's thresholds and p-values; None if it isn't calibrated."""
-        if group not in self._calibrations:
-            version = self._unchanged(group)
-            stored = version and version.load_calibration(group)
-            if stored:
-                self._calibrations[group] = stored
-        return self._calibrations.get(group)
+        version = self._unchanged(group)
+        if group in self._calibrations or version is None:
+            return self._calibrations.get(group)
+        return version.load_calibration(group)
 
     def save(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> int:
         """Publish the model as a new version at `uri`, and return the version's number."""

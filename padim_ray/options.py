@@ -73,7 +73,7 @@ class ModelOptions:
     and resnet34, 550 for the others (the paper: 100 for resnet18, 550 for wide_resnet50_2)."""
 
     seed: Annotated[int, Parameter(group=MODEL)] = 42
-    """Seed of the draw of channels."""
+    """Seed of the draws of channels and of calibration images."""
 
     regularization: Annotated[Literal["shrink", "paper"], Parameter(group=MODEL)] = "shrink"
     """shrink: towards the covariance averaged over all positions. paper: a constant on the

@@ -87,7 +87,7 @@ def test_every_flagged_image_has_a_region():
 def test_too_few_images_for_alpha_are_said():
     judged = Decision.of(calibration(40), alpha=0.01, pixel_alpha=0.001)
     assert judged.threshold == judged.reference[-1]
-    assert "40 leave-one-out scores can't give a false-alarm rate of 0.01, which takes 99" in (
+    assert "40 training images can't give a false-alarm rate of 0.01, which takes 99" in (
         judged.note
     )
     assert Decision.of(calibration(99), alpha=0.01, pixel_alpha=0.001).note is None

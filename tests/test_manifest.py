@@ -302,14 +302,6 @@ def test_a_local_file_has_one_spelling(tmp_path, monkeypatch):
         read_manifest(location)
 
 
-def test_masks_have_one_spelling_too(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    location = Location.of("m.parquet")
-    write_parquet(location, uri=["a", "b", "c"], mask_uri=["x.png", None, "s3://d/e.png"])
-    expected = [f"{tmp_path}/x.png", None, "s3://d/e.png"]
-    assert read_manifest(location)["mask_uri"].to_pylist() == expected
-
-
 def test_results_can_be_a_manifest_again(tmp_path):
     location = Location.of(str(tmp_path / "m.parquet"))
     write_parquet(location, uri=["a"], group=["x"], score=[1.0], status=["scored"], lane=["l"])
@@ -329,8 +321,7 @@ def test_results_can_be_a_manifest_again(tmp_path):
         ),
         ({"uri": ["a"], "size": ["big"]}, "The manifest {} has a column 'size' that is not int64"),
         ({"uri": [["a"]]}, "The manifest {} has a column 'uri' that is not string"),
-        ({"uri": ["a"], "mask_uri": [[1]]}, "The manifest {} has a column 'mask_uri' that is not"),
-        ({"uri": ["a", "b"], "defect": ["x", None]}, "The manifest {} has a row without a defect."),
+        ({"uri": ["a", ""]}, "The manifest {} has a row without a uri or without a group."),
         ({"uri": [b"\xff"]}, "The manifest {} has a column 'uri' that is not string"),
     ],
 )

@@ -32,8 +32,8 @@ def coloured():
     return Image.fromarray(np.stack([TRUTH * 0, TRUTH * 200, TRUTH * 0], -1).astype(np.uint8))
 
 
-def transparent():
-    image = grey(255).convert("RGBA")
+def opaque(mode):
+    image = grey(255).convert(mode)
     image.putalpha(255)
     return image
 
@@ -48,12 +48,28 @@ def transparent():
         encoded(Image.fromarray(TRUTH.astype(np.uint16) * 65535)),
         encoded(palette()),
         encoded(coloured()),
-        encoded(transparent()),
+        encoded(opaque("LA")),
+        encoded(opaque("RGBA")),
+        encoded(coloured().convert("CMYK"), "TIFF"),
         encoded(grey(255), "BMP"),
         encoded(grey(255), "TIFF"),
         encoded(grey(255).resize((160, 96), 0), "JPEG", quality=70),
     ],
-    ids=["255", "1", "3", "1-bit", "16-bit", "palette", "colour", "alpha", "bmp", "tiff", "jpeg"],
+    ids=[
+        "255",
+        "1",
+        "3",
+        "1-bit",
+        "16-bit",
+        "palette",
+        "colour",
+        "LA",
+        "RGBA",
+        "CMYK",
+        "bmp",
+        "tiff",
+        "jpeg",
+    ],
 )
 def test_masks_are_read_as_people_have_them(data):
     np.testing.assert_array_equal(fit_mask(decode_mask(data), Preprocessing((12, 20))), TRUTH)

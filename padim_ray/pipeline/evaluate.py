@@ -2,8 +2,10 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,18 @@ from padim_ray import evaluation
 from padim_ray.curves import draw_curves
 from padim_ray.errors import PadimError
 from padim_ray.evaluation import GroupOutcome, MaskCounts
-from padim_ray.manifest import UriTemplate, list_images
+from padim_ray.manifest import UriTemplate, cast_column, list_images, normalise_uris
 from padim_ray.metrics import PixelCounts
 from padim_ray.options import EvaluateOptions, from_mapping
 from padim_ray.pipeline.pixels import CountDefectivePixels
 from padim_ray.pipeline.run import read_images_table
 from padim_ray.pipeline.score import ScoringJob
 from padim_ray.pipeline.summary import Summary
-from padim_ray.storage import safe_segment
+from padim_ray.storage import Location, safe_segment
 
 log = logging.getLogger("padim_ray")
+
+MOST_CURVES = 100  # groups, the first ones, have their curves drawn: half a second each
 
 
 def evaluate(**options: Any) -> Summary:
@@ -57,7 +61,7 @@ def run_evaluate(options: EvaluateOptions) -> Summary:
     (root / "metrics.md").write(evaluation.to_markdown(results).encode())
     with (root / "metrics.parquet").replaced_by() as path:
         pq.write_table(evaluation.to_table(results), path, compression="zstd")
-    for group, outcome in outcomes.items():
+    for group, outcome in islice(outcomes.items(), MOST_CURVES):
         picture = draw_curves(group, outcome, options.normal)
         (root / f"curves/{safe_segment(group)}.png").write(picture)
     truth.report()
@@ -79,6 +83,20 @@ def read_labelled_images(options: EvaluateOptions) -> pa.Table:
         raise PadimError(
             "Nothing says which images are good: capture {defect} in --images, as in "
             "'ROOT/{group}/test/{defect}/{name}.png', or give the manifest a column 'defect'"
+        )
+    if options.manifest is not None:
+        location = Location.of(options.manifest, options.storage_options)
+        for name in {"defect", "mask_uri"} & set(manifest.column_names):
+            manifest = cast_column(manifest, name, pa.string(), location)
+        if "mask_uri" in manifest.column_names:
+            manifest = normalise_uris(manifest, "mask_uri")
+    defects = manifest["defect"].unique().to_pylist()
+    if None in defects:
+        raise PadimError(f"The manifest {options.manifest} has an image without a defect")
+    if options.normal not in defects:
+        raise PadimError(
+            f"No image is {options.normal!r}, which is what --normal means: the defects are "
+            f"{_some(list(map(repr, sorted(defects))))}"
         )
     if options.masks is None:
         return manifest
@@ -137,6 +155,7 @@ class _Truth:
         kept = self.masks.get(group, MaskCounts())
         self.masks[group] = replace(
             kept,
+            masks=kept.masks + counts["masks"],
             empty_masks=kept.empty_masks + counts["empty_masks"],
             unreadable_masks=kept.unreadable_masks + len(counts["unreadable_masks"]),
         )
@@ -150,25 +169,18 @@ class _Truth:
 
     def outcomes(self, job: ScoringJob) -> dict[str, GroupOutcome]:
         """Every group's scores with their truth."""
-        missing = self.missing()["group"].to_pylist()
-        has_masks = "mask_uri" in self.manifest.column_names
+        missing = Counter(self.missing()["group"].to_pylist())
         outcomes = {}
         for group, where, scores, decision in job.groups():
             images = self.manifest.slice(where.start, where.stop - where.start)
             is_scored = np.isfinite(scores)
             defects = np.array(images["defect"].to_pylist(), object)
-            given = pc.count(images["mask_uri"]).as_py() if has_masks else 0
-            masks = self.masks.get(group, MaskCounts())
             outcomes[group] = GroupOutcome(
                 scores=scores[is_scored],
                 defects=defects[is_scored].tolist(),
                 threshold=decision.threshold,
                 pixels={d: count for (g, d), count in self.pixels.items() if g == group},
-                masks=replace(
-                    masks,
-                    masks=given - masks.unreadable_masks,
-                    missing_masks=missing.count(group),
-                ),
+                masks=replace(self.masks.get(group, MaskCounts()), missing_masks=missing[group]),
                 failed=int((~is_scored).sum()),
             )
         return outcomes

@@ -57,7 +57,7 @@ class CountDefectivePixels:
         """Rows of one group with `defect`, `mask_uri` and `status`, and their maps (n, h, w)."""
         counts: dict[str, PixelCounts] = {}
         unreadable: dict[str, str] = {}
-        empty = 0
+        read = empty = 0
         # a few at a time: the masks at hand are of the original images' size
         for start in range(0, shard.num_rows, MASKS_TOGETHER):
             part = shard.slice(start, MASKS_TOGETHER)
@@ -69,11 +69,13 @@ class CountDefectivePixels:
                     continue
                 truth = np.stack([masks[row] for row in rows])
                 if defect != self.normal:
+                    read += len(rows)
                     empty += int((~truth.any((1, 2))).sum())
                 added = PixelCounts.of(maps[start:][rows], truth)
                 counts[defect] = counts.get(defect, PixelCounts.empty()) + added
         return {
             "pixels": [(defect, count.to_bytes()) for defect, count in counts.items()],
+            "masks": read,
             "empty_masks": empty,
             "unreadable_masks": list(unreadable.items()),
         }

@@ -4,8 +4,8 @@ OUT/
   results/part-000007.parquet    the rows of one shard of the manifest
   heatmaps/….png                 named after the image
   maps/….tiff                    raw anomaly maps, float32, if asked for
-  run.json                       counts, settings, verdicts, throughput; written last
-  report.html                    what people look at
+  run.json                       counts, settings, verdicts, throughput
+  report.html                    what people look at; written last
   .staging/                      patch distances to draw heatmaps from; removed at the end
 
 Heatmaps are drawn when all scores are known: only then are the highest ones known, and the scales.
@@ -30,6 +30,7 @@ from padim_ray.decision import Decision, Region, find_regions
 from padim_ray.errors import ImageError, PadimError
 from padim_ray.heatmap import draw_heatmap, output_name
 from padim_ray.images import as_rgb, decode
+from padim_ray.parts import PART, list_parts
 from padim_ray.pipeline.columns import column_array
 from padim_ray.pipeline.decode import fetch
 from padim_ray.preprocessing import Preprocessing
@@ -58,19 +59,21 @@ _KINDS = {
 class Output:
     """Where a run's results go and which there are.
 
-    `prefix`: the beginning of all images' URIs that their heatmaps' names leave out. `top`: images
-    with the highest scores that get a heatmap. `min_region_area`: in pixels of the image.
+    `prefix`: the beginning of all images' URIs that their heatmaps' names leave out. `top`: how
+    many images with the highest scores get a heatmap. `staged_top`: how many of them a shard may
+    hold. `min_region_area`: in pixels of the image.
     """
 
     root: Location
     prefix: str
     heatmaps: Literal["anomalous", "all", "none", "top"]
     top: int
+    staged_top: int
     maps: bool
     min_region_area: int
 
     def part(self, shard: int) -> Location:
-        return self.root / f"results/part-{shard:06d}.parquet"
+        return self.root / PART.format(shard)
 
     def staged(self, shard: int) -> Location:
         return self.root / f".staging/distances-{shard:06d}.parquet"
@@ -103,9 +106,7 @@ class Output:
 
     def check_complete(self, shards: int) -> None:
         """Raises: PadimError if the driver doesn't find every part that workers wrote."""
-        with explained(self.root.uri, "list"):
-            self.root.fs.invalidate_cache()  # workers wrote since this process last listed
-            found = len((self.root / "results").fs.find((self.root / "results").path))
+        found = len(list_parts(self.root))
         if found != shards:
             raise PadimError(
                 f"{self.root.uri} holds {found} of {shards} parts that workers wrote: on a cluster "
@@ -141,12 +142,13 @@ class Output:
 class WriteResults:
     """Scored rows in, a Parquet file out; the row that leaves here is for the driver.
 
-    Writing a shard twice leaves the same file: Ray may run any task again.
+    Writing a shard again replaces its file: Ray may run any task twice.
 
     Args:
         version: of the model, whose maps and geometry the results have.
         decisions: by group.
-        pixels: counts an evaluation's pixels, from the rows and their maps.
+        count_pixels: counts an evaluation's pixels, from the rows and their maps; what it returns
+            goes to the driver.
     """
 
     def __init__(
@@ -240,10 +242,12 @@ class WriteResults:
         )
         # flagged images are the highest; ties in the order of rows, like the driver's choice
         order = [("score", "descending"), ("row", "ascending")]
-        count = max(self.output.top, flags.sum() if self.output.heatmaps == "anomalous" else 0)
-        if self.output.heatmaps == "all":
-            count = shard.num_rows
-        _write_table(self.output.staged(number), staged.sort_by(order).slice(0, int(count)))
+        count = {
+            "all": shard.num_rows,
+            "top": self.output.top,
+            "anomalous": int(flags.sum()) + self.output.staged_top,
+        }[self.output.heatmaps]
+        _write_table(self.output.staged(number), staged.sort_by(order).slice(0, count))
 
     def _write_maps(
         self, uris: list[str], is_scored: np.ndarray, distances: np.ndarray

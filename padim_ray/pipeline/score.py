@@ -22,13 +22,14 @@ from padim_ray.errors import PadimError
 from padim_ray.heatmap import color_scale, common_prefix
 from padim_ray.manifest import UriTemplate, group_counts
 from padim_ray.options import ScoreOptions, from_mapping
+from padim_ray.pipeline.decode import MAX_SHARD_IMAGES
 from padim_ray.pipeline.resources import Plan, plan_resources
 from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
 from padim_ray.pipeline.run import read_images_table
 from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
 from padim_ray.pipeline.summary import GroupVerdict, Summary, timed
-from padim_ray.report import write_report
+from padim_ray.report import MOST_FAILED, write_report
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
@@ -107,6 +108,7 @@ class ScoringJob:
             prefix=_prefix(options, manifest),
             heatmaps=options.heatmaps,
             top=options.top if options.heatmaps == "top" else options.report_images,
+            staged_top=_most_of_the_highest(options.report_images, manifest.num_rows),
             maps=options.maps,
             min_region_area=options.min_region_area,
         )
@@ -212,18 +214,22 @@ class ScoringJob:
             start += count
 
     def _by_shard(self, rows: np.ndarray) -> list[pa.Table]:
-        """Tables of `group`, `shard` and `row` in it, one per shard that has any of these rows."""
+        """Tables of `group`, `shard` and `row` in it, one per shard that has any of these rows.
+
+        Args:
+            rows: of the manifest, ascending.
+        """
         starts = np.array([where.start for where in self.shards])
         shards = np.searchsorted(starts, rows, side="right") - 1
         tables = []
-        for shard in np.unique(shards):
-            here = rows[shards == shard] - starts[shard]
+        for here in np.split(rows, np.flatnonzero(np.diff(shards)) + 1) if len(rows) else []:
+            shard = shards[np.searchsorted(rows, here[0])]
             columns = {
                 "group": self.manifest["group"][int(starts[shard])],
                 "shard": pa.scalar(int(shard)),
             }
             repeated = {name: pa.repeat(value, len(here)) for name, value in columns.items()}
-            tables.append(pa.table({**repeated, "row": pa.array(here, pa.int32())}))
+            tables.append(pa.table({**repeated, "row": pa.array(here - starts[shard], pa.int32())}))
         return tables
 
     def finish(
@@ -263,14 +269,13 @@ class ScoringJob:
         data = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         (self.output.root / "run.json").write(data.encode())
         self.output.remove_staging()
-        with timed("report", self.stages):
-            self._report()
         summary.report()
+        self._report()
         return summary
 
     def _report(self) -> None:
         wanted = self.highest(self.options.report_images)
-        failed = np.flatnonzero(np.isnan(self.scores))[: self.options.report_images]
+        failed = np.flatnonzero(np.isnan(self.scores))[:MOST_FAILED]
         shards = self._by_shard(np.union1d(wanted, failed).astype(int))
         write_report(
             self.output.root,
@@ -306,6 +311,15 @@ class ScoringJob:
             "heatmaps": options.heatmaps,
             "groups": {group: verdict.to_json() for group, verdict in summary.verdicts.items()},
         }
+
+
+def _most_of_the_highest(highest: int, listed: int) -> int:
+    """How many of a run's highest images a shard holds at the most, if they are spread by chance.
+
+    Where they aren't they are mostly flagged, which is reason enough to be kept.
+    """
+    expected = highest * min(1, MAX_SHARD_IMAGES / listed)
+    return int(expected + 5 * expected**0.5 + 1) if highest else 0
 
 
 def _check_groups(groups: list[str], version: ModelVersion) -> None:

@@ -33,8 +33,8 @@ def timed(stage: str, stages: dict[str, float]) -> Iterator[None]:
 class GroupVerdict:
     """How a group did in a scoring run; as it stands in run.json.
 
-    `drift`: distance, critical distance, verdict and its meaning in words; None without leave-one-
-    out scores. `histogram`: edges, and the numbers of this run's and of leave-one-out scores
+    `drift`: distance, critical distance, verdict and its meaning in words; None with too few images
+    to tell. `histogram`: edges, and the numbers of this run's and of leave-one-out scores
     between them. `heatmap_scale`: distances of the colours' two ends. Both None if no image was
     scored.
     """
@@ -58,15 +58,12 @@ class GroupVerdict:
         """From a group's scores (n,), and those that drift is measured on; NaN: failed."""
         valid, drifting = (values[np.isfinite(values)] for values in (scores, drifting))
         reference = decision.reference
-        drift = None
-        if len(drifting) and len(reference):
-            measured = measure_drift(decision.p_values(drifting), len(reference))
-            drift = {
-                "distance": measured.distance,
-                "critical": measured.critical,
-                "has_changed": measured.has_changed,
-                "meaning": measured.meaning(group),
-            }
+        measured = measure_drift(decision.p_values(drifting), len(reference))
+        drift = measured and {
+            **asdict(measured),
+            "has_changed": measured.has_changed,
+            "meaning": measured.meaning(group),
+        }
         return cls(
             listed=len(scores),
             scored=len(valid),

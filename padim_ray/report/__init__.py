@@ -1,5 +1,5 @@
 """The report: one HTML page for a run, with everything in it."""
 
-from padim_ray.report.page import write_report
+from padim_ray.report.page import MOST_FAILED, write_report
 
-__all__ = ["write_report"]
+__all__ = ["MOST_FAILED", "write_report"]

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from padim_ray.errors import PadimError
-from padim_ray.storage import Location, explained
+from padim_ray.parts import list_parts
+from padim_ray.storage import Location
 
 READING_THREADS = 4
 BATCH_ROWS = 4096
@@ -100,7 +101,7 @@ def select_rows(
     Raises:
         PadimError: if a file can't be read.
     """
-    files = _parts(root) if parts is None else [root / f"results/{name}" for name in parts]
+    files = list_parts(root) if parts is None else [root / f"results/{name}" for name in parts]
     shares = [files[first::READING_THREADS] for first in range(READING_THREADS)]
 
     def scan(share: list[Location]) -> Selection:
@@ -129,16 +130,6 @@ def captured_columns(rows: Sequence[Row]) -> list[str]:
     """Names of the columns that describe the images in the user's own words."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [name for name in names if name not in SHOWN]
-
-
-def _parts(root: Location) -> list[Location]:
-    results = root / "results"
-    with explained(results.uri, "list"):
-        results.fs.invalidate_cache()
-        paths = results.fs.find(results.path)
-    return [
-        Location(root.uri_of(path), root.options) for path in paths if path.endswith(".parquet")
-    ]
 
 
 def _batches(file: Location) -> Iterator[pa.RecordBatch]:

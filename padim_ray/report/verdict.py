@@ -75,12 +75,19 @@ def _drift(run: Mapping[str, Any]) -> Iterable[Finding]:
             "warning", "drift", f"{run['groups'][names[0]]['drift']['meaning']}.", "groups"
         )
     else:
-        brief = f"drift in {count(len(names), 'group')}"
-        sentence = (
-            f"In {len(names):,} of {len(run['groups']):,} groups the images differ from those that "
-            f"the model was fitted to: {join_some(names, 5)}."
-        )
-        yield Finding("warning", brief, sentence, "groups")
+        for higher, meaning in (
+            (True, "have changed since the model was fitted"),
+            (False, "score lower than unseen good images: they were fitted to, or hardly vary"),
+        ):
+            some = [name for name in names if run["groups"][name]["drift"]["higher"] is higher]
+            if some:
+                sentence = (
+                    f"In {len(some):,} of {len(run['groups']):,} groups the images {meaning}: "
+                    f"{join_some(some, 5)}."
+                )
+                yield Finding(
+                    "warning", f"drift in {count(len(some), 'group')}", sentence, "groups"
+                )
 
 
 def _failures(run: Mapping[str, Any]) -> Iterable[Finding]:
@@ -100,13 +107,23 @@ def _flags(run: Mapping[str, Any]) -> Iterable[Finding]:
         expected = (
             "the threshold was set by hand"
             if run["threshold"] is not None
-            else f"of good images alone it would be about {percent(run['alpha'])}"
+            else f"of good images alone it would be about {percent(_expected_share(run))}"
         )
         sentence = (
             f"{run['flagged']:,} of {run['scored']:,} scored images are flagged "
             f"({share}; {expected})."
         )
         yield Finding("notice", f"{run['flagged']:,} flagged", sentence, "images")
+
+
+def _expected_share(run: Mapping[str, Any]) -> float:
+    """Of good images, the share that is flagged by chance: alpha, or 1/(n+1) where n is small."""
+    judged = [group for group in run["groups"].values() if group["threshold"] is not None]
+    expected = [
+        group["scored"] * max(run["alpha"], 1 / (group["calibration_images"] + 1))
+        for group in judged
+    ]
+    return sum(expected) / max(sum(group["scored"] for group in judged), 1)
 
 
 def _thresholds(run: Mapping[str, Any]) -> Iterable[Finding]:

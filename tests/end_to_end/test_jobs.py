@@ -226,7 +226,7 @@ def test_the_run_is_described_and_nothing_else_is_left(scored, s3):
     assert [bolt[name] for name in ("listed", "scored", "failed")] == [12, 11, 1]
     assert [nut[name] for name in ("listed", "scored", "failed")] == [11, 11, 0]
     assert bolt["flagged"] + nut["flagged"] == run["flagged"]
-    assert "15 leave-one-out scores can't give" in nut["threshold_note"]
+    assert "15 training images can't give" in nut["threshold_note"]
     assert sum(nut["histogram"]["scores"]) == 11
     assert sum(nut["histogram"]["leave_one_out"]) == 15
     assert bolt["drift"]["distance"] > 0.3  # nearly half of the images are defective

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -205,6 +207,27 @@ def test_masks_for_a_manifest(mistake, model, tmp_path):
         *("--model", model, "--out", tmp_path / "out"),
     )
     assert sentence.startswith("--masks needs --images; a manifest has a column 'mask_uri'")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({}, "Nothing says which images are good"),
+        ({"defect": ["good", None]}, "The manifest {} has an image without a defect"),
+        ({"defect": [[1], [2]]}, "The manifest {} has a column 'defect' that is not string"),
+        ({"defect": ["ok", "crack"]}, "No image is 'good', which is what --normal means: the def"),
+        ({"defect": ["good", "x"], "mask_uri": [[1], [2]]}, "a column 'mask_uri' that is not"),
+        ({"defect": ["good", "x"], "mask_uri": ["", "ftq://a/b"]}, "which no known file system"),
+    ],
+)
+def test_labels_that_can_not_be_used(mistake, model, tmp_path, columns, message):
+    location = tmp_path / "manifest.parquet"
+    images = {"uri": ["/a.png", "/b.png"], "group": ["bolt", "bolt"]}
+    pq.write_table(pa.table(images | columns), location)
+    sentence = mistake(
+        *("evaluate", "--manifest", location, "--model", model, "--out", tmp_path / "out")
+    )
+    assert message.format(location) in sentence
 
 
 def test_a_report_of_nothing(mistake, tmp_path):

@@ -21,7 +21,7 @@ def counted():
         "good": PixelCounts.of(maps, np.zeros(maps.shape, bool)).to_bytes(),
         "crack": PixelCounts.of(maps, rng.random(maps.shape) > 0.9).to_bytes(),
     }
-    return {"pixels": list(pixels.items()), "empty_masks": 1, "unreadable_masks": []}
+    return {"pixels": list(pixels.items()), "masks": 9, "empty_masks": 1, "unreadable_masks": []}
 
 
 def take_shards(counted, images):

@@ -114,6 +114,7 @@ def drift(*, changed: bool) -> dict[str, Any]:
     return {
         "distance": 0.31 if changed else 0.05,
         "critical": 0.12,
+        "higher": changed,
         "has_changed": changed,
         "meaning": meaning,
     }

@@ -31,7 +31,7 @@ def test_drift_and_failures_are_warnings_and_flags_a_notice():
     assert verdict.headline == "Drift in 1 group, 10 images failed, 3 flagged"
     drifted, failed, flagged = verdict.findings
     assert (drifted.tone, failed.tone, flagged.tone) == ("warning", "warning", "notice")
-    assert drifted.sentence.endswith("the model was fitted to: b.")
+    assert drifted.sentence.endswith("have changed since the model was fitted: b.")
     assert "10 images of 200 failed (5 %): decode: empty file (10)." in failed.sentence
     assert "3 of 190 scored images are flagged (1.6 %;" in flagged.sentence
     assert "about 1 %" in flagged.sentence
