@@ -229,7 +229,7 @@ def test_the_run_is_described_and_nothing_else_is_left(scored, s3):
     assert "15 training images can't give" in nut["threshold_note"]
     assert sum(nut["histogram"]["scores"]) == 11
     assert sum(nut["histogram"]["leave_one_out"]) == 15
-    assert bolt["drift"]["distance"] > 0.3  # nearly half of the images are defective
+    assert bolt["drift"] is None  # eleven images can't tell
     assert run["model_version"] == 1
     assert bolt["heatmap_scale"][0] < bolt["threshold"] < bolt["heatmap_scale"][1]
     assert not any(value in (out / "run.json").read_text() for value in (s3.key, s3.secret))
