@@ -49,7 +49,7 @@ def stages(embedder: Embedder, images: torch.Tensor) -> dict[str, Callable[[], i
             f"leave-one-out of {count}": lambda count=count: done(
                 [leave_one_out_squared_distances(gaussian, patches, count, rule)]
             )
-            for count in (90, NEGLIGIBLE_FROM - 1, NEGLIGIBLE_FROM)
+            for count in (90, NEGLIGIBLE_FROM)
         },
         "map and score": lambda: done([image_scores(spec.mapper.maps(distances))]),
     }
