@@ -173,8 +173,7 @@ def publish(
 ) -> None:
     """Make a version whose group files are already written the current one."""
     location = _version(root, number)
-    with (location / "manifest.parquet").replaced_by() as path:
-        pq.write_table(manifest, path, compression="zstd")
+    (location / "manifest.parquet").write_table(manifest)
     content = {
         "format_version": FORMAT_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -200,8 +199,7 @@ def save_calibration(root: Location, number: int, group: str, calibration: Calib
         ),
         strict=True,
     ):
-        with location.replaced_by() as path:
-            pq.write_table(pa.table(columns), path, compression="zstd")
+        location.write_table(pa.table(columns))
 
 
 def _read_scores(path: Path) -> np.ndarray:

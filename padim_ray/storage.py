@@ -17,6 +17,8 @@ from typing import Any
 from urllib.parse import quote
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from padim_ray.errors import PadimError
@@ -94,6 +96,11 @@ class Location:
         """Write atomically: readers see the whole file or none of it."""
         with self.replaced_by() as temporary:
             temporary.write_bytes(data)
+
+    def write_table(self, table: pa.Table) -> None:
+        """Write a table as Parquet, atomically."""
+        with self.replaced_by() as temporary:
+            pq.write_table(table, temporary, compression="zstd")
 
     @contextmanager
     def replaced_by(self) -> Iterator[Path]:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from padim_ray import evaluation
 from padim_ray.curves import draw_curves
@@ -59,8 +58,7 @@ def run_evaluate(options: EvaluateOptions) -> Summary:
     data = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     (root / "metrics.json").write(data.encode())
     (root / "metrics.md").write(evaluation.to_markdown(results).encode())
-    with (root / "metrics.parquet").replaced_by() as path:
-        pq.write_table(evaluation.to_table(results), path, compression="zstd")
+    (root / "metrics.parquet").write_table(evaluation.to_table(results))
     for group, outcome in islice(outcomes.items(), MOST_CURVES):
         picture = draw_curves(group, outcome, options.normal)
         (root / f"curves/{safe_segment(group)}.png").write(picture)

@@ -179,7 +179,7 @@ class WriteResults:
         }
         self._stage(number, shard, flags)
         results = self._results(shard, decision, scores, flags, distances)
-        _write_table(self.output.part(number), results)
+        self.output.part(number).write_table(results)
         row = {"shard": number, "scores": scores.tobytes(), "failures": list(failures.items())}
         if self.count_pixels:
             row |= self.count_pixels(shard, self.mapper.maps(distances))
@@ -247,7 +247,7 @@ class WriteResults:
             "top": self.output.top,
             "anomalous": int(flags.sum()) + self.output.staged_top,
         }[self.output.heatmaps]
-        _write_table(self.output.staged(number), staged.sort_by(order).slice(0, count))
+        self.output.staged(number).write_table(staged.sort_by(order).slice(0, count))
 
     def _write_maps(
         self, uris: list[str], is_scored: np.ndarray, distances: np.ndarray
@@ -290,7 +290,7 @@ class DrawHeatmaps:
         uris = [drawn.get(row) for row in range(results.num_rows)]
         index = results.column_names.index("heatmap_uri")
         named = results.set_column(index, "heatmap_uri", pa.array(uris, pa.string()))
-        _write_table(part, named)
+        part.write_table(named)
         return pa.table({"drawn": [len(drawn)]})
 
     def _draw(self, staged: pa.Table, scale: tuple[float, float]) -> dict[int, str]:
@@ -326,11 +326,6 @@ def _write_all(files: Iterable[tuple[Location, bytes]]) -> None:
     with ThreadPoolExecutor(WRITING_THREADS) as pool:
         for done in [pool.submit(location.write, data) for location, data in files]:
             done.result()
-
-
-def _write_table(location: Location, table: pa.Table) -> None:
-    with location.replaced_by() as path:
-        pq.write_table(table, path, compression="zstd")
 
 
 def _read_table(location: Location) -> pa.Table:
