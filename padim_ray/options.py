@@ -15,6 +15,9 @@ MODEL = Group("Model", sort_key=2)
 RESULTS = Group("Results", sort_key=3)
 RUN = Group("Run", sort_key=4)
 
+MAX_IMAGE_PIXELS = 100_000_000
+MAX_IMAGE_BYTES = 256 * 2**20
+
 
 def _parse_json(_: type, tokens: Sequence[Any]) -> dict[str, Any]:
     try:
@@ -121,6 +124,12 @@ class JobOptions:
     model: Annotated[str, Parameter(group=IMAGES)]
     """Directory of the model: a path, or a URI such as s3://models/line7."""
 
+    max_image_pixels: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_PIXELS
+    """Images of more pixels fail, before they are decoded."""
+
+    max_image_bytes: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_BYTES
+    """Larger files fail, before they are read."""
+
     batch_size: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
     """Images per pass through the trunk. Default: 32 on CPUs, 128 on GPUs."""
 
@@ -142,7 +151,7 @@ class JobOptions:
         _check_choices(self)
         if (self.images is None) == (self.manifest is None):
             raise PadimError("Say which images to read: either --images or --manifest")
-        for name in ("batch_size", "actors"):
+        for name in ("batch_size", "actors", "max_image_pixels", "max_image_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PadimError(f"{_flag(name)} must be at least 1, but is {value}")

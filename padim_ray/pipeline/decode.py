@@ -1,18 +1,17 @@
 """The stage that fetches and decodes images: a shard of the manifest in, its pixels out."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 
 from padim_ray.errors import ImageError
+from padim_ray.fetch import Fetcher
 from padim_ray.images import decode, model_input
+from padim_ray.options import MAX_IMAGE_PIXELS
 from padim_ray.pipeline.columns import fixed_size_column
 from padim_ray.preprocessing import Preprocessing
-from padim_ray.storage import Location
 
 SHARD_BYTES = 48 * 2**20  # of decoded pixels: well below the size at which Ray Data splits blocks
 MIN_SHARD_IMAGES, MAX_SHARD_IMAGES = 64, 256
@@ -33,9 +32,10 @@ class FetchAndDecode:
     An image that can't be fetched or decoded becomes a row with `status = "failed"`.
     """
 
-    def __init__(self, preprocessing: Preprocessing, storage_options: Mapping[str, Any]) -> None:
-        self.preprocessing = preprocessing
-        self.storage_options = dict(storage_options)
+    def __init__(
+        self, preprocessing: Preprocessing, fetch: Fetcher, max_pixels: int = MAX_IMAGE_PIXELS
+    ) -> None:
+        self.preprocessing, self.fetch, self.max_pixels = preprocessing, fetch, max_pixels
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         height, width = self.preprocessing.size
@@ -67,42 +67,19 @@ class FetchAndDecode:
 
     def _fetch(self, shard: pa.Table) -> Iterator[bytes | ImageError]:
         """The rows' encoded images in order; the next window is on its way during decoding."""
-        uris = shard["uri"].to_pylist()
-        windows = list(_windows(shard["size"].to_pylist()))
+        columns = [shard[name].to_pylist() for name in ("uri", "size", "version_tag")]
+        windows = list(_windows(columns[1]))
         with ThreadPoolExecutor(1) as pool:
-            ahead = [
-                pool.submit(fetch, uris[start:stop], self.storage_options)
-                for start, stop in windows[:1]
-            ]
+
+            def start_fetching(window: tuple[int, int]) -> Future[list[bytes | ImageError]]:
+                return pool.submit(self.fetch, *(column[slice(*window)] for column in columns))
+
+            ahead = start_fetching(windows[0])
             for following in [*windows[1:], None]:
-                contents = ahead.pop().result()
+                contents = ahead.result()
                 if following:
-                    following_uris = uris[slice(*following)]
-                    ahead.append(pool.submit(fetch, following_uris, self.storage_options))
+                    ahead = start_fetching(following)
                 yield from contents
-
-
-def fetch(uris: Sequence[str], storage_options: Mapping[str, Any]) -> list[bytes | ImageError]:
-    """Read files concurrently; a failure takes the place of the content."""
-    contents: dict[str, bytes | ImageError] = {}
-    for _, same_store in groupby(sorted(uris), key=_scheme):
-        contents.update(_fetch_from_one_store(list(same_store), storage_options))
-    return [contents[uri] for uri in uris]
-
-
-def _scheme(uri: str) -> str:
-    return uri.partition("://")[0] if "://" in uri else ""
-
-
-def _fetch_from_one_store(
-    uris: list[str], storage_options: Mapping[str, Any]
-) -> dict[str, bytes | ImageError]:
-    fs = Location.of(uris[0], storage_options).fs
-    paths = [Location(uri, storage_options).path for uri in uris]
-    # cat() would take brackets and stars in names for patterns
-    everything = [None] * len(paths)
-    contents = fs.cat_ranges(paths, everything, everything, on_error="return")
-    return {uri: _content(content) for uri, content in zip(uris, contents, strict=True)}
 
 
 def _windows(sizes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
@@ -113,15 +90,3 @@ def _windows(sizes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
             yield start, row
             start, total = row, size or 0
     yield start, len(sizes)
-
-
-def _content(content: bytes | Exception) -> bytes | ImageError:
-    match content:
-        case bytes():
-            return content
-        case FileNotFoundError():
-            return ImageError("fetch", "not found")
-        case PermissionError():
-            return ImageError("fetch", "permission denied")
-        case _:
-            return ImageError("fetch", type(content).__name__, str(content))

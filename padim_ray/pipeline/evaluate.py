@@ -20,7 +20,7 @@ from padim_ray.manifest import UriTemplate, cast_column, list_images, normalise_
 from padim_ray.metrics import PixelCounts
 from padim_ray.options import EvaluateOptions, from_mapping
 from padim_ray.pipeline.pixels import CountDefectivePixels
-from padim_ray.pipeline.run import read_images_table
+from padim_ray.pipeline.run import fetcher, read_images_table
 from padim_ray.pipeline.score import ScoringJob
 from padim_ray.pipeline.summary import Summary
 from padim_ray.storage import Location, safe_segment
@@ -49,7 +49,10 @@ def run_evaluate(options: EvaluateOptions) -> Summary:
     count = None
     if "mask_uri" in job.manifest.column_names:
         count = CountDefectivePixels(
-            options.normal, job.version.spec.preprocessing, options.storage_options or {}
+            options.normal,
+            job.version.spec.preprocessing,
+            fetcher(options),
+            options.max_image_pixels,
         )
     job.run(count, truth.take)
     outcomes = truth.outcomes(job)

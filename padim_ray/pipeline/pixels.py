@@ -1,6 +1,5 @@
 """Tasks that count anomaly maps' pixels, in histograms that add up over shards."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,11 +7,11 @@ import pyarrow as pa
 
 from padim_ray.anomaly_map import AnomalyMapper
 from padim_ray.errors import ImageError
+from padim_ray.fetch import Fetcher
 from padim_ray.histogram import count_values
 from padim_ray.masks import decode_mask, fit_mask
 from padim_ray.metrics import PixelCounts
 from padim_ray.pipeline.columns import column_array
-from padim_ray.pipeline.decode import fetch
 from padim_ray.preprocessing import Preprocessing
 
 MASKS_TOGETHER = 16
@@ -44,14 +43,15 @@ class CountDefectivePixels:
     Args:
         normal: the defect that means a good image, which needs no mask.
         preprocessing: the model's.
-        storage_options: for the masks.
+        fetch: reads the masks.
+        max_pixels: larger masks are unreadable.
     """
 
     def __init__(
-        self, normal: str, preprocessing: Preprocessing, storage_options: Mapping[str, Any]
+        self, normal: str, preprocessing: Preprocessing, fetch: Fetcher, max_pixels: int
     ) -> None:
         self.normal, self.preprocessing = normal, preprocessing
-        self.storage_options = dict(storage_options)
+        self.fetch, self.max_pixels = fetch, max_pixels
 
     def __call__(self, shard: pa.Table, maps: np.ndarray) -> dict[str, Any]:
         """Rows of one group with `defect`, `mask_uri` and `status`, and their maps (n, h, w)."""
@@ -92,7 +92,7 @@ class CountDefectivePixels:
             for row in scored
             if uris[row] is None and images["defect"][row].as_py() == self.normal
         }
-        contents = fetch([uris[row] for row in given], self.storage_options)
+        contents = self.fetch([uris[row] for row in given])
         for row, content in zip(given, contents, strict=True):
             try:
                 if isinstance(content, ImageError):

@@ -28,11 +28,11 @@ from PIL import Image
 from padim_ray.anomaly_map import AnomalyMapper
 from padim_ray.decision import Decision, Region, find_regions
 from padim_ray.errors import ImageError, PadimError
+from padim_ray.fetch import Fetcher
 from padim_ray.heatmap import draw_heatmap, output_name
 from padim_ray.images import as_rgb, decode
 from padim_ray.parts import PART, list_parts
 from padim_ray.pipeline.columns import column_array
-from padim_ray.pipeline.decode import fetch
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import Location, explained
 
@@ -272,11 +272,11 @@ class DrawHeatmaps:
         mapper: AnomalyMapper,
         preprocessing: Preprocessing,
         scales: Mapping[str, tuple[float, float]],
-        storage_options: Mapping[str, Any],
+        fetch: Fetcher,
+        max_pixels: int,
     ) -> None:
         self.output, self.mapper, self.scales = output, mapper, scales
-        self.preprocessing = preprocessing
-        self.storage_options = dict(storage_options)
+        self.preprocessing, self.fetch, self.max_pixels = preprocessing, fetch, max_pixels
 
     def __call__(self, wanted: pa.Table) -> pa.Table:
         number, scale = wanted["shard"][0].as_py(), self.scales[wanted["group"][0].as_py()]
@@ -297,7 +297,7 @@ class DrawHeatmaps:
         """Draw and write heatmaps; their URIs by row."""
         uris = staged["uri"].to_pylist()
         maps = self.mapper.maps(column_array(staged["distances"], np.float32, self.mapper.patches))
-        contents = fetch(uris, self.storage_options)
+        contents = self.fetch(uris)
         drawn, files = {}, []
         for row, uri, anomaly_map, data in zip(
             staged["row"].to_pylist(), uris, maps, contents, strict=True

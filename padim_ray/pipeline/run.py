@@ -8,6 +8,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import TaskPoolStrategy
 
+from padim_ray.fetch import Fetcher
 from padim_ray.manifest import (
     UriTemplate,
     group_counts,
@@ -42,6 +43,11 @@ def read_images_table(options: JobOptions) -> pa.Table:
     return manifest
 
 
+def fetcher(options: JobOptions) -> Fetcher:
+    """What reads the images."""
+    return Fetcher(options.storage_options or {}, options.max_image_bytes)
+
+
 def decode_images(
     manifest: pa.Table, preprocessing: Preprocessing, options: JobOptions, plan: Plan
 ) -> tuple[ray.data.Dataset, list[slice]]:
@@ -49,7 +55,7 @@ def decode_images(
     workers = plan.decoders + plan.actors
     shards = split_shards(manifest, images_per_shard(manifest.num_rows, preprocessing, workers))
     decoded = ray.data.from_arrow(shards).map_batches(
-        FetchAndDecode(preprocessing, options.storage_options or {}),
+        FetchAndDecode(preprocessing, fetcher(options), options.max_image_pixels),
         batch_size=None,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=min(plan.decoders, len(shards))),

@@ -25,7 +25,7 @@ from padim_ray.options import ScoreOptions, from_mapping
 from padim_ray.pipeline.decode import MAX_SHARD_IMAGES
 from padim_ray.pipeline.resources import Plan, plan_resources
 from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
-from padim_ray.pipeline.run import read_images_table
+from padim_ray.pipeline.run import fetcher, read_images_table
 from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
 from padim_ray.pipeline.summary import GroupVerdict, Summary, timed
@@ -169,7 +169,8 @@ class ScoringJob:
                 for group, _, scores, decision in self.groups()
                 if np.isfinite(scores).any()
             },
-            self.options.storage_options or {},
+            fetcher(self.options),
+            self.options.max_image_pixels,
         )
         with data_context(preserve_order=False):
             drawn = ray.data.from_arrow(tables).map_batches(

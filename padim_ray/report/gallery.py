@@ -11,8 +11,8 @@ from urllib.parse import quote
 from PIL import Image
 
 from padim_ray.errors import ImageError, PadimError
+from padim_ray.fetch import Fetcher
 from padim_ray.images import as_rgb, decode
-from padim_ray.pipeline.decode import fetch
 from padim_ray.report.rows import Row, captured_columns, score_ratio
 from padim_ray.storage import Location
 
@@ -157,7 +157,7 @@ def _fetch(
 
 def _fetch_all(uris: list[str], storage_options: Mapping[str, Any]) -> list[bytes | ImageError]:
     try:
-        return fetch(uris, storage_options)
+        return Fetcher(storage_options)(uris)
     except PadimError as error:  # a store that can't be used from here
         if len(uris) == 1:
             return [ImageError("fetch", str(error))]

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from padim_ray.fetch import Fetcher
 from padim_ray.pipeline.columns import column_array, fixed_size_column
-from padim_ray.pipeline.decode import WINDOW_IMAGES, FetchAndDecode, fetch
+from padim_ray.pipeline.decode import WINDOW_IMAGES, FetchAndDecode
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import Location
 
@@ -26,7 +27,7 @@ def test_any_name_can_be_fetched(place):
     for shade, name in enumerate(NASTY):
         (place / name).write(png(shade))
     uris = [(place / name).uri for name in NASTY]
-    contents = fetch([*uris, f"{place.uri}/gone.png"], place.options)
+    contents = Fetcher(place.options)([*uris, f"{place.uri}/gone.png"])
     assert contents[:-1] == [png(shade) for shade in range(len(NASTY))]
     assert str(contents[-1]) == "fetch: not found"
 
@@ -35,19 +36,22 @@ def test_images_of_several_stores_are_fetched_together(place, tmp_path):
     (place / "a.png").write(png(1))
     local = Location.of(str(tmp_path / "b.png"))
     local.write(png(2))
-    assert fetch([local.uri, (place / "a.png").uri], place.options) == [png(2), png(1)]
+    assert Fetcher(place.options)([local.uri, (place / "a.png").uri]) == [png(2), png(1)]
 
 
 @pytest.mark.parametrize("sizes", [None, 1000])
 def test_rows_keep_their_order_over_many_windows(place, sizes):
     count = WINDOW_IMAGES + 5
-    rows: Mapping[str, list] = {"uri": [], "size": [sizes] * count}
+    rows: Mapping[str, list] = {"uri": [], "size": [sizes] * count, "version_tag": [None] * count}
     for shade in range(count):
         file = place / f"{shade:03d}.png"
         file.write(b"broken" if shade % 7 == 3 else png(shade))
         rows["uri"].append(file.uri)
-    shard = pa.table(rows, schema=pa.schema({"uri": pa.string(), "size": pa.int64()}))
-    decoded = FetchAndDecode(Preprocessing((16, 32), (16, 16)), place.options)(shard)
+    shard = pa.table(
+        rows,
+        schema=pa.schema({"uri": pa.string(), "size": pa.int64(), "version_tag": pa.string()}),
+    )
+    decoded = FetchAndDecode(Preprocessing((16, 32), (16, 16)), Fetcher(place.options))(shard)
     pixels = column_array(decoded["image"], np.uint8, (16, 16, 3))
     for shade, error in enumerate(decoded["error"].to_pylist()):
         if shade % 7 == 3:
