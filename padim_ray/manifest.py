@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from padim_ray.errors import PadimError
-from padim_ray.storage import Location, explained
+from padim_ray.retry import with_retries
+from padim_ray.storage import Location, explained, version_tag
 
 DEFAULT_GROUP = "default"
 LISTING_THREADS = 16  # listings wait for the store, not for a processor
@@ -163,10 +164,9 @@ def _character_class(token: str) -> str:
 
 def _children(location: Location, path: str, deep: bool) -> list[dict[str, Any]]:
     try:
-        if deep:
-            children = location.fs.find(path or "/", detail=True).values()
-        else:
-            children = location.fs.ls(path or "/", detail=True)
+        list_all = location.fs.find if deep else location.fs.ls
+        listed = with_retries(lambda: list_all(path or "/", detail=True), f"list {location.uri}")
+        children = listed.values() if deep else listed
     except (FileNotFoundError, NotADirectoryError) as error:
         if "bucket does not exist" in str(error):
             raise
@@ -194,12 +194,11 @@ def _matches(
         if not match:
             continue
         captured = match.groupdict()
-        tag = child.get("ETag") or child.get("etag") or child.get("mtime")
         yield _Found(
             path,
             {**entry.captured, **captured},
             child.get("size"),
-            None if tag is None else str(tag).strip('"'),
+            version_tag(child),
         )
 
 

@@ -1,4 +1,4 @@
-"""Files on local disk or an object store, through fsspec.
+"""Files on local disk or an object store, through fsspec, with patience for stores.
 
 Everything is addressed by a `Location`: a root (a path or a URI such as `s3://bucket/prefix`) with
 fsspec's storage options. It can be sent to workers; connections are made where it is used.
@@ -7,13 +7,15 @@ fsspec's storage options. It can be sent to workers; connections are made where 
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import fsspec
@@ -22,8 +24,19 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from padim_ray.errors import PadimError
+from padim_ray.retry import causes, with_retries
 
 MAX_SEGMENT = 200  # bytes; file systems allow 255 in a name
+S3_CONFIG = {
+    "connect_timeout": 10,
+    "read_timeout": 30,
+    "max_pool_connections": 64,  # as many images as are fetched together
+    "retries": {"mode": "standard", "total_max_attempts": 5},  # of one request, with backoff
+}
+
+DELETING_THREADS = 8
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,13 @@ class Location:
     def fs(self) -> fsspec.AbstractFileSystem:
         if self.is_local:
             return LocalFileSystem()
-        return fsspec.filesystem(self.uri.partition("://")[0], **self.options)
+        scheme, options = self.uri.partition("://")[0], dict(self.options)
+        if scheme not in ("s3", "s3a"):
+            return fsspec.filesystem(scheme, **options)
+        config = S3_CONFIG | (options.get("config_kwargs") or {})
+        fs = fsspec.filesystem(scheme, **options | {"config_kwargs": config})
+        fs.retries = 1  # botocore and `with_retries` do: a third layer would multiply the waits
+        return fs
 
     @property
     def path(self) -> str:
@@ -83,14 +102,48 @@ class Location:
         return path if self.is_local else self.fs.unstrip_protocol(path)
 
     def exists(self) -> bool:
-        with explained(self.uri, "look up"):
-            self.fs.invalidate_cache()
-            return self.fs.exists(self.path)
+        self.fs.invalidate_cache()
+        return self._attempt("look up", lambda: self.fs.exists(self.path))
 
     def read(self) -> bytes:
         """Raises: FileNotFoundError if it isn't there, PadimError if it can't be reached."""
-        with explained(self.uri, "read"):
-            return self.fs.cat_file(self.path)
+        return self._attempt("read", lambda: self.fs.cat_file(self.path))
+
+    def _attempt(self, action: str, operation: Callable[[], T]) -> T:
+        with explained(self.uri, action):
+            return with_retries(operation, f"{action} {self.uri}")
+
+    def create(self, data: bytes) -> None:
+        """Write a file that isn't there yet: of those who try at once, one succeeds.
+
+        On stores with conditional writes (S3, GCS, Azure) and on disks that is certain. Where a
+        server ignores the condition, two who try within a moment of each other may both succeed.
+
+        Args:
+            data: unlike what anybody else would write, so that one's own is recognised.
+
+        Raises:
+            FileExistsError: if it is there.
+        """
+        if self.is_local:
+            with self._temporary() as (temporary, _):
+                temporary.write_bytes(data)
+                _flush(temporary)
+                os.link(temporary, self.uri)  # atomic like a rename, but never replaces
+            return
+        if self.exists():
+            raise FileExistsError(self.uri)
+        # a retry may be told that the file exists which its first attempt had written
+        with suppress(FileExistsError):
+            self._attempt("write", lambda: self.fs.pipe_file(self.path, data, mode="create"))
+        if self.read() != data:
+            raise FileExistsError(self.uri)
+
+    def list_files(self) -> list["Location"]:
+        """All files below this directory, sorted; none if it doesn't exist."""
+        self.fs.invalidate_cache()  # others may have written since this process last listed
+        paths = self._attempt("list", lambda: self.fs.find(self.path))
+        return [Location(self.uri_of(path), self.options) for path in sorted(paths)]
 
     def write(self, data: bytes) -> None:
         """Write atomically: readers see the whole file or none of it."""
@@ -109,6 +162,18 @@ class Location:
         On local disk it is renamed into place; to an object store it is uploaded, which its readers
         see only when complete.
         """
+        with self._temporary() as (temporary, mode):
+            yield temporary
+            if not self.is_local:
+                self._attempt("write", lambda: self.fs.put_file(str(temporary), self.path))
+                return
+            temporary.chmod(mode)  # the writer may have put a file of its own in its place
+            _flush(temporary)
+            os.replace(temporary, self.uri)
+
+    @contextmanager
+    def _temporary(self) -> Iterator[tuple[Path, int]]:
+        """A new file, where this one will be or on its way to an object store, and its mode."""
         with explained(self.uri, "write"):
             directory = os.path.dirname(self.uri) if self.is_local else tempfile.gettempdir()
             os.makedirs(directory, exist_ok=True)
@@ -120,13 +185,8 @@ class Location:
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, mode))
             mode = temporary.stat().st_mode
         try:
-            yield temporary
-            with explained(self.uri, "write"):
-                if self.is_local:
-                    temporary.chmod(mode)  # the writer may have put a file of its own in its place
-                    os.replace(temporary, self.uri)
-                else:
-                    self.fs.put_file(str(temporary), self.path)
+            with explained(self.uri, "write", only=OSError):
+                yield temporary, mode
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -140,22 +200,41 @@ class Location:
             return
         with tempfile.TemporaryDirectory(prefix="padim-ray-") as directory:
             copy = Path(directory) / "file"
-            with explained(self.uri, "read"):
-                # one stream: some S3-compatible servers send the whole file's checksum with a part
-                whole = {"max_concurrency": 1} if "s3" in self.fs.protocol else {}
-                self.fs.get_file(self.path, str(copy), **whole)
+            # one stream: some S3-compatible servers send the whole file's checksum with a part
+            whole = {"max_concurrency": 1} if "s3" in self.fs.protocol else {}
+            self._attempt("read", lambda: self.fs.get_file(self.path, str(copy), **whole))
             yield copy
 
     def remove(self) -> None:
-        """Delete this file."""
-        with explained(self.uri, "delete"):
-            self.fs.rm_file(self.path)
+        """Delete this file, if it is there."""
+        with suppress(FileNotFoundError):
+            self._attempt("delete", lambda: self.fs.rm_file(self.path))
+
+    def remove_all(self) -> None:
+        """Delete this directory's files one by one: a recursive rm takes brackets for patterns."""
+        with ThreadPoolExecutor(DELETING_THREADS) as pool:
+            for done in [pool.submit(file.remove) for file in self.list_files()]:
+                done.result()
+        if self.is_local:
+            shutil.rmtree(self.uri, ignore_errors=True)  # the empty directories
 
     def check_writable(self) -> None:
         """Raises: PadimError if nothing can be written below this location."""
         probe = self / ".write-check"
         probe.write(b"")
         probe.remove()
+
+
+def _flush(file: Path) -> None:
+    """To the disk itself: a rename may outlive a power cut that the content doesn't."""
+    with open(file, "rb") as content:
+        os.fsync(content.fileno())
+
+
+def version_tag(info: Mapping[str, Any]) -> str | None:
+    """What tells a file's version, of what its store says of it: ETag, or modification time."""
+    tag = info.get("ETag") or info.get("etag") or info.get("mtime")
+    return None if tag is None else str(tag).strip('"')
 
 
 def safe_segment(text: str, *, without: str = "") -> str:
@@ -175,23 +254,40 @@ def safe_segment(text: str, *, without: str = "") -> str:
 
 
 @contextmanager
-def explained(uri: str, action: str) -> Iterator[None]:
+def explained(uri: str, action: str, only: type[Exception] = Exception) -> Iterator[None]:
     """Turn a file system's refusals into sentences.
 
-    A missing file stays FileNotFoundError, except where one is written.
+    A missing file stays FileNotFoundError, except where one is written, and one that mustn't exist
+    FileExistsError.
     """
     try:
         yield
-    except Exception as error:
+    except PadimError:
+        raise
+    except only as error:
+        if _exists_already(error):
+            raise FileExistsError(uri) from error
         reason = _reason(uri, action, error)
         if reason is None:
             raise
         raise PadimError(f"Can't {action} {uri}: {reason}.") from error
 
 
+def _exists_already(error: BaseException) -> bool:
+    """Whether a conditional write was refused: S3's servers don't all say it in the same words."""
+    codes = {
+        response.get("Error", {}).get("Code")
+        for response in (getattr(e, "response", None) for e in causes(error))
+        if isinstance(response, dict)
+    }
+    return bool(codes & {"PreconditionFailed", "412"}) or (
+        isinstance(error, FileExistsError) and error.filename2 is not None  # os.link
+    )
+
+
 def _reason(uri: str, action: str, error: BaseException) -> str | None:
     text = " ".join(str(error).split())
-    names = {kind.__name__ for e in _chain(error) for kind in type(e).__mro__}
+    names = {kind.__name__ for e in causes(error) for kind in type(e).__mro__}
     if "bucket does not exist" in text or "NoSuchBucket" in text:
         return "the bucket does not exist"
     if names & {"NoCredentialsError", "PartialCredentialsError"}:
@@ -211,9 +307,3 @@ def _reason(uri: str, action: str, error: BaseException) -> str | None:
     if "BotoCoreError" in names or ("://" in uri and isinstance(error, ValueError | TypeError)):
         return f"{text.rstrip('.')} (see --storage-options)"
     return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

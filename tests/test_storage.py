@@ -84,6 +84,41 @@ def test_a_reader_never_sees_part_of_a_file(tmp_path):
     assert entries(tmp_path) == ["file"]
 
 
+def test_of_many_who_create_a_file_on_disk_one_succeeds(tmp_path):
+    file = Location.of(str(tmp_path / "new/claim"))
+
+    def create(number):
+        try:
+            file.create(f"{number}".encode())
+            return number
+        except FileExistsError:
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        (winner,) = set(pool.map(create, range(64))) - {None}
+    assert file.read() == f"{winner}".encode()
+    assert entries(tmp_path / "new") == ["claim"]
+
+
+def test_a_file_is_created_once(place):
+    (place / "file").create(b"first")
+    with pytest.raises(FileExistsError):
+        (place / "file").create(b"second")
+    assert (place / "file").read() == b"first"
+
+
+def test_files_are_listed_and_removed_together(place):
+    names = ["a/b[1]*.bin", "a/c", "d"]
+    for name in names:
+        (place / "x" / name).write(b"")
+    assert (place / "x").list_files() == [place / "x" / name for name in names]
+    assert (place / "nothing").list_files() == []
+    (place / "x").remove_all()
+    (place / "nothing").remove_all()
+    assert not (place / "x").exists()
+    (place / "x/gone").remove()
+
+
 def test_a_write_that_fails_changes_nothing(place, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where copies on their way to a store are
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -177,7 +212,8 @@ CLOSED = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"m
         ({"endpoint": "http://minio"}, "AioSession"),
     ],
 )
-def test_what_keeps_a_store_away_is_said(s3, changed, reason):
+def test_what_keeps_a_store_away_is_said(s3, changed, reason, monkeypatch):
+    monkeypatch.setenv("PADIM_RAY_RETRY_SECONDS", "1")
     location = Location.of("s3://bucket/file", {**s3.options, **changed})
     assert all(message.startswith(reason) for message in refusals(location))
     with pytest.raises(PadimError, match="Can't look up s3://bucket/file: "):

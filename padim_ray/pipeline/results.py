@@ -12,7 +12,6 @@ Heatmaps are drawn when all scores are known: only then are the highest ones kno
 """
 
 import io
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from padim_ray.images import as_rgb, decode
 from padim_ray.parts import PART, list_parts
 from padim_ray.pipeline.columns import column_array
 from padim_ray.preprocessing import Preprocessing
-from padim_ray.storage import Location, explained
+from padim_ray.storage import Location
 
 if TYPE_CHECKING:
     from padim_ray.artifact import ModelVersion  # brings torch, which helper tasks do without
@@ -101,7 +100,7 @@ class Output:
                 *("run.json", "results", "heatmaps", "maps", ".staging", "report.html"),
                 *("metrics.json", "metrics.parquet", "metrics.md", "curves"),
             ):
-                self._remove(name)
+                (self.root / name).remove_all()
         self.root.check_writable()
 
     def check_complete(self, shards: int) -> None:
@@ -115,18 +114,7 @@ class Output:
 
     def remove_staging(self) -> None:
         """Remove what was kept for the heatmaps."""
-        self._remove(".staging")
-
-    def _remove(self, name: str) -> None:
-        """Delete a directory's files one by one: a recursive rm takes brackets for patterns."""
-        location = self.root / name
-        with explained(location.uri, "delete"), ThreadPoolExecutor(WRITING_THREADS) as pool:
-            location.fs.invalidate_cache()
-            files = location.fs.find(location.path)
-            for done in [pool.submit(location.fs.rm_file, file) for file in files]:
-                done.result()
-            if location.is_local:
-                shutil.rmtree(location.uri, ignore_errors=True)  # the empty directories
+        (self.root / ".staging").remove_all()
 
     def places(self) -> dict[str, str]:
         """What is where, for the summary."""
