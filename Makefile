@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench reproduce clean
+.PHONY: demo test faults lint format bench reproduce clean
 
 demo: .venv/installed  ## draw an archive, fit, score
 	$(BIN)/python -m demo
 
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest
+
+faults: .venv/installed  ## the jobs under faults, the slow ones too, and the table of what they did
+	$(BIN)/python -m pytest tests/faults -m ''
 
 lint: .venv/installed  ## lint and format check
 	$(BIN)/ruff check .

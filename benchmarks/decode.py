@@ -8,6 +8,7 @@ from PIL import Image
 
 from benchmarks.timing import Figure, rates
 from padim_ray.images import decode, model_input
+from padim_ray.options import MAX_IMAGE_PIXELS
 from padim_ray.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing((256, 256))
@@ -23,7 +24,7 @@ def measure(repeats: int) -> list[Figure]:
 
 
 def ours(data: bytes) -> np.ndarray:
-    return model_input(decode(data), PREPROCESSING)
+    return model_input(decode(data, MAX_IMAGE_PIXELS), PREPROCESSING)
 
 
 def pillow(data: bytes) -> np.ndarray:

@@ -15,7 +15,10 @@ A group's state is sharded by runs of coarsest cells, so that no process has to 
 merge, factorise or write it.
 """
 
+import hashlib
 import json
+import re
+import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,43 +27,38 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from padim_ray import __version__, gaussian, moments
-from padim_ray.calibration import Calibration
+from padim_ray.calibration import Calibration, count_pixels, read_scores
+from padim_ray.description import FORMAT_VERSION, GroupEntry, read_description
 from padim_ray.errors import ModelError
+from padim_ray.fail_points import kill_at
+from padim_ray.fields import show
 from padim_ray.gaussian import Gaussian
-from padim_ray.histogram import BINS, bin_edges, bin_indices
-from padim_ray.moments import Moments
+from padim_ray.histogram import BINS, bin_edges
+from padim_ray.model_files import (
+    load_tensors,
+    load_trunk,
+    parse_file,
+    read_table,
+)
+from padim_ray.moments import Moments, empty_moments
+from padim_ray.patches import split_cells
 from padim_ray.spec import ModelSpec
 from padim_ray.storage import Location, safe_segment
 from padim_ray.trunk import StateDict, weights_sha256
 
-FORMAT_VERSION = 1
+MODEL = "model.json"
 LOADING_THREADS = 4  # a store sends several streams faster than one
 SHARD_BYTES = 64 * 2**20  # of a group's unpacked float32 state
+# what files may be at the most: hostile ones must not take all memory
+MANIFEST_BYTES = 16 * 2**30
+TRUNK_BYTES = 2**30
 
-T = TypeVar("T")
 State = TypeVar("State", Moments, Gaussian)
-
-
-@dataclass(frozen=True)
-class GroupEntry:
-    """A group's line in model.json.
-
-    `images`: in its moments. `failed`: images that aren't. `shards`: files of each kind of state.
-    `calibrated`: images with a leave-one-out score; without any, nothing is calibrated.
-    """
-
-    images: int
-    failed: int
-    shards: int
-    calibrated: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,80 +70,121 @@ class ModelVersion:
     spec: ModelSpec
     groups: Mapping[str, GroupEntry]
 
+    def fingerprint(self) -> str:
+        """SHA-256 of model.json: tells a version from another one that took its number."""
+        return hashlib.sha256((version_location(self.root, self.number) / MODEL).read()).hexdigest()
+
     def load_trunk_weights(self) -> StateDict:
         """Read the trunk's weights; ModelError if they aren't those that the model names."""
         return load_trunk_weights(self.root, self.spec.weights_sha256)
 
     def load_gaussian(self, group: str) -> Gaussian:
-        return gaussian.concatenate(self._load_shards(group, "gaussian", gaussian.from_tensors))
+        like = self._like(torch.float32)
+
+        def expect(start: int, stop: int) -> Mapping[str, torch.Tensor]:
+            means = tuple(mean.float() for mean in like.means)
+            return gaussian.to_tensors(Gaussian(means, like.scatters).cells(start, stop))
+
+        return gaussian.concatenate(
+            self._load_shards(group, "gaussian", expect, gaussian.from_tensors)
+        )
 
     def load_moments(self, group: str) -> Moments:
-        return moments.concatenate(self._load_shards(group, "moments", moments.from_tensors))
+        like, images = self._like(torch.float64), self.groups[group].images
+
+        def expect(start: int, stop: int) -> Mapping[str, torch.Tensor]:
+            return moments.to_tensors(like.cells(start, stop))
+
+        def parse(tensors: Mapping[str, torch.Tensor]) -> Moments:
+            if tensors["count"].item() != images:
+                raise ModelError(f"it is not of {images} images, as model.json says")
+            return moments.from_tensors(tensors)
+
+        return moments.concatenate(self._load_shards(group, "moments", expect, parse))
+
+    def _like(self, dtype: torch.dtype) -> Moments:
+        """What a group's state looks like, without memory for it."""
+        grid = self.spec.grid
+        return empty_moments(grid.cells, grid.channels, dtype=dtype, device="meta")
+
+    def _load_shards(
+        self,
+        group: str,
+        kind: str,
+        expect: Callable[[int, int], Mapping[str, torch.Tensor]],
+        parse: Callable[[Mapping[str, torch.Tensor]], State],
+    ) -> list[State]:
+        count = self.groups[group].shards
+        runs = split_cells(self.spec.grid.cells[-1], count)
+        if len(runs) != count:
+            raise ModelError(f"{self.root.uri} can't have {count} shards of group {show(group)}")
+
+        def load(index: int) -> State:
+            file = shard_location(self.root, self.number, group, kind, index, count)
+            return load_tensors(self.root, file, expect(*runs[index]), parse)
+
+        with ThreadPoolExecutor(LOADING_THREADS) as pool:
+            return list(pool.map(load, range(count)))
 
     def load_calibration(self, group: str) -> Calibration | None:
         """Read what leave-one-out gave; None if the group isn't calibrated."""
-        if not self.groups[group].calibrated:
+        images = self.groups[group].calibrated
+        if not images:
             return None
+        height, width = self.spec.preprocessing.size
         scores, pixels = _calibration_locations(self.root, self.number, group)
-        return Calibration(_load(scores, _read_scores), _load(pixels, _read_pixels))
+        return Calibration(
+            read_table(
+                *(self.root, scores, {"score": pa.float32()}, range(images, images + 1)),
+                parse=lambda table: read_scores(table["score"].to_numpy()),
+            ),
+            read_table(
+                *(self.root, pixels, {"value": pa.float32(), "count": pa.int64()}, range(BINS + 1)),
+                parse=lambda table: count_pixels(
+                    table["value"].to_numpy(), table["count"].to_numpy(), images * height * width
+                ),
+            ),
+        )
 
     def load_manifest(self) -> pa.Table:
         """Every image that the model's jobs were given, with `status` and `error`."""
-        return _load(_version(self.root, self.number) / "manifest.parquet", pq.read_table)
-
-    def _load_shards(
-        self, group: str, kind: str, parse: Callable[[Mapping[str, torch.Tensor]], State]
-    ) -> list[State]:
-        count = self.groups[group].shards
-        files = [
-            shard_location(self.root, self.number, group, kind, index, count)
-            for index in range(count)
-        ]
-        with ThreadPoolExecutor(LOADING_THREADS) as pool:
-            shards = list(pool.map(lambda file: _load_tensors(file, parse), files))
-        for file, shard in zip(files, shards, strict=True):
-            if tuple(mean.shape[1] for mean in shard.means) != self.spec.grid.channels:
-                raise ModelError(f"{file.uri} can't be understood: it is not of this model")
-        return shards
+        listed = sum(entry.images + entry.failed for entry in self.groups.values())
+        return read_table(
+            self.root,
+            version_location(self.root, self.number) / "manifest.parquet",
+            {"uri": pa.string(), "group": pa.string()},
+            range(listed + 1),  # fewer, where images came as tensors
+            most_bytes=MANIFEST_BYTES,
+        )
 
 
 def open_version(root: Location) -> ModelVersion:
     """The current version of the model at `root`.
 
     Raises:
-        ModelError: if there is no model, or one of another format.
+        ModelError: if there is no model, one of another format, or one that can't be one.
     """
     number = current_number(root)
     if number is None:
         raise ModelError(f"There is no model at {root.uri}")
-    location = _version(root, number) / "model.json"
-    try:
-        content = json.loads(location.read())
-        found = content["format_version"]
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{location.uri} is missing or not a model's: {error}") from error
-    if found != FORMAT_VERSION:
-        raise ModelError(
-            f"{location.uri} has format version {found}, and this padim-ray reads "
-            f"{FORMAT_VERSION}; use the padim-ray that fitted it, or fit again"
-        )
-    try:
-        groups = {name: GroupEntry(**entry) for name, entry in content["groups"].items()}
-        return ModelVersion(root, number, ModelSpec.from_json(content["spec"]), groups)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{location.uri} can't be understood: {error}") from error
+    location = version_location(root, number) / MODEL
+    return ModelVersion(root, number, *read_description(root, location))
 
 
 def current_number(root: Location) -> int | None:
-    """The number that CURRENT names, None where there is no model."""
+    """The number that CURRENT names, None where there is no model.
+
+    Raises:
+        ModelError: if it names something else.
+    """
+    location = root / "CURRENT"
     try:
-        text = (root / "CURRENT").read()
+        content = parse_file(root, location, 100, Path.read_bytes)
     except FileNotFoundError:
         return None
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ModelError(f"{root.uri}/CURRENT doesn't name a version: {text[:40]!r}") from error
+    if not re.fullmatch(rb"0*[1-9][0-9]{0,8}\n?", content):
+        raise ModelError(f"{location.uri} doesn't name a version: {show(content)}")
+    return int(content)
 
 
 def save_trunk_weights(root: Location, weights: StateDict) -> None:
@@ -158,7 +197,7 @@ def save_trunk_weights(root: Location, weights: StateDict) -> None:
 def load_trunk_weights(root: Location, sha256: str) -> StateDict:
     """Read the trunk's weights; ModelError if they are missing or have another hash."""
     location = _trunk(root, sha256)
-    weights = _load_tensors(location, dict)
+    weights = load_trunk(root, location, TRUNK_BYTES)
     if weights_sha256(weights) != sha256:
         raise ModelError(f"{location.uri} doesn't hold the weights the model was fitted with")
     return weights
@@ -171,12 +210,18 @@ def publish(
     groups: Mapping[str, GroupEntry],
     manifest: pa.Table,
 ) -> None:
-    """Make a version whose group files are already written the current one."""
-    location = _version(root, number)
+    """Make a version whose group files are already written the current one.
+
+    Raises:
+        ModelError: if somebody else has published this version.
+    """
+    location = version_location(root, number)
     (location / "manifest.parquet").write_table(manifest)
+    kill_at("fit:version-written")
     content = {
         "format_version": FORMAT_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created_by": secrets.token_hex(8),  # nobody else writes the same
         "versions": {  # padim-ray's own also where it runs from its sources, not installed
             "padim-ray": __version__,
             **{name: package_version(name) for name in ("torch", "torchvision")},
@@ -184,7 +229,21 @@ def publish(
         "spec": spec.to_json(),
         "groups": {name: asdict(entry) for name, entry in sorted(groups.items())},
     }
-    (location / "model.json").write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    try:
+        (location / MODEL).create(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    except FileExistsError as error:
+        raise ModelError(f"{location.uri} was published by another job meanwhile") from error
+    kill_at("fit:model-written")
+    make_current(root, number)
+
+
+def is_published(root: Location, number: int) -> bool:
+    """Whether all of a version is there, be it the current one or not."""
+    return (version_location(root, number) / MODEL).exists()
+
+
+def make_current(root: Location, number: int) -> None:
+    """Have readers open this version from now on."""
     (root / "CURRENT").write(f"{number:06d}\n".encode())
 
 
@@ -200,17 +259,6 @@ def save_calibration(root: Location, number: int, group: str, calibration: Calib
         strict=True,
     ):
         location.write_table(pa.table(columns))
-
-
-def _read_scores(path: Path) -> np.ndarray:
-    return pq.read_table(path)["score"].to_numpy().astype(np.float32)
-
-
-def _read_pixels(path: Path) -> np.ndarray:
-    table = pq.read_table(path)
-    counts = np.zeros(BINS, np.int64)
-    counts[bin_indices(table["value"].to_numpy())] = table["count"].to_numpy()
-    return counts
 
 
 def _calibration_locations(root: Location, number: int, group: str) -> tuple[Location, Location]:
@@ -231,26 +279,13 @@ def save_tensors(location: Location, tensors: Mapping[str, torch.Tensor]) -> Non
         safetensors.torch.save_file(dict(tensors), path)
 
 
-def _load_tensors(location: Location, parse: Callable[[Mapping[str, torch.Tensor]], T]) -> T:
-    return _load(location, lambda path: parse(safetensors.torch.load_file(path)))
-
-
-def _load(location: Location, parse: Callable[[Path], T]) -> T:
-    try:
-        with location.as_local_file() as path:
-            return parse(path)
-    except FileNotFoundError as error:
-        raise ModelError(f"The model is incomplete: {location.uri} is missing") from error
-    except (SafetensorError, KeyError, RuntimeError, OSError, pa.ArrowException) as error:
-        raise ModelError(f"{location.uri} can't be understood: {error}") from error
-
-
-def _version(root: Location, number: int) -> Location:
+def version_location(root: Location, number: int) -> Location:
+    """The directory of a version."""
     return root / f"versions/{number:06d}"
 
 
 def _group(root: Location, number: int, group: str) -> Location:
-    return _version(root, number) / "groups" / safe_segment(group)
+    return version_location(root, number) / "groups" / safe_segment(group)
 
 
 def _trunk(root: Location, sha256: str) -> Location:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from padim_ray.histogram import bin_edges
+from padim_ray.errors import ModelError
+from padim_ray.histogram import BINS, bin_edges, bin_indices
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,37 @@ def p_values(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """
     not_below = len(reference) - np.searchsorted(reference, scores, side="left")
     return np.where(np.isnan(scores), np.nan, (1 + not_below) / (len(reference) + 1))
+
+
+def read_scores(scores: np.ndarray) -> np.ndarray:
+    """Stored leave-one-out scores (n,), float32, if that is what they can be.
+
+    Raises:
+        ModelError: if they are not ascending, negative, infinite or NaN.
+    """
+    # comparisons are false for NaN
+    if not ((scores >= 0) & (scores < np.inf)).all() or not (scores[:-1] <= scores[1:]).all():
+        raise ModelError("it doesn't hold ascending scores")
+    return scores
+
+
+def count_pixels(values: np.ndarray, counts: np.ndarray, pixels: int) -> np.ndarray:
+    """A stored histogram as counts of all bins, (BINS,) int64.
+
+    Args:
+        values: lower edges of the bins that hold something, ascending.
+        counts: theirs.
+        pixels: how many there are in all.
+
+    Raises:
+        ModelError: if it isn't a histogram of so many pixels.
+    """
+    bins = bin_indices(np.nan_to_num(values))
+    if not np.array_equal(bin_edges()[bins], values) or not (np.diff(bins) > 0).all():
+        raise ModelError("its values are not bins' edges, ascending")
+    # each on its own first: a sum may overflow
+    if not ((counts > 0) & (counts <= pixels)).all() or counts.sum() != pixels:
+        raise ModelError(f"it doesn't hold the counts of {pixels} pixels")
+    histogram = np.zeros(BINS, np.int64)
+    histogram[bins] = counts
+    return histogram

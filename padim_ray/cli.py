@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ import yaml
 from cyclopts import App, Parameter
 
 from padim_ray import __version__
-from padim_ray.errors import PadimError
+from padim_ray.errors import PadimError, TooManyFailed
 from padim_ray.options import RUN, EvaluateOptions, FitOptions, ScoreOptions, StorageOptions
+from padim_ray.stopping import StopSignal
 from padim_ray.storage import Location
 
+CONTINUE = "what is done is kept. Repeat the command to continue"
 SUCCESS, MISTAKE, TOO_MANY_FAILED = 0, 2, 3
 
 
@@ -26,7 +29,8 @@ def fit(options: FitOptions) -> int:
     """
     from padim_ray.pipeline.fit import run_fit  # ray and torch, which --help can do without
 
-    return SUCCESS if run_fit(options).within_max_failed else TOO_MANY_FAILED
+    run_fit(options)
+    return SUCCESS
 
 
 def score(options: ScoreOptions) -> int:
@@ -37,7 +41,8 @@ def score(options: ScoreOptions) -> int:
     """
     from padim_ray.pipeline.score import run_score
 
-    return SUCCESS if run_score(options).within_max_failed else TOO_MANY_FAILED
+    run_score(options)
+    return SUCCESS
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -48,7 +53,8 @@ def evaluate(options: EvaluateOptions) -> int:
     """
     from padim_ray.pipeline.evaluate import run_evaluate
 
-    return SUCCESS if run_evaluate(options).within_max_failed else TOO_MANY_FAILED
+    run_evaluate(options)
+    return SUCCESS
 
 
 def report(out: str, /, *, report_images: int = 200, storage_options: StorageOptions = None) -> int:
@@ -73,7 +79,7 @@ def report(out: str, /, *, report_images: int = 200, storage_options: StorageOpt
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`padim-ray`: exits with 0, 2 (a user's mistake) or 3 (more failed than --max-failed)."""
+    """`padim-ray`: exits with 0, 2 (a mistake), 3 (too many images failed) or 143 (SIGTERM)."""
     app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
     app.command(fit)
     app.command(score)
@@ -115,8 +121,16 @@ def _run(app: App, arguments: Sequence[str] | None) -> None:
             app.config = _read_config(config)
         return app(tokens)
 
+    stop = StopSignal()
+    signal.signal(signal.SIGTERM, stop)
     try:
         code = app.meta(arguments)
+    except KeyboardInterrupt:
+        print(f"Stopped by {stop.name}: {CONTINUE}", file=sys.stderr)
+        code = stop.exit_code
+    except TooManyFailed as error:
+        print(f"Error: {error}", file=sys.stderr)
+        code = TOO_MANY_FAILED
     except (PadimError, cyclopts.CycloptsError) as error:
         print(f"Error: {error}", file=sys.stderr)
         code = MISTAKE

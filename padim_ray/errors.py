@@ -9,6 +9,10 @@ class ModelError(PadimError):
     """A model that can't be fitted, found, read or applied."""
 
 
+class TooManyFailed(PadimError):
+    """More images failed than `--max-failed` allows; what was done until then is kept."""
+
+
 class ImageError(Exception):
     """One unusable image: `stage` (fetch, decode or embed), `cause` (a fixed phrase) and detail.
 

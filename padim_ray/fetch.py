@@ -160,3 +160,10 @@ def _content(content: bytes | BaseException) -> bytes | ImageError:
             return ImageError("fetch", type(content).__name__, str(content))
         case _:
             raise content
+
+
+def is_worth_another_try(error: str | None) -> bool:
+    """Whether an image that ended with this error may be read when its job is continued."""
+    return error is not None and error.startswith(
+        ("fetch: the storage failed", "fetch: permission denied")
+    )

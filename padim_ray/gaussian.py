@@ -239,10 +239,18 @@ def to_tensors(gaussian: Gaussian) -> dict[str, torch.Tensor]:
 
 
 def from_tensors(tensors: Mapping[str, torch.Tensor]) -> Gaussian:
-    """The inverse of `to_tensors`."""
+    """The inverse of `to_tensors`.
+
+    Raises:
+        ModelError: if a whitening has a diagonal that is not positive.
+    """
     means = read_levels("mean", tensors)
     channels = [mean.shape[1] for mean in means]
-    return Gaussian(means, unpack_blocks("whitening", tensors, channels, symmetric=False))
+    whitening = unpack_blocks("whitening", tensors, channels, symmetric=False)
+    for level, (own, *_) in enumerate(whitening):
+        if not (own.diagonal(dim1=1, dim2=2) > 0).all():
+            raise ModelError(f"the whitening of level {level} has a diagonal that is not positive")
+    return Gaussian(means, whitening)
 
 
 def concatenate(parts: Sequence[Gaussian]) -> Gaussian:

@@ -348,20 +348,25 @@ def _chance(uri: str, seed: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def split_shards(manifest: pa.Table, images: int) -> list[pa.Table]:
-    """Cut a sorted manifest into shards of one group and at most `images` images each.
-
-    Shards are what travels through the pipelines as one block; columns `shard` and `shard_images`
-    hold their number and length.
-    """
+def shard_rows(manifest: pa.Table, images: int) -> list[slice]:
+    """The rows of shards of one group and at most `images` images each, of a sorted manifest."""
     shards, start = [], 0
     for count in group_counts(manifest).values():
         end = start + count
         while start < end:
-            shard = manifest.slice(start, min(images, end - start))
-            start += shard.num_rows
-            for name, value in (("shard", len(shards)), ("shard_images", shard.num_rows)):
-                column = pa.repeat(pa.scalar(value, pa.int32()), shard.num_rows)
-                shard = shard.append_column(name, column)
-            shards.append(shard)
+            stop = min(start + images, end)
+            shards.append(slice(start, stop))
+            start = stop
     return shards
+
+
+def shard_table(manifest: pa.Table, number: int, rows: slice) -> pa.Table:
+    """A shard as it travels through the pipelines, as one block.
+
+    Columns `shard` and `shard_images` hold its number and its length.
+    """
+    shard = manifest.slice(rows.start, rows.stop - rows.start)
+    for name, value in (("shard", number), ("shard_images", shard.num_rows)):
+        column = pa.repeat(pa.scalar(value, pa.int32()), shard.num_rows)
+        shard = shard.append_column(name, column)
+    return shard

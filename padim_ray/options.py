@@ -137,8 +137,13 @@ class JobOptions:
     """Workers that hold the trunk. Default: one per GPU; without GPUs, one per 8 cores."""
 
     max_failed: Annotated[float | None, Parameter(group=RUN, negative_none="")] = None
-    """Exit with code 3 if more images fail: a number of images, or a share if below 1. Default:
-    any number may fail, and it is said."""
+    """Stop with exit code 3 as soon as more images fail: a number of images, or a share of those
+    listed if below 1. Default: any number may fail, and it is said; but not all of the first 1,000
+    to be fetched."""
+
+    overwrite: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False
+    """Start afresh, instead of continuing what was begun: replaces a run's results; of a model,
+    fits a new version."""
 
     storage_options: StorageOptions = None
     """JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'."""
@@ -178,9 +183,15 @@ class FitOptions(ModelOptions, JobOptions):
     """Training images per group, at most, whose leave-one-out scores thresholds and p-values are
     made from; chosen by --seed. 0: none, and no thresholds."""
 
+    round_images: Annotated[int, Parameter(group=RUN)] = 20_000
+    """Images after which progress is committed: at most so many are read again if the job is
+    killed. Each time costs writing one group's moments."""
+
     def __post_init__(self) -> None:
         JobOptions.__post_init__(self)
         ModelOptions.__post_init__(self)
+        if self.round_images < 1:
+            raise PadimError(f"--round-images must be at least 1, but is {self.round_images}")
         _check_number("calibration_images", self.calibration_images)
 
     @property
@@ -223,9 +234,6 @@ class ScoreOptions(JobOptions):
 
     report_images: Annotated[int, Parameter(group=RESULTS)] = 200
     """Images in the report's gallery: the most anomalous ones."""
-
-    overwrite: Annotated[bool, Parameter(group=RESULTS, negative="", show_default=False)] = False
-    """Replace the results that are already in the directory."""
 
     maps: Annotated[bool, Parameter(group=RESULTS, negative="", show_default=False)] = False
     """Also write every anomaly map as a float32 TIFF."""

@@ -9,8 +9,15 @@ from PIL import Image
 
 from padim_ray import images
 from padim_ray.errors import ImageError, ModelError
-from padim_ray.images import as_rgb, decode, model_input
+from padim_ray.images import as_rgb, model_input
 from padim_ray.preprocessing import Preprocessing
+
+
+MAX_PIXELS = 1_000_000
+
+
+def decode(data):
+    return images.decode(data, MAX_PIXELS)
 
 
 def photo(seed, size, mode="RGB"):

@@ -72,7 +72,8 @@ def opaque(mode):
     ],
 )
 def test_masks_are_read_as_people_have_them(data):
-    np.testing.assert_array_equal(fit_mask(decode_mask(data), Preprocessing((12, 20))), TRUTH)
+    mask = decode_mask(data, max_pixels=20_000)
+    np.testing.assert_array_equal(fit_mask(mask, Preprocessing((12, 20))), TRUTH)
 
 
 def test_any_size_is_brought_to_the_maps_by_nearest_neighbour_and_cropped():
@@ -82,7 +83,15 @@ def test_any_size_is_brought_to_the_maps_by_nearest_neighbour_and_cropped():
     np.testing.assert_array_equal(fitted, expected)
 
 
-@pytest.mark.parametrize("data", [b"", b"<html></html>", encoded(grey(255))[:60]])
-def test_broken_masks_are_named_so(data):
-    with pytest.raises(ImageError, match="mask: not a readable image"):
-        decode_mask(data)
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "mask: empty file"),
+        (b"<html></html>", "mask: not a PNG"),
+        (encoded(grey(255))[:60], "mask: broken image"),
+        (encoded(Image.new("1", (200, 200))), "mask: too many pixels .200×200, more than"),
+    ],
+)
+def test_unreadable_masks_say_why(data, message):
+    with pytest.raises(ImageError, match=message):
+        decode_mask(data, max_pixels=20_000)

@@ -11,8 +11,9 @@ from padim_ray.artifact import GroupEntry, ModelVersion, save_calibration
 from padim_ray.calibration import Calibration
 from padim_ray.histogram import BINS
 from padim_ray.leave_one_out import MIN_IMAGES
-from padim_ray.manifest import sample_images
+from padim_ray.manifest import sample_images, shard_rows, shard_table
 from padim_ray.options import FitOptions
+from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.pixels import CountPixels
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.scorer import score_images
@@ -42,7 +43,10 @@ def calibrate(
         return entries, scores
     with data_context(preserve_order=True):
         sample = manifest.take(rows)
-        scored, shards = score_images(sample, version, options, plan, leave_one_out=True)
+        per_shard = images_per_shard(sample.num_rows, version.spec.preprocessing)
+        shards = shard_rows(sample, per_shard)
+        tables = [shard_table(sample, *shard) for shard in enumerate(shards)]
+        scored = score_images(tables, version, options, plan, leave_one_out=True)
         counted = scored.map_batches(
             CountPixels(version.spec.mapper),
             batch_size=None,

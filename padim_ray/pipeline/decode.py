@@ -6,23 +6,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
+from padim_ray.decoder import HUNG_AFTER, ModelInput, decode_all
 from padim_ray.errors import ImageError
 from padim_ray.fetch import Fetcher
-from padim_ray.images import decode, model_input
 from padim_ray.options import MAX_IMAGE_PIXELS
 from padim_ray.pipeline.columns import fixed_size_column
 from padim_ray.preprocessing import Preprocessing
 
 SHARD_BYTES = 48 * 2**20  # of decoded pixels: well below the size at which Ray Data splits blocks
 MIN_SHARD_IMAGES, MAX_SHARD_IMAGES = 64, 256
+FAIR_SHARDS = 256
 WINDOW_BYTES = 64 * 2**20  # of encoded images: fetched together, while the last window is decoded
 WINDOW_IMAGES = 64
 
 
-def images_per_shard(images: int, preprocessing: Preprocessing, workers: int) -> int:
-    """A shard's length: a bounded block of pixels, and on small sets a few shards per worker."""
+def images_per_shard(images: int, preprocessing: Preprocessing) -> int:
+    """A shard's length: a bounded block of pixels, and on small sets enough shards to share out.
+
+    It doesn't depend on the cluster: a run may be continued on another one.
+    """
     height, width = preprocessing.size
-    fair = max(-(-images // (4 * workers)), MIN_SHARD_IMAGES)
+    fair = max(-(-images // FAIR_SHARDS), MIN_SHARD_IMAGES)
     return max(1, min(fair, MAX_SHARD_IMAGES, SHARD_BYTES // (3 * height * width)))
 
 
@@ -30,30 +34,38 @@ class FetchAndDecode:
     """Adds to manifest rows `image` (H·W·3 bytes), `status`, `error`, `width` and `height`.
 
     An image that can't be fetched or decoded becomes a row with `status = "failed"`.
+
+    Args:
+        preprocessing: the model's.
+        fetch: reads the images.
+        max_pixels: larger images fail.
+        hung_after: seconds after which one that isn't decoded fails.
     """
 
     def __init__(
-        self, preprocessing: Preprocessing, fetch: Fetcher, max_pixels: int = MAX_IMAGE_PIXELS
+        self,
+        preprocessing: Preprocessing,
+        fetch: Fetcher,
+        max_pixels: int = MAX_IMAGE_PIXELS,
+        hung_after: float = HUNG_AFTER,
     ) -> None:
-        self.preprocessing, self.fetch, self.max_pixels = preprocessing, fetch, max_pixels
+        self.wanted = ModelInput(preprocessing, max_pixels)
+        self.fetch, self.hung_after = fetch, hung_after
 
     def __call__(self, shard: pa.Table) -> pa.Table:
-        height, width = self.preprocessing.size
+        height, width = self.wanted.preprocessing.size
         pixels = np.zeros((shard.num_rows, height, width, 3), np.uint8)
         errors: list[str | None] = []
         sizes: list[tuple[int, int] | tuple[None, None]] = []
-        for row, content in enumerate(self._fetch(shard)):
-            try:
-                if isinstance(content, ImageError):
-                    raise content
-                image = decode(content)
-                pixels[row] = model_input(image, self.preprocessing)
-            except ImageError as error:
-                errors.append(str(error))
+        decoded = decode_all(self._fetch(shard), self.wanted, self.hung_after)
+        for row, image in enumerate(decoded):
+            if isinstance(image, ImageError):
+                errors.append(str(image))
                 sizes.append((None, None))
             else:
+                pixels[row] = image.pixels
                 errors.append(None)
-                sizes.append((image.shape[1], image.shape[0]))
+                sizes.append((image.width, image.height))
         columns = {
             "image": fixed_size_column(pixels),
             "status": pa.array(["failed" if error else "scored" for error in errors]),

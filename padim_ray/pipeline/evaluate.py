@@ -21,7 +21,7 @@ from padim_ray.metrics import PixelCounts
 from padim_ray.options import EvaluateOptions, from_mapping
 from padim_ray.pipeline.pixels import CountDefectivePixels
 from padim_ray.pipeline.run import fetcher, read_images_table
-from padim_ray.pipeline.score import ScoringJob
+from padim_ray.pipeline.score import ScoringJob, scoring_job
 from padim_ray.pipeline.summary import Summary
 from padim_ray.storage import Location, safe_segment
 
@@ -44,7 +44,18 @@ def evaluate(**options: Any) -> Summary:
 
 def run_evaluate(options: EvaluateOptions) -> Summary:
     """Evaluate as `options` say; see `evaluate`."""
-    job = ScoringJob.prepare(options, read_labelled_images)
+    with scoring_job("evaluate", options, read_labelled_images) as job:
+        if not job.is_complete:
+            _evaluate(job, options)
+        return job.finish(
+            is_good=pc.equal(job.manifest["defect"], options.normal).to_numpy(),
+            places={
+                name: (job.root / name).uri for name in ("metrics.md", "metrics.json", "curves")
+            },
+        )
+
+
+def _evaluate(job: ScoringJob, options: EvaluateOptions) -> None:
     truth = _Truth(job.manifest, options.normal)
     count = None
     if "mask_uri" in job.manifest.column_names:
@@ -57,7 +68,7 @@ def run_evaluate(options: EvaluateOptions) -> Summary:
     job.run(count, truth.take)
     outcomes = truth.outcomes(job)
     results = evaluation.evaluate(outcomes, options.normal)
-    root = job.output.root
+    root = job.root
     data = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     (root / "metrics.json").write(data.encode())
     (root / "metrics.md").write(evaluation.to_markdown(results).encode())
@@ -66,11 +77,6 @@ def run_evaluate(options: EvaluateOptions) -> Summary:
         picture = draw_curves(group, outcome, options.normal)
         (root / f"curves/{safe_segment(group)}.png").write(picture)
     truth.report()
-    return job.finish(
-        "evaluate",
-        is_good=pc.equal(job.manifest["defect"], options.normal).to_numpy(),
-        places={name: (root / name).uri for name in ("metrics.md", "metrics.json", "curves")},
-    )
 
 
 def read_labelled_images(options: EvaluateOptions) -> pa.Table:

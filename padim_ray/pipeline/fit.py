@@ -1,8 +1,9 @@
 """The fit job: images → partial sums → moments → Gaussians → calibration → a published model."""
 
+import logging
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -16,22 +17,32 @@ from ray.data._internal.execution.interfaces import RefBundle
 
 from padim_ray import artifact
 from padim_ray.artifact import ModelVersion
+from padim_ray.claim import Claim, claimed
+from padim_ray.description import GroupEntry
 from padim_ray.errors import ImageError
-from padim_ray.manifest import group_counts
+from padim_ray.failures import Failures, count_causes
+from padim_ray.job_record import JOB, JobRecord, describe_changes, identify
+from padim_ray.manifest import group_counts, shard_rows, shard_table
 from padim_ray.model import Embedder, as_images, finite_images, state_shards
 from padim_ray.moments import Moments, accumulate_, empty_moments
 from padim_ray.options import FitOptions, from_mapping
 from padim_ray.pipeline.calibrate import calibrate
 from padim_ray.pipeline.columns import column_array
+from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.memory import return_freed_memory
-from padim_ray.pipeline.merge import Reducer, Target, check_count, serialise
+from padim_ray.pipeline.merge import Target, serialise
+from padim_ray.pipeline.recovery import until_done
+from padim_ray.pipeline.reducer import Reducer, check_count
 from padim_ray.pipeline.resources import Plan, plan_resources
 from padim_ray.pipeline.run import check_images_option, decode_images, read_images_table
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
 from padim_ray.pipeline.summary import Summary, timed
+from padim_ray.rounds import Round, remove_rounds
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
 from padim_ray.trunk import Precision, native_precision
+
+log = logging.getLogger("padim_ray")
 
 MIN_PARTIAL_IMAGES = 512
 MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made of
@@ -57,54 +68,165 @@ def run_fit(options: FitOptions) -> Summary:
     root = Location.of(options.model, options.storage_options)
     check_images_option(options)
     spec, weights = new_spec(options.model_options, "float32", options.storage_options)
-    manifest = read_images_table(options)
-    listed = group_counts(manifest)
-    for group, count in listed.items():
-        check_count(group, count)
-    root.check_writable()
-    number = (artifact.current_number(root) or 0) + 1
-    stages: dict[str, float] = {}
-    with ray_session(options.address):
-        plan = plan_resources(cluster_nodes(), options.actors)
-        spec = replace(spec, precision=_precision(options, plan))
-        artifact.save_trunk_weights(root, weights)
-        target = Target(root, number, len(state_shards(spec)))
-        reducer = Reducer(spec.regularization, target, plan.helper_cpus, listed)
-        with timed("embed", stages):
-            for bundle in _partial_sums(options, plan, spec, root, manifest):
-                for block in bundle.block_refs:
-                    reducer.add(block)
-        with timed("factorise", stages):
-            reducer.finish(plan.finish_cpus)
-        allowed = options.allows(len(reducer.failures), manifest.num_rows)
-        if allowed:
-            version = ModelVersion(root, number, spec, reducer.entries)
-            with timed("calibrate", stages):
-                _publish(version, _with_status(manifest, reducer.failures), options, plan)
+    identity = identify(options, job="fit", weights_sha256=spec.weights_sha256)
+    with claimed(root, "fit") as claim:
+        number = artifact.current_number(root) or 0
+        if number and not options.overwrite and _is_same(root, number, identity, options):
+            log.info("Nothing is left to do: see --overwrite to fit these images once more")
+            return _sum_up(root, number, started)
+        number += 1
+        place = artifact.version_location(root, number)
+        if options.overwrite:
+            (place / JOB).remove()  # first, so that a kill doesn't leave half of an unfinished fit
+            place.remove_all()
+        record = JobRecord.read(place)
+        if record:
+            _check_record(record, identity, options, root)
+            if artifact.is_published(root, number):  # and killed before it became current
+                return _finish(root, number, started)
+        images = record.images if record else read_images_table(options)
+        for group, count in group_counts(images).items():
+            check_count(group, count)
+        stages: dict[str, float] = {}
+        with ray_session(options.address):
+            if record is None:
+                place.remove_all()
+                plan = plan_resources(cluster_nodes(), options.actors)
+                record = JobRecord(identity, {"precision": _precision(options, plan)}, images)
+                record.write(place)
+            artifact.save_trunk_weights(root, weights)
+            spec = replace(spec, precision=record.settings["precision"])
+            _Fit(options, root, number, spec, images, claim, stages).run()
+        return _finish(root, number, started, stages)
+
+
+def _is_same(root: Location, number: int, identity: Mapping[str, Any], options: FitOptions) -> bool:
+    """Whether a published version was fitted to the same images with the same options."""
+    record = JobRecord.read(artifact.version_location(root, number))
+    if record is None or dict(record.identity) != dict(identity):
+        return False
+    return describe_changes(record.images, read_images_table(options)) is None
+
+
+def _check_record(
+    record: JobRecord, identity: Mapping[str, Any], options: FitOptions, root: Location
+) -> None:
+    """Make sure that the unfinished fit is the one that is asked for.
+
+    It is continued with its images as they were listed: in an archive that grows, the same command
+    would never finish otherwise.
+    """
+    place = f"{root.uri} holds an unfinished fit"
+    record.check_identity(identity, place)
+    if options.manifest is not None:
+        record.check_images(read_images_table(options), place)
+    else:
+        log.info("Continuing with the %d images that were listed", record.images.num_rows)
+
+
+def _finish(
+    root: Location, number: int, started: float, stages: Mapping[str, float] | None = None
+) -> Summary:
+    artifact.make_current(root, number)
+    remove_rounds(artifact.version_location(root, number))
+    return _sum_up(root, number, started, stages)
+
+
+def _sum_up(
+    root: Location, number: int, started: float, stages: Mapping[str, float] | None = None
+) -> Summary:
+    manifest = artifact.open_version(root).load_manifest()
     summary = Summary(
         job="fit",
         listed=manifest.num_rows,
-        failures=reducer.failures,
-        groups=listed,
+        failed_by_cause=count_causes(manifest["error"].to_pylist()),
+        groups=group_counts(manifest),
+        before=0 if stages else manifest.num_rows,
         seconds=time.monotonic() - started,
-        stages=stages,
-        places={"model": f"{root.uri} (version {number})" if allowed else "not published"},
-        within_max_failed=allowed,
+        stages=stages or {},
+        places={"model": f"{root.uri} (version {number})"},
     )
     summary.report()
     return summary
 
 
-def _publish(version: ModelVersion, manifest: pa.Table, options: FitOptions, plan: Plan) -> None:
-    """Calibrate the version and make it the current one."""
-    groups, scores = version.groups, np.full(manifest.num_rows, np.nan, np.float32)
-    if options.calibration_images:
-        is_fitted = pc.is_null(manifest["error"])
-        fitted = manifest.filter(is_fitted).drop_columns(["status", "error"])
-        groups, scores[is_fitted.to_numpy()] = calibrate(fitted, version, options, plan)
-    column = pa.array(scores, mask=np.isnan(scores))
-    manifest = manifest.append_column("leave_one_out_score", column)
-    artifact.publish(version.root, version.number, version.spec, groups, manifest)
+@dataclass(frozen=True)
+class _Fit:
+    """A fit with what it was begun with; `run` does what is left of it, and publishes."""
+
+    options: FitOptions
+    root: Location
+    number: int
+    spec: ModelSpec
+    manifest: pa.Table
+    claim: Claim
+    stages: dict[str, float]
+
+    def run(self) -> None:
+        target = Target(self.root, self.number, len(state_shards(self.spec)))
+        reducers: list[Reducer] = []
+        with timed("embed", self.stages):
+            until_done(
+                lambda: reducers.append(self._sum(target)),
+                progress=lambda: Round.latest(target.location).rows,
+            )
+        (reducer,) = reducers
+        with timed("calibrate", self.stages):
+            until_done(lambda: self._publish(reducer), progress=lambda: 0)
+
+    def _plan(self) -> Plan:
+        """Anew each time: nodes come and go."""
+        return plan_resources(cluster_nodes(), self.options.actors)
+
+    def _sum(self, target: Target) -> Reducer:
+        """Sum up the images that no round holds yet, and finish all groups."""
+        plan = self._plan()
+        reducer = Reducer(
+            self.spec.regularization,
+            target,
+            plan.helper_cpus,
+            group_counts(self.manifest),
+            self.options.round_images,
+            Failures(self.options, self.manifest.num_rows),
+        )
+        if reducer.rows:
+            log.info("%d of %d images are done already", reducer.rows, self.manifest.num_rows)
+        left = self.manifest.slice(reducer.rows)
+        if left.num_rows:
+            for bundle in _partial_sums(self.options, plan, self.spec, self.root, left):
+                for block in bundle.block_refs:
+                    reducer.add(block)
+        reducer.finish(plan.finish_cpus)
+        reducer.commit()
+        if reducer.rows != self.manifest.num_rows:
+            raise RuntimeError(f"{self.manifest.num_rows} images listed, but {reducer.rows} read")
+        return reducer
+
+    def _publish(self, reducer: Reducer) -> None:
+        """Calibrate the version and make it the current one."""
+        groups: Mapping[str, GroupEntry] = reducer.entries
+        manifest = _with_status(self.manifest, reducer.failures)
+        scores = np.full(manifest.num_rows, np.nan, np.float32)
+        if self.options.calibration_images:
+            version = ModelVersion(self.root, self.number, self.spec, groups)
+            is_fitted = pc.is_null(manifest["error"])
+            fitted = self.manifest.filter(is_fitted)
+            groups, scores[is_fitted.to_numpy()] = calibrate(
+                fitted, version, self.options, self._plan()
+            )
+        column = pa.array(scores, mask=np.isnan(scores))
+        manifest = manifest.append_column("leave_one_out_score", column)
+        _check_published_counts(groups, manifest)
+        self.claim.check()
+        artifact.publish(self.root, self.number, self.spec, groups, manifest)
+
+
+def _check_published_counts(groups: Mapping[str, GroupEntry], manifest: pa.Table) -> None:
+    """Raises: RuntimeError if the moments are not of the manifest's readable images."""
+    readable = group_counts(manifest.filter(pc.equal(manifest["status"], "fitted")))
+    counts = {group: entry.images for group, entry in groups.items()}
+    if readable != counts:
+        raise RuntimeError(f"the manifest has {readable} readable images, the moments {counts}")
 
 
 def _precision(options: FitOptions, plan: Plan) -> Precision:
@@ -123,11 +245,16 @@ def _partial_sums(
     In the manifest's order they are of the same images in every run: results repeat.
     """
     with data_context(preserve_order=True):
-        decoded, shards = decode_images(manifest, spec.preprocessing, options, plan)
-        partials = decoded.map_batches(
+        per_shard = images_per_shard(manifest.num_rows, spec.preprocessing)
+        shards = [
+            shard_table(manifest, *shard) for shard in enumerate(shard_rows(manifest, per_shard))
+        ]
+        partials = decode_images(shards, spec.preprocessing, options, plan).map_batches(
             PartialSums,
             fn_constructor_args=[root, spec, plan, options.batch_size or plan.batch_size],
-            batch_size=images_per_partial(manifest.num_rows, plan.actors, spec),
+            batch_size=min(
+                images_per_partial(manifest.num_rows, plan.actors, spec), options.round_images
+            ),
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
                 size=min(plan.actors, len(shards)), max_tasks_in_flight_per_actor=2

@@ -1,9 +1,10 @@
-"""The reducer: partial sums merged by a tree of tasks, then factorised and written, shard by shard.
+"""Partial sums merged by a tree of tasks, then factorised and written, shard by shard.
 
 The driver holds references only. Every key (group, state shard) is merged, factorised and written
 on its own, anywhere in the cluster.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +17,16 @@ import safetensors.torch
 import torch
 
 from padim_ray import gaussian, moments
-from padim_ray.artifact import GroupEntry, save_tensors, shard_location
+from padim_ray.artifact import save_tensors, shard_location, version_location
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import PooledScatter, Regularization
 from padim_ray.moments import Blocks, Moments
 from padim_ray.storage import Location
 
+log = logging.getLogger("padim_ray")
+
 FAN_IN = 4
+MERGED = 10**6  # rank of what is merged only when its group or round ends
 
 Key = tuple[str, int]
 """Group and number of the state shard."""
@@ -54,6 +58,10 @@ class MergeTree:
         merge = _merge_task.options(num_cpus=cpus, num_returns=2)
         return merge.remote([source.row for source in sources], *[s.ref for s in sources])
 
+    def add_merged(self, key: Key, state: ray.ObjectRef) -> None:
+        """Take moments that a task returned: merged ones, or ones from an earlier round."""
+        self._waiting.setdefault((key, MERGED), []).append(_Source(state, None))
+
     def finish(self, group: str, cpus: float) -> dict[int, "Merged"]:
         """Merge what is left of a group, by tasks that ask for `cpus`: its state shards."""
         left: dict[int, list[_Source]] = {}
@@ -82,7 +90,7 @@ def serialise(state: Moments) -> bytes:
     return safetensors.torch.save(moments.to_tensors(state))
 
 
-@ray.remote
+@ray.remote(max_retries=-1)
 def _merge_task(rows: list[int | None], *objects: Any) -> tuple["_Arrays", PooledScatter]:
     parts = (
         value.moments() if row is None else _deserialise(value["state"][row])
@@ -143,13 +151,7 @@ def factorise_and_write(
         ModelError: naming a group whose covariances can't be factorised.
         RuntimeError: if the moments are not of `count` images: an image lost, or counted twice.
     """
-    pools = ray.get([part.pooled for part in merged.values()])
-    counts = {pool.count for pool in pools}
-    if len(merged) != target.shards or counts != {count}:
-        raise RuntimeError(
-            f"Group {group!r}: {count} images should be in {target.shards} shards of moments, but "
-            f"{sorted(counts)} are in {len(merged)}"
-        )
+    pools = check_counts(group, merged, count, target.shards)
     offset = ray.put(regularization.offset(sum(pools[1:], pools[0])))
     written = [
         _write_task.options(num_cpus=cpus).remote(
@@ -161,6 +163,24 @@ def factorise_and_write(
         raise ModelError(problem)
 
 
+def check_counts(
+    group: str, merged: Mapping[int, Merged], count: int, shards: int
+) -> list[PooledScatter]:
+    """Make sure that every image is in the moments, once; the shards' scatters, summed over cells.
+
+    Raises:
+        RuntimeError: if an image was lost, or counted twice.
+    """
+    pools = ray.get([part.pooled for part in merged.values()])
+    counts = {pool.count for pool in pools}
+    if len(merged) != shards or counts != {count}:
+        raise RuntimeError(
+            f"Group {group!r}: {count} images should be in {shards} shards of moments, but "
+            f"{sorted(counts)} are in {len(merged)}"
+        )
+    return pools
+
+
 @dataclass(frozen=True)
 class Target:
     """The version of a model that is being written, and how many state shards its groups have."""
@@ -169,14 +189,18 @@ class Target:
     version: int
     shards: int
 
-    def location(self, group: str, kind: str, shard: int) -> Location:
+    @property
+    def location(self) -> Location:
+        return version_location(self.root, self.version)
+
+    def file(self, group: str, kind: str, shard: int) -> Location:
         return shard_location(self.root, self.version, group, kind, shard, self.shards)
 
     def check_written(self, group: str) -> None:
         """Raises: ModelError if the driver doesn't find a file that a worker wrote."""
         for kind in ("moments", "gaussian"):
             for shard in range(self.shards):
-                location = self.location(group, kind, shard)
+                location = self.file(group, kind, shard)
                 if not location.exists():
                     raise ModelError(
                         f"A worker wrote {location.uri}, which isn't there: on a cluster the model "
@@ -184,7 +208,7 @@ class Target:
                     )
 
 
-@ray.remote
+@ray.remote(max_retries=-1)
 def _write_task(
     state: _Arrays,
     regularization: Regularization,
@@ -199,81 +223,19 @@ def _write_task(
         whitened = gaussian.factorise(merged, regularization.scale(merged.count), offset)
     except ModelError as error:
         return f"Group {group!r} {error}"
-    save_tensors(target.location(group, "moments", shard), moments.to_tensors(merged))
-    save_tensors(target.location(group, "gaussian", shard), gaussian.to_tensors(whitened))
+    save_tensors(target.file(group, "moments", shard), moments.to_tensors(merged))
+    save_tensors(target.file(group, "gaussian", shard), gaussian.to_tensors(whitened))
     return None
 
 
-@dataclass
-class Reducer:
-    """Takes blocks of partial sums group after group, and finishes each when the next begins.
-
-    `listed`: images of each group. `failures`: error of each failed image, by uri. `entries`: the
-    groups that are done, for model.json.
-    """
-
-    regularization: Regularization
-    target: Target
-    cpus: float
-    listed: Mapping[str, int]
-    failures: dict[str, str] = field(default_factory=dict)
-    entries: dict[str, GroupEntry] = field(default_factory=dict)
-    _tree: MergeTree = field(init=False)
-    _group: str | None = None
-    _group_failures: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._tree = MergeTree(self.cpus)
-
-    def add(self, block: ray.ObjectRef) -> None:
-        """Take a block of rows as `PartialSums` makes them."""
-        rows = ray.get(_describe_task.options(num_cpus=self.cpus).remote(block))
-        for row, partial in enumerate(rows):
-            if partial["group"] != self._group:
-                self.finish(self.cpus)
-                self._group = partial["group"]
-            self._group_failures.update(partial["failures"])
-            if partial["count"]:
-                self._tree.add((partial["group"], partial["shard"]), block, row)
-
-    def finish(self, cpus: float) -> None:
-        """Merge, factorise and write the group at hand, by tasks that ask for `cpus`.
-
-        Raises:
-            ModelError: naming a group with too few images, or that can't be factorised.
-        """
-        if self._group is None:
-            return
-        if self._group in self.entries:
-            raise RuntimeError(f"partial sums of group {self._group!r} came after the next group's")
-        failures = self._group_failures
-        count = self.listed[self._group] - len(failures)
-        check_count(self._group, count, next(iter(failures.values()), None))
-        factorise_and_write(
-            self._group,
-            self._tree.finish(self._group, cpus),
-            count,
-            self.regularization,
-            self.target,
-            cpus,
-        )
-        self.target.check_written(self._group)
-        self.entries[self._group] = GroupEntry(count, len(failures), self.target.shards)
-        self.failures.update(failures)
-        self._group, self._group_failures = None, {}
+@ray.remote(max_retries=-1)
+def save_task(state: _Arrays, file: Location) -> None:
+    """Write merged moments."""
+    save_tensors(file, moments.to_tensors(state.moments()))
 
 
-def check_count(group: str, count: int, failure: str | None = None) -> None:
-    """Raises: ModelError if so few readable images have no covariance."""
-    if count < 2:
-        cause = f" (the first failure: {failure})" if failure else ""
-        raise ModelError(
-            f"Group {group!r} has {count} readable image{'s' * (count != 1)}, and a covariance "
-            f"needs at least 2{cause}"
-        )
-
-
-@ray.remote
-def _describe_task(block: pa.Table) -> list[dict[str, Any]]:
-    rows = block.drop_columns(["state"]).to_pylist()
-    return [row | {"failures": dict(row["failures"])} for row in rows]
+@ray.remote(max_retries=-1)
+def load_task(file: Location) -> _Arrays:
+    """Read them back."""
+    with file.as_local_file() as path:
+        return _Arrays.of(moments.from_tensors(safetensors.torch.load_file(path)))

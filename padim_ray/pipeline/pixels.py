@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from padim_ray.anomaly_map import AnomalyMapper
+from padim_ray.decoder import Mask, decode_all
 from padim_ray.errors import ImageError
 from padim_ray.fetch import Fetcher
 from padim_ray.histogram import count_values
-from padim_ray.masks import decode_mask, fit_mask
 from padim_ray.metrics import PixelCounts
 from padim_ray.pipeline.columns import column_array
 from padim_ray.preprocessing import Preprocessing
@@ -50,8 +50,8 @@ class CountDefectivePixels:
     def __init__(
         self, normal: str, preprocessing: Preprocessing, fetch: Fetcher, max_pixels: int
     ) -> None:
-        self.normal, self.preprocessing = normal, preprocessing
-        self.fetch, self.max_pixels = fetch, max_pixels
+        self.normal, self.fetch = normal, fetch
+        self.wanted = Mask(preprocessing, max_pixels)
 
     def __call__(self, shard: pa.Table, maps: np.ndarray) -> dict[str, Any]:
         """Rows of one group with `defect`, `mask_uri` and `status`, and their maps (n, h, w)."""
@@ -86,18 +86,16 @@ class CountDefectivePixels:
         uris = dict(zip(rows, images["mask_uri"].to_pylist(), strict=True))
         scored = [row for row in rows if images["status"][row].as_py() == "scored"]
         given = [row for row in scored if uris[row] is not None]
-        nothing = np.zeros(self.preprocessing.size, bool)
+        nothing = np.zeros(self.wanted.preprocessing.size, bool)
         masks = {
             row: nothing
             for row in scored
             if uris[row] is None and images["defect"][row].as_py() == self.normal
         }
         contents = self.fetch([uris[row] for row in given])
-        for row, content in zip(given, contents, strict=True):
-            try:
-                if isinstance(content, ImageError):
-                    raise content
-                masks[row] = fit_mask(decode_mask(content), self.preprocessing)
-            except ImageError as error:
-                unreadable[uris[row]] = str(error)
+        for row, mask in zip(given, decode_all(contents, self.wanted), strict=True):
+            if isinstance(mask, ImageError):
+                unreadable[uris[row]] = str(mask)
+            else:
+                masks[row] = mask.pixels
         return masks

@@ -1,14 +1,7 @@
-"""What a scoring run leaves on storage, and the tasks that write it.
+"""What a scoring run leaves on storage (see `run_directory`), and the tasks that write it.
 
-OUT/
-  results/part-000007.parquet    the rows of one shard of the manifest
-  heatmaps/….png                 named after the image
-  maps/….tiff                    raw anomaly maps, float32, if asked for
-  run.json                       counts, settings, verdicts, throughput
-  report.html                    what people look at; written last
-  .staging/                      patch distances to draw heatmaps from; removed at the end
-
-Heatmaps are drawn when all scores are known: only then are the highest ones known, and the scales.
+What belongs to a shard is written before its part: the part says that the shard is done. Heatmaps
+are drawn when all scores are known: only then are the highest ones known, and the scales.
 """
 
 import io
@@ -26,19 +19,23 @@ from PIL import Image
 
 from padim_ray.anomaly_map import AnomalyMapper
 from padim_ray.decision import Decision, Region, find_regions
+from padim_ray.decoder import UprightImage, decode_all
 from padim_ray.errors import ImageError, PadimError
+from padim_ray.failures import count_causes
 from padim_ray.fetch import Fetcher
 from padim_ray.heatmap import draw_heatmap, output_name
-from padim_ray.images import as_rgb, decode
-from padim_ray.parts import PART, list_parts
 from padim_ray.pipeline.columns import column_array
 from padim_ray.preprocessing import Preprocessing
+from padim_ray.run_directory import PART, list_parts
 from padim_ray.storage import Location
 
 if TYPE_CHECKING:
     from padim_ray.artifact import ModelVersion  # brings torch, which helper tasks do without
 
 DRAWN_TOGETHER = 16  # images, at their full size in memory
+DRAWN = b"padim_ray.heatmaps_drawn"
+"""In a part's metadata: its heatmaps are."""
+
 WRITING_THREADS = 8  # small files wait for the store, not for a processor
 
 _REGIONS = pa.list_(
@@ -48,7 +45,7 @@ _REGIONS = pa.list_(
     )
 )
 _KINDS = {
-    "failures": pa.map_(pa.string(), pa.string()),
+    "causes": pa.map_(pa.string(), pa.int64()),
     "pixels": pa.map_(pa.string(), pa.large_binary()),
     "unreadable_masks": pa.map_(pa.string(), pa.string()),
 }
@@ -83,25 +80,12 @@ class Output:
     def map(self, uri: str) -> Location:
         return self.root / f"maps/{output_name(uri, self.prefix, '.tiff')}"
 
-    def prepare(self, *, overwrite: bool) -> None:
-        """Check that there is room for a new run.
+    def counts(self, shard: int) -> Location:
+        return self.root / f".staging/counts-{shard:06d}.parquet"
 
-        Raises:
-            PadimError: if there are results already and they are to be kept, or if nothing can be
-                written here.
-        """
-        if (self.root / "results").exists() or (self.root / "run.json").exists():
-            if not overwrite:
-                raise PadimError(
-                    f"{self.root.uri} already holds results; choose another --out, or replace "
-                    "them with --overwrite"
-                )
-            for name in (
-                *("run.json", "results", "heatmaps", "maps", ".staging", "report.html"),
-                *("metrics.json", "metrics.parquet", "metrics.md", "curves"),
-            ):
-                (self.root / name).remove_all()
-        self.root.check_writable()
+    def read_counts(self, shard: int) -> dict[str, Any]:
+        """What `count_pixels` counted in a shard that was written."""
+        return _read_table(self.counts(shard)).to_pylist()[0]
 
     def check_complete(self, shards: int) -> None:
         """Raises: PadimError if the driver doesn't find every part that workers wrote."""
@@ -111,10 +95,6 @@ class Output:
                 f"{self.root.uri} holds {found} of {shards} parts that workers wrote: on a cluster "
                 "the results need storage that all nodes share"
             )
-
-    def remove_staging(self) -> None:
-        """Remove what was kept for the heatmaps."""
-        (self.root / ".staging").remove_all()
 
     def places(self) -> dict[str, str]:
         """What is where, for the summary."""
@@ -160,18 +140,14 @@ class WriteResults:
         scores = np.array(shard["score"].to_pylist(), np.float32)  # None becomes NaN
         flags = decision.flags(scores)
         distances = column_array(shard["distances"], np.float32, self.mapper.patches)
-        failures = {
-            uri: error
-            for uri, error in zip(shard["uri"].to_pylist(), shard["error"].to_pylist(), strict=True)
-            if error
-        }
         self._stage(number, shard, flags)
         results = self._results(shard, decision, scores, flags, distances)
+        counts = self.count_pixels(shard, self.mapper.maps(distances)) if self.count_pixels else {}
+        if counts:
+            self.output.counts(number).write_table(_one_row(counts))
         self.output.part(number).write_table(results)
-        row = {"shard": number, "scores": scores.tobytes(), "failures": list(failures.items())}
-        if self.count_pixels:
-            row |= self.count_pixels(shard, self.mapper.maps(distances))
-        return pa.table({name: pa.array([value], _KINDS.get(name)) for name, value in row.items()})
+        causes = list(count_causes(shard["error"].to_pylist()).items())
+        return _one_row({"shard": number, "scores": scores.tobytes(), "causes": causes} | counts)
 
     def _results(
         self,
@@ -264,7 +240,7 @@ class DrawHeatmaps:
         max_pixels: int,
     ) -> None:
         self.output, self.mapper, self.scales = output, mapper, scales
-        self.preprocessing, self.fetch, self.max_pixels = preprocessing, fetch, max_pixels
+        self.preprocessing, self.fetch, self.wanted = preprocessing, fetch, UprightImage(max_pixels)
 
     def __call__(self, wanted: pa.Table) -> pa.Table:
         number, scale = wanted["shard"][0].as_py(), self.scales[wanted["group"][0].as_py()]
@@ -278,30 +254,30 @@ class DrawHeatmaps:
         uris = [drawn.get(row) for row in range(results.num_rows)]
         index = results.column_names.index("heatmap_uri")
         named = results.set_column(index, "heatmap_uri", pa.array(uris, pa.string()))
-        part.write_table(named)
-        return pa.table({"drawn": [len(drawn)]})
+        part.write_table(named.replace_schema_metadata({DRAWN: b""}))
+        return pa.table({"shard": [number], "drawn": [len(drawn)]})
 
     def _draw(self, staged: pa.Table, scale: tuple[float, float]) -> dict[int, str]:
         """Draw and write heatmaps; their URIs by row."""
         uris = staged["uri"].to_pylist()
         maps = self.mapper.maps(column_array(staged["distances"], np.float32, self.mapper.patches))
-        contents = self.fetch(uris)
+        images = decode_all(self.fetch(uris), self.wanted)
         drawn, files = {}, []
-        for row, uri, anomaly_map, data in zip(
-            staged["row"].to_pylist(), uris, maps, contents, strict=True
+        for row, uri, anomaly_map, image in zip(
+            staged["row"].to_pylist(), uris, maps, images, strict=True
         ):
-            try:
-                if isinstance(data, ImageError):
-                    raise data
-                image = as_rgb(decode(data))
-            except ImageError:
+            if isinstance(image, ImageError):
                 continue  # gone or replaced since it was scored: its row has no heatmap
-            heatmap = draw_heatmap(image, anomaly_map, self.preprocessing, scale)
+            heatmap = draw_heatmap(image.pixels, anomaly_map, self.preprocessing, scale)
             location = self.output.heatmap(uri)
             files.append((location, _encode(heatmap, "PNG")))
             drawn[row] = location.uri
         _write_all(files)
         return drawn
+
+
+def _one_row(values: Mapping[str, Any]) -> pa.Table:
+    return pa.table({name: pa.array([value], _KINDS.get(name)) for name, value in values.items()})
 
 
 def _encode(image: Image.Image, kind: str) -> bytes:

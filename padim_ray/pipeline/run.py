@@ -1,23 +1,15 @@
 """The first stage of all jobs: the table of images, and the images decoded."""
 
 import logging
-from itertools import pairwise
 
-import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import TaskPoolStrategy
 
 from padim_ray.fetch import Fetcher
-from padim_ray.manifest import (
-    UriTemplate,
-    group_counts,
-    list_images,
-    read_manifest,
-    split_shards,
-)
+from padim_ray.manifest import UriTemplate, group_counts, list_images, read_manifest
 from padim_ray.options import JobOptions
-from padim_ray.pipeline.decode import FetchAndDecode, images_per_shard
+from padim_ray.pipeline.decode import FetchAndDecode
 from padim_ray.pipeline.resources import Plan
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.storage import Location
@@ -49,17 +41,13 @@ def fetcher(options: JobOptions) -> Fetcher:
 
 
 def decode_images(
-    manifest: pa.Table, preprocessing: Preprocessing, options: JobOptions, plan: Plan
-) -> tuple[ray.data.Dataset, list[slice]]:
-    """The pipelines' first stage: one block per shard of the manifest, and the shards' rows."""
-    workers = plan.decoders + plan.actors
-    shards = split_shards(manifest, images_per_shard(manifest.num_rows, preprocessing, workers))
-    decoded = ray.data.from_arrow(shards).map_batches(
+    shards: list[pa.Table], preprocessing: Preprocessing, options: JobOptions, plan: Plan
+) -> ray.data.Dataset:
+    """The pipelines' first stage: one block per shard of the manifest."""
+    return ray.data.from_arrow(shards).map_batches(
         FetchAndDecode(preprocessing, fetcher(options), options.max_image_pixels),
         batch_size=None,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=min(plan.decoders, len(shards))),
         num_cpus=plan.decode_cpus,
     )
-    stops = np.cumsum([shard.num_rows for shard in shards]).tolist()
-    return decoded, [slice(*bounds) for bounds in pairwise([0, *stops])]

@@ -1,10 +1,10 @@
 """The score job: images → scores and verdicts in Parquet, heatmaps, raw maps, a report."""
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -15,20 +15,26 @@ import pyarrow.compute as pc
 import ray
 from ray.data import TaskPoolStrategy
 
-from padim_ray import __version__, artifact
+from padim_ray import artifact, run_directory
 from padim_ray.artifact import ModelVersion
+from padim_ray.claim import Claim, claimed
 from padim_ray.decision import Decision
 from padim_ray.errors import PadimError
+from padim_ray.fail_points import kill_at
+from padim_ray.failures import Failures
 from padim_ray.heatmap import color_scale, common_prefix
-from padim_ray.manifest import UriTemplate, group_counts
+from padim_ray.job_record import JobRecord, identify
+from padim_ray.manifest import UriTemplate, group_counts, shard_rows, shard_table
 from padim_ray.options import ScoreOptions, from_mapping
-from padim_ray.pipeline.decode import MAX_SHARD_IMAGES
+from padim_ray.pipeline.committed import read_committed
+from padim_ray.pipeline.decode import MAX_SHARD_IMAGES, images_per_shard
+from padim_ray.pipeline.recovery import until_done
 from padim_ray.pipeline.resources import Plan, plan_resources
 from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
 from padim_ray.pipeline.run import fetcher, read_images_table
 from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
-from padim_ray.pipeline.summary import GroupVerdict, Summary, timed
+from padim_ray.pipeline.summary import GroupVerdict, Summary, read_summary, timed, write_summary
 from padim_ray.report import MOST_FAILED, write_report
 from padim_ray.storage import Location
 
@@ -53,67 +59,130 @@ def score(**options: Any) -> Summary:
 
 def run_score(options: ScoreOptions) -> Summary:
     """Score as `options` say; see `score`."""
-    job = ScoringJob.prepare(options, read_images_table)
-    job.run()
-    return job.finish("score")
+    with scoring_job("score", options, read_images_table) as job:
+        if not job.is_complete:
+            job.run()
+        return job.finish()
+
+
+@contextmanager
+def scoring_job(
+    name: str, options: ScoreOptions, read_manifest: Callable[[ScoreOptions], pa.Table]
+) -> Iterator["ScoringJob"]:
+    """A scoring run, new or to be continued, that nobody else writes while the block lasts.
+
+    Args:
+        name: "score" or "evaluate".
+        read_manifest: lists the images.
+
+    Raises:
+        PadimError: for whatever can be known to go wrong before anything slow; if the results here
+            are of another run; if another job is writing them.
+    """
+    started = datetime.now(UTC), time.monotonic()
+    version = artifact.open_version(Location.of(options.model, options.storage_options))
+    version.load_trunk_weights()  # so that missing ones are a sentence, not a dead actor
+    root = Location.of(options.out, options.storage_options)
+    identity = identify(
+        options,
+        job=name,
+        model=version.root.uri,
+        model_version=version.number,
+        model_sha256=version.fingerprint(),
+    )
+    with claimed(root, name) as claim:
+        if options.overwrite:
+            run_directory.clear(root)
+        record = JobRecord.read(root)
+        if record:
+            _check_record(record, identity, options, read_manifest, root)
+        else:
+            run_directory.check_empty(root)
+            record = _begin(identity, read_manifest(options), version, root)
+        yield ScoringJob(name, options, version, record, root, claim, *started)
+
+
+def _check_record(
+    record: JobRecord,
+    identity: Mapping[str, Any],
+    options: ScoreOptions,
+    read_manifest: Callable[[ScoreOptions], pa.Table],
+    root: Location,
+) -> None:
+    """Make sure that the run that was begun is the one that is asked for.
+
+    An unfinished run is continued with its images as they were listed: in an archive that grows,
+    the same command would never finish otherwise.
+    """
+    is_complete = run_directory.is_complete(root)
+    place = f"{root.uri} holds {'a run' if is_complete else 'an unfinished run'}"
+    record.check_identity(identity, place)
+    if options.manifest is not None or is_complete:
+        record.check_images(read_manifest(options), place)
+    else:
+        log.info("Continuing with the %d images that were listed", record.images.num_rows)
+
+
+def _begin(
+    identity: Mapping[str, Any], images: pa.Table, version: ModelVersion, root: Location
+) -> JobRecord:
+    _check_groups(list(group_counts(images)), version)
+    per_shard = images_per_shard(images.num_rows, version.spec.preprocessing)
+    record = JobRecord(identity, {"images_per_shard": per_shard}, images)
+    record.write(root)
+    return record
 
 
 @dataclass
 class ScoringJob:
-    """A scoring run: `prepare` finds the user's mistakes, `run` scores, `finish` sums it up.
+    """A scoring run: `run` scores what isn't scored yet, `finish` sums up.
 
     `scores`: of every row of the manifest, NaN until scored or where it failed. `shards`: the rows
-    of each shard.
+    of each shard. `done` and `drawn`: shards whose results and whose heatmaps are there.
     """
 
+    name: str
     options: ScoreOptions
     version: ModelVersion
-    manifest: pa.Table
-    decisions: Mapping[str, Decision]
-    output: Output
+    record: JobRecord
+    root: Location
+    claim: Claim
     started_at: datetime
     started: float
+    decisions: Mapping[str, Decision] = field(init=False)
+    output: Output = field(init=False)
+    shards: list[slice] = field(init=False)
     scores: np.ndarray = field(init=False)
-    shards: list[slice] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: Failures = field(init=False)
+    done: set[int] = field(default_factory=set)
+    drawn: set[int] = field(default_factory=set)
+    before: int = 0
     stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.scores = np.full(self.manifest.num_rows, np.nan, np.float32)
-
-    @classmethod
-    def prepare(
-        cls, options: ScoreOptions, read_manifest: Callable[[ScoreOptions], pa.Table]
-    ) -> "ScoringJob":
-        """Open the model, list the images, make room for the results.
-
-        Raises:
-            PadimError: for whatever can be known to go wrong before anything slow.
-        """
-        started = datetime.now(UTC), time.monotonic()
-        version = artifact.open_version(Location.of(options.model, options.storage_options))
-        version.load_trunk_weights()  # so that missing ones are a sentence, not a dead actor
-        manifest = read_manifest(options)
-        groups = list(group_counts(manifest))
-        _check_groups(groups, version)
-
-        def decide(group: str) -> Decision:
-            calibration = version.load_calibration(group)
-            return Decision.of(calibration, options.alpha, options.pixel_alpha, options.threshold)
-
-        with ThreadPoolExecutor(LOADING_THREADS) as pool:
-            decisions = dict(zip(groups, pool.map(decide, groups), strict=True))
-        output = Output(
-            root=Location.of(options.out, options.storage_options),
-            prefix=_prefix(options, manifest),
+        options = self.options
+        self.decisions = _decide(group_counts(self.manifest), self.version, options)
+        self.output = Output(
+            root=self.root,
+            prefix=_prefix(options, self.manifest),
             heatmaps=options.heatmaps,
             top=options.top if options.heatmaps == "top" else options.report_images,
-            staged_top=_most_of_the_highest(options.report_images, manifest.num_rows),
+            staged_top=_most_of_the_highest(options.report_images, self.manifest.num_rows),
             maps=options.maps,
             min_region_area=options.min_region_area,
         )
-        output.prepare(overwrite=options.overwrite)
-        return cls(options, version, manifest, decisions, output, *started)
+        self.shards = shard_rows(self.manifest, self.record.settings["images_per_shard"])
+        self.scores = np.full(self.manifest.num_rows, np.nan, np.float32)
+        self.failures = Failures(self.options, self.manifest.num_rows)
+
+    @property
+    def manifest(self) -> pa.Table:
+        return self.record.images
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do: an earlier attempt did it all."""
+        return run_directory.is_complete(self.root)
 
     def run(
         self,
@@ -125,19 +194,57 @@ class ScoringJob:
         Args:
             count_pixels: see `WriteResults`.
             take: is given what that counted in each shard, with the shard's rows of the manifest.
+
+        Raises:
+            TooManyFailed: as soon as more images failed than may.
         """
+        with timed("continue", self.stages):
+            self._take_committed(count_pixels is not None, take)
         with ray_session(self.options.address):
-            plan = plan_resources(cluster_nodes(), self.options.actors)
+
+            def run_on_nodes(stage: Callable[[Plan], None]) -> Callable[[], None]:
+                return lambda: stage(plan_resources(cluster_nodes(), self.options.actors))
+
             with timed("score", self.stages):
-                self._score(plan, count_pixels, take)
+                until_done(
+                    run_on_nodes(lambda plan: self._score(plan, count_pixels, take)),
+                    progress=lambda: len(self.done),
+                )
+            kill_at("score:results-complete")
             if self.options.heatmaps != "none":
                 with timed("draw heatmaps", self.stages):
-                    self._draw_heatmaps(plan)
+                    until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
+
+    def _take_committed(self, with_counts: bool, take: Callable) -> None:
+        """Find out what earlier attempts did; what couldn't be fetched is tried again."""
+        for shard in read_committed(self.output, with_counts=with_counts):
+            rows = self.shards[shard.number]
+            if len(shard.scores) != rows.stop - rows.start:
+                raise PadimError(f"{self.output.part(shard.number).uri} is of another run")
+            if shard.may_improve:
+                continue
+            self._take(shard.number, shard.scores, shard.causes)
+            take(rows, shard.counts)
+            if shard.is_drawn:
+                self.drawn.add(shard.number)
+            self.before += len(shard.scores)
+        if self.before:
+            log.info("%d of %d images are done already", self.before, self.manifest.num_rows)
+        if len(self.done) < len(self.shards):
+            self.drawn.clear()  # what is scored now may change which heatmaps are wanted
+
+    def _take(self, shard: int, scores: np.ndarray, causes: Mapping[str, int]) -> None:
+        self.scores[self.shards[shard]] = scores
+        self.done.add(shard)
+        self.failures.add(len(scores), causes)
 
     def _score(self, plan: Plan, count_pixels: Callable | None, take: Callable) -> None:
-        done = 0
+        left = [number for number in range(len(self.shards)) if number not in self.done]
+        if not left:
+            return
         with data_context(preserve_order=False):
-            scored, self.shards = score_images(self.manifest, self.version, self.options, plan)
+            shards = [shard_table(self.manifest, n, self.shards[n]) for n in left]
+            scored = score_images(shards, self.version, self.options, plan)
             written = scored.map_batches(
                 WriteResults(self.output, self.version, self.decisions, count_pixels),
                 batch_size=None,
@@ -145,18 +252,24 @@ class ScoringJob:
                 num_cpus=plan.helper_cpus,
             )
             for row in written.iter_rows():
-                where = self.shards[row.pop("shard")]
-                self.scores[where] = np.frombuffer(row.pop("scores"), np.float32)
-                self.failures.update(row.pop("failures"))
-                take(where, row)
-                done += where.stop - where.start
-        if done != self.manifest.num_rows:
-            raise RuntimeError(f"{self.manifest.num_rows} images listed, but {done} have a result")
+                shard, scores = row.pop("shard"), np.frombuffer(row.pop("scores"), np.float32)
+                if shard in self.done:
+                    raise RuntimeError(f"shard {shard} was scored twice")
+                self._take(shard, scores, dict(row.pop("causes")))
+                take(self.shards[shard], row)
+                kill_at("score:part-written")
+        if len(self.done) != len(self.shards):
+            raise RuntimeError(f"{len(self.shards)} shards, but {len(self.done)} have results")
         self.output.check_complete(len(self.shards))
+        self.claim.check()
 
     def _draw_heatmaps(self, plan: Plan) -> None:
         """Draw the heatmaps that are wanted, each group's on one colour scale."""
-        tables = self._by_shard(self._wanted())
+        tables = [
+            table
+            for table in self._by_shard(self._wanted())
+            if table["shard"][0].as_py() not in self.drawn
+        ]
         if not tables:
             return
         spec = self.version.spec
@@ -180,7 +293,10 @@ class ScoringJob:
                 compute=TaskPoolStrategy(size=min(plan.decoders + plan.actors, len(tables))),
                 num_cpus=plan.helper_cpus,
             )
-            count = sum(row["drawn"] for row in drawn.iter_rows())
+            count = 0
+            for row in drawn.iter_rows():
+                self.drawn.add(row["shard"])
+                count += row["drawn"]
         log.info("%d heatmaps drawn", count)
 
     def _wanted(self) -> np.ndarray:
@@ -234,52 +350,56 @@ class ScoringJob:
         return tables
 
     def finish(
-        self,
-        job: str,
-        *,
-        is_good: np.ndarray | None = None,
-        places: Mapping[str, str] | None = None,
+        self, *, is_good: np.ndarray | None = None, places: Mapping[str, str] | None = None
     ) -> Summary:
-        """Write run.json and the report, remove what isn't needed any more, and say how it went.
+        """Write run.json and the report, and say how it went: again, if that was done already.
 
         Args:
-            job: "score" or "evaluate".
             is_good: the images that drift is measured on, where it is known that others are
                 defective.
             places: what else was written where.
         """
-        seconds = time.monotonic() - self.started
+        places = self.output.places() | dict(places or {})
+        if self.is_complete:
+            log.info("%s is complete: nothing is left to do", self.root.uri)
+            run_directory.complete(self.root)  # removes what a kill may have left
+            summary = read_summary(self.root, places)
+        else:
+            summary = self._sum_up(is_good, places)
+            self.claim.check()
+            write_summary(self.root, summary, self._settings())
+            kill_at("score:run-json-written")
+        summary.report()
+        if not self.is_complete:
+            self._report()
+            run_directory.complete(self.root)
+        return summary
+
+    def _sum_up(self, is_good: np.ndarray | None, places: Mapping[str, str]) -> Summary:
         verdicts = {
             group: GroupVerdict.of(
                 group, scores, decision, scores if is_good is None else scores[is_good[where]]
             )
             for group, where, scores, decision in self.groups()
         }
-        summary = Summary(
-            job=job,
+        return Summary(
+            job=self.name,
             listed=self.manifest.num_rows,
-            failures=self.failures,
+            failed_by_cause=dict(self.failures.causes.most_common()),
             groups=group_counts(self.manifest),
-            seconds=seconds,
+            before=self.before,
+            seconds=time.monotonic() - self.started,
             stages=self.stages,
-            places=self.output.places() | dict(places or {}),
-            within_max_failed=self.options.allows(len(self.failures), self.manifest.num_rows),
+            places=places,
             verdicts=verdicts,
         )
-        content = self._description(summary)
-        data = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        (self.output.root / "run.json").write(data.encode())
-        self.output.remove_staging()
-        summary.report()
-        self._report()
-        return summary
 
     def _report(self) -> None:
         wanted = self.highest(self.options.report_images)
         failed = np.flatnonzero(np.isnan(self.scores))[:MOST_FAILED]
         shards = self._by_shard(np.union1d(wanted, failed).astype(int))
         write_report(
-            self.output.root,
+            self.root,
             images=self.options.report_images,
             storage_options=self.options.storage_options,
             parts=[
@@ -288,29 +408,17 @@ class ScoringJob:
             ],
         )
 
-    def _description(self, summary: Summary) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         options = self.options
         return {
-            "job": summary.job,
-            "padim_ray": __version__,
             "started_at": self.started_at.isoformat(timespec="seconds"),
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "images": options.images or options.manifest,
             "model": self.version.root.uri,
             "model_version": self.version.number,
             "alpha": options.alpha,
             "pixel_alpha": options.pixel_alpha,
             "threshold": options.threshold,
-            "listed": summary.listed,
-            "scored": summary.done,
-            "failed": summary.failed,
-            "flagged": summary.flagged,
-            "failed_by_cause": summary.failed_by_cause,
-            "seconds": round(summary.seconds, 1),
-            "stages": summary.stages,
-            "images_per_second": round(summary.listed / summary.seconds, 1),
             "heatmaps": options.heatmaps,
-            "groups": {group: verdict.to_json() for group, verdict in summary.verdicts.items()},
         }
 
 
@@ -332,6 +440,17 @@ def _check_groups(groups: list[str], version: ModelVersion) -> None:
             + (f", nor {len(unknown) - 1} others that the images name" * (len(unknown) > 1))
             + f"; it has {known}{' …' * (len(version.groups) > 10)}"
         )
+
+
+def _decide(
+    groups: Iterable[str], version: ModelVersion, options: ScoreOptions
+) -> dict[str, Decision]:
+    def decide(group: str) -> Decision:
+        calibration = version.load_calibration(group)
+        return Decision.of(calibration, options.alpha, options.pixel_alpha, options.threshold)
+
+    with ThreadPoolExecutor(LOADING_THREADS) as pool:
+        return dict(zip(groups, pool.map(decide, groups), strict=True))
 
 
 def _prefix(options: ScoreOptions, manifest: pa.Table) -> str:

@@ -24,16 +24,16 @@ GROUP_CACHE_BYTES = 2 * 2**30  # of Gaussians that an actor keeps loaded
 
 
 def score_images(
-    manifest: pa.Table,
+    shards: list[pa.Table],
     version: ModelVersion,
     options: JobOptions,
     plan: Plan,
     *,
     leave_one_out: bool = False,
-) -> tuple[ray.data.Dataset, list[slice]]:
-    """Images to rows as `ScoreImages` makes them: a block per shard, and the shards' rows."""
-    decoded, shards = decode_images(manifest, version.spec.preprocessing, options, plan)
-    scored = decoded.map_batches(
+) -> ray.data.Dataset:
+    """Shards of the manifest to rows as `ScoreImages` makes them: a block per shard."""
+    decoded = decode_images(shards, version.spec.preprocessing, options, plan)
+    return decoded.map_batches(
         ScoreImages,
         fn_constructor_args=[version, plan, options.batch_size or plan.batch_size],
         fn_constructor_kwargs={"leave_one_out": leave_one_out},
@@ -43,7 +43,6 @@ def score_images(
         num_cpus=plan.actor_cpus,
         num_gpus=plan.actor_gpus,
     )
-    return scored, shards
 
 
 class ScoreImages:

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +29,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         with _without_tracebacks():
             yield
         return
+    on_termination = signal.getsignal(signal.SIGTERM)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         ray.init(
@@ -38,6 +41,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise PadimError(f"Ray can't be reached at {address!r}: {reason}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_termination)  # Ray has put a handler of its own there
     try:
         with _without_tracebacks():
             yield

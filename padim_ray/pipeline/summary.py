@@ -1,21 +1,26 @@
 """What a job tells at its end: counts, and each group's verdict."""
 
+import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
+from padim_ray import __version__
 from padim_ray.decision import Decision
 from padim_ray.drift import measure_drift
+from padim_ray.errors import PadimError
 from padim_ray.heatmap import color_scale
+from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
 
+RUN = "run.json"
 MOST_WARNINGS = 10  # of a kind, on the console
 HISTOGRAM_BINS = 40
 
@@ -78,9 +83,6 @@ class GroupVerdict:
             heatmap_scale=color_scale(valid, decision.threshold) if len(valid) else None,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def _histogram(scores: np.ndarray, reference: np.ndarray) -> dict[str, list[float]]:
     """On a logarithmic scale: defects score many times what good images do."""
@@ -98,24 +100,25 @@ def _histogram(scores: np.ndarray, reference: np.ndarray) -> dict[str, list[floa
 class Summary:
     """How a job went.
 
-    `failures`: error of each failed image, by uri. `groups`: listed images of each. `seconds`: wall
-    time, and `stages` what of it each took. `places`: what was written where. `verdicts`: of each
-    group, after scoring.
+    `failed_by_cause`: numbers of failed images by stage and cause, the most frequent first.
+    `groups`: listed images of each. `before`: images that an earlier attempt had done. `seconds`:
+    wall time of this one, and `stages` what of it each took. `places`: what was written where.
+    `verdicts`: of each group, after scoring.
     """
 
     job: str
     listed: int
-    failures: Mapping[str, str]
+    failed_by_cause: Mapping[str, int]
     groups: Mapping[str, int]
+    before: int
     seconds: float
     stages: Mapping[str, float]
     places: Mapping[str, str]
-    within_max_failed: bool
     verdicts: Mapping[str, GroupVerdict] = field(default_factory=dict)
 
     @property
     def failed(self) -> int:
-        return len(self.failures)
+        return sum(self.failed_by_cause.values())
 
     @property
     def done(self) -> int:
@@ -127,10 +130,9 @@ class Summary:
         return sum(verdict.flagged for verdict in self.verdicts.values())
 
     @property
-    def failed_by_cause(self) -> dict[str, int]:
-        """Numbers of failed images by stage and cause, the most frequent first."""
-        causes = Counter(error.partition(" (")[0] for error in self.failures.values())
-        return dict(causes.most_common())
+    def images_per_second(self) -> float:
+        """Of this attempt, start-up and all."""
+        return (self.listed - self.before) / self.seconds
 
     def report(self) -> None:
         """Log the summary."""
@@ -141,8 +143,10 @@ class Summary:
             self.done,
             verb,
             self.failed,
-            self.listed / self.seconds,
+            self.images_per_second,
         )
+        if self.before:
+            log.info("%d of them had been done before", self.before)
         for cause, count in self.failed_by_cause.items():
             log.warning("%d failed: %s", count, cause)
         if self.verdicts:
@@ -164,3 +168,49 @@ class Summary:
                 log.warning("… and %d more groups (see run.json)", len(warnings) - MOST_WARNINGS)
         for name, place in self.places.items():
             log.info("%s: %s", name, place)
+
+
+def write_summary(root: Location, summary: Summary, settings: Mapping[str, Any]) -> None:
+    """Write run.json: the summary, beside settings that explain it."""
+    content = {
+        "job": summary.job,
+        "padim_ray": __version__,
+        **settings,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "listed": summary.listed,
+        "scored": summary.done,
+        "failed": summary.failed,
+        "flagged": summary.flagged,
+        "failed_by_cause": summary.failed_by_cause,
+        "scored_before": summary.before,
+        "seconds": round(summary.seconds, 1),
+        "stages": summary.stages,
+        "images_per_second": round(summary.images_per_second, 1),
+        "groups": {group: asdict(verdict) for group, verdict in summary.verdicts.items()},
+    }
+    data = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    (root / RUN).write(data.encode())
+
+
+def read_summary(root: Location, places: Mapping[str, str]) -> Summary:
+    """The summary of a run that is complete, from run.json.
+
+    Raises:
+        PadimError: if it is missing or damaged.
+    """
+    try:
+        run = json.loads((root / RUN).read())
+        verdicts = {group: GroupVerdict(**verdict) for group, verdict in run["groups"].items()}
+        return Summary(
+            job=run["job"],
+            listed=run["listed"],
+            failed_by_cause=run["failed_by_cause"],
+            groups={group: verdict.listed for group, verdict in verdicts.items()},
+            before=run["listed"],
+            seconds=run["seconds"],
+            stages={},
+            places=places,
+            verdicts=verdicts,
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PadimError(f"{root.uri}/{RUN} is missing or damaged: {error}") from error

@@ -3,16 +3,16 @@
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
 
+from padim_ray.decoder import Decoded, UprightImage, decode_all
 from padim_ray.errors import ImageError, PadimError
 from padim_ray.fetch import Fetcher
-from padim_ray.images import as_rgb, decode
+from padim_ray.options import MAX_IMAGE_PIXELS
 from padim_ray.report.rows import Row, captured_columns, score_ratio
 from padim_ray.storage import Location
 
@@ -24,7 +24,6 @@ QUALITIES = (
 """Longest side and WebP quality: a picture takes the first that fits its share of the bytes."""
 LEAST_BYTES_PER_PIXEL = 1 / 10  # of a photograph: not worth trying with less
 FETCHED_TOGETHER = 16
-DECODING_THREADS = 2  # images at their full size in memory
 MOST_REGIONS = 40  # boxes in one image
 
 
@@ -139,13 +138,14 @@ def _shrunk(
     rows: Sequence[Row], root: Location, storage_options: Mapping[str, Any]
 ) -> Iterator[tuple[Row, Image.Image | ImageError, Image.Image | ImageError | None]]:
     """Each row with its image and its heatmap, at the gallery's largest size."""
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        for start in range(0, len(rows), FETCHED_TOGETHER):
-            window = rows[start : start + FETCHED_TOGETHER]
-            images = _fetch([row["uri"] for row in window], storage_options)
-            heatmaps = _fetch([row.get("heatmap_uri") for row in window], root.options)
-            shrunk = pool.map(_shrink, images), pool.map(_shrink, heatmaps)
-            yield from zip(window, *shrunk, strict=True)
+    # a job may have allowed larger images than usual: those that it scored are shown
+    largest = max((row["width"] or 0) * (row["height"] or 0) for row in rows) if rows else 0
+    wanted = UprightImage(max(largest, MAX_IMAGE_PIXELS), QUALITIES[0][0])
+    for start in range(0, len(rows), FETCHED_TOGETHER):
+        window = rows[start : start + FETCHED_TOGETHER]
+        images = _fetch([row["uri"] for row in window], storage_options)
+        heatmaps = _fetch([row.get("heatmap_uri") for row in window], root.options)
+        yield from zip(window, _shrink(images, wanted), _shrink(heatmaps, wanted), strict=True)
 
 
 def _fetch(
@@ -164,16 +164,13 @@ def _fetch_all(uris: list[str], storage_options: Mapping[str, Any]) -> list[byte
         return [content for uri in uris for content in _fetch_all([uri], storage_options)]
 
 
-def _shrink(data: bytes | ImageError | None) -> Image.Image | ImageError | None:
-    if not isinstance(data, bytes):
-        return data
-    try:
-        image = Image.fromarray(as_rgb(decode(data)))
-    except ImageError as error:
-        return error
-    side = QUALITIES[0][0]
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return image
+def _shrink(
+    contents: Sequence[bytes | ImageError | None], wanted: UprightImage
+) -> Iterator[Image.Image | ImageError | None]:
+    decoded = decode_all((content for content in contents if content is not None), wanted)
+    for content in contents:
+        image = None if content is None else next(decoded)
+        yield Image.fromarray(image.pixels) if isinstance(image, Decoded) else image
 
 
 def _encode(image: Image.Image, share: int) -> bytes:

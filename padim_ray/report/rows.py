@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from padim_ray.errors import PadimError
-from padim_ray.parts import list_parts
+from padim_ray.run_directory import list_parts
 from padim_ray.storage import Location
 
 READING_THREADS = 4

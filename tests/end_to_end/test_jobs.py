@@ -56,7 +56,6 @@ def scored(fitted, s3):
         storage_options=s3.options,
         heatmaps="all",
         maps=True,
-        max_failed=0.01,
     )
     table = pq.read_table(s3.root / "results/run 1/results").sort_by("uri").to_pylist()
     return summary, table
@@ -64,7 +63,6 @@ def scored(fitted, s3):
 
 def test_fit_counts_every_listed_image(fitted, s3):
     assert (fitted.listed, fitted.done, fitted.failed) == (41, 39, 2)
-    assert fitted.within_max_failed
     assert fitted.failed_by_cause == {
         "decode: empty file": 1,
         "decode: not a PNG, JPEG, BMP, TIFF, WEBP image": 1,
@@ -134,7 +132,6 @@ def pixels(paths):
 def test_every_listed_image_has_one_row(scored):
     summary, table = scored
     assert (summary.listed, summary.done, summary.failed) == (23, 22, 1)
-    assert not summary.within_max_failed
     assert len({row["uri"] for row in table}) == len(table) == 23
     (failed,) = (row for row in table if row["status"] == "failed")
     assert failed["uri"].endswith("bolt/test/good/cut short.png")
@@ -217,7 +214,7 @@ def test_the_run_is_described_and_nothing_else_is_left(scored, s3):
     out = s3.root / "results/run 1"
     assert {path.name for path in out.iterdir()} == {
         *("results", "heatmaps", "maps"),
-        *("run.json", "report.html"),
+        *("run.json", "report.html", "job.json", "listed.parquet", "_SUCCESS"),
     }
     run = json.loads((out / "run.json").read_text())
     assert (run["listed"], run["scored"], run["failed"]) == (23, 22, 1)
@@ -294,35 +291,6 @@ def test_a_model_without_calibration_scores_and_says_so(archive, weights, tmp_pa
     assert {row["is_anomalous"] for row in rows} == {None}
     assert "nothing is called anomalous" in summary.verdicts["bolt"].threshold_note
     assert (tmp_path / "run/report.html").exists()
-
-
-def test_results_are_replaced_only_if_asked(fitted, archive, s3, tmp_path):
-    options = {
-        "images": f"{archive}/{{group}}/test/good/*",
-        "model": str(s3.root / "models/parts"),
-        "out": str(tmp_path / "run"),
-        "heatmaps": "none",
-    }
-    padim_ray.score(**options)
-    with pytest.raises(padim_ray.PadimError, match=r"already holds results.*--overwrite"):
-        padim_ray.score(**options)
-    padim_ray.score(**options | {"images": f"{archive}/{{group}}/test/spot/*", "overwrite": True})
-    assert pq.read_table(tmp_path / "run/results").num_rows == 10
-    assert not (tmp_path / "run/heatmaps").exists()
-
-
-def test_too_many_failures_publish_nothing(fitted, weights, s3):
-    summary = padim_ray.fit(
-        images="s3://archive/{group}/train/good/*",
-        model="s3://models/parts",
-        weights=weights,
-        storage_options=s3.options,
-        max_failed=1,
-        **SMALL,
-    )
-    assert not summary.within_max_failed
-    assert summary.places == {"model": "not published"}
-    assert open_version(Location.of("s3://models/parts", s3.options)).number == 1
 
 
 def test_what_a_worker_can_not_read_is_a_sentence(archive, weights, tmp_path):

@@ -1,4 +1,4 @@
-from padim_ray.parts import PART, list_parts
+from padim_ray.run_directory import PART, list_parts
 
 
 def test_only_whole_parts_are_listed_in_their_order(place):

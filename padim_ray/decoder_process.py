@@ -1,0 +1,100 @@
+"""The child process of the decoder: reads images from its input, answers with their pixels.
+
+It imports little, starts in a fifth of a second, and ends with its parent, whatever that dies of.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from padim_ray.decoder import HEADER, Decoded, Mask, ModelInput, UprightImage, Wanted
+from padim_ray.errors import ImageError
+from padim_ray.fail_points import is_on
+from padim_ray.images import as_rgb, decode, model_input
+from padim_ray.masks import decode_mask, fit_mask
+from padim_ray.preprocessing import Preprocessing
+
+_PR_SET_PDEATHSIG = 1  # prctl.h
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    if sys.platform == "linux":
+        # one that hangs doesn't notice the end of its input. Also when only the thread ends that
+        # started this process: another one is then started, when there is something to decode
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # what the kernel kills first when memory runs out
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    requests, answers = os.fdopen(int(sys.argv[1]), "rb"), os.fdopen(int(sys.argv[2]), "wb")
+    answers.write(HEADER.pack(0, 0))  # ready
+    answers.flush()
+    fails = is_on("decoder")
+    while len(header := requests.read(HEADER.size)) == HEADER.size:
+        request, size = HEADER.unpack(header)
+        wanted = _parse(json.loads(requests.read(request)))
+        content = requests.read(size)
+        if fails:
+            _fail(content)
+        try:
+            decoded = make(wanted, content)
+        except ImageError as error:
+            answer, pixels = {"error": error.args}, np.empty(0, np.uint8)
+        else:
+            pixels = np.ascontiguousarray(decoded.pixels)
+            answer = {"shape": pixels.shape, "dtype": str(pixels.dtype)}
+            answer |= {"width": decoded.width, "height": decoded.height}
+        encoded = json.dumps(answer).encode()
+        answers.write(HEADER.pack(len(encoded), pixels.nbytes) + encoded)
+        answers.write(pixels.data)
+        answers.flush()
+
+
+def make(wanted: Wanted, content: bytes) -> Decoded:
+    """What is wanted of an encoded image.
+
+    Raises:
+        ImageError: if it can't be had.
+    """
+    if isinstance(wanted, Mask):
+        mask = decode_mask(content, wanted.max_pixels)
+        return Decoded(fit_mask(mask, wanted.preprocessing), mask.shape[1], mask.shape[0])
+    image = decode(content, wanted.max_pixels)
+    height, width = image.shape[:2]
+    if isinstance(wanted, ModelInput):
+        return Decoded(model_input(image, wanted.preprocessing), width, height)
+    picture = as_rgb(image)
+    if wanted.longest_side is not None:
+        smaller = Image.fromarray(picture)
+        smaller.thumbnail((wanted.longest_side,) * 2, Image.Resampling.LANCZOS)
+        picture = np.asarray(smaller)
+    return Decoded(picture, width, height)
+
+
+def _parse(request: dict[str, Any]) -> Wanted:
+    kind = {kind.__name__: kind for kind in (ModelInput, UprightImage, Mask)}[request.pop("wanted")]
+    if "preprocessing" in request:
+        sizes = request["preprocessing"].items()
+        pairs = {name: size and tuple(size) for name, size in sizes}
+        request["preprocessing"] = Preprocessing(**pairs)
+    return kind(**request)
+
+
+def _fail(content: bytes) -> None:
+    """What the fail point `decoder` promises."""
+    if b"padim-ray-test:segfault" in content:
+        ctypes.string_at(0)
+    if b"padim-ray-test:hang" in content:
+        ctypes.PyDLL(None).pause()  # with the interpreter's lock, so that no thread runs either
+    if b"padim-ray-test:oom-kill" in content:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The reducer: a fit's partial sums in, finished groups and committed rounds out."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from padim_ray.description import GroupEntry
+from padim_ray.errors import ModelError
+from padim_ray.failures import Failures, count_causes
+from padim_ray.gaussian import Regularization
+from padim_ray.pipeline.merge import (
+    MergeTree,
+    Target,
+    check_counts,
+    factorise_and_write,
+    load_task,
+    save_task,
+)
+from padim_ray.rounds import PartialGroup, Round
+
+log = logging.getLogger("padim_ray")
+
+
+@dataclass
+class Reducer:
+    """Takes blocks of partial sums group after group, and finishes each when the next begins.
+
+    After every `round_images` images it commits a round, from which a killed fit goes on.
+
+    `version`: where. `listed`: images of each group. `rows`: images of the manifest, from its first
+    on, that are summed up or failed. `failures`: error of each failed image, by uri. `entries`: the
+    groups that are finished.
+    """
+
+    regularization: Regularization
+    target: Target
+    cpus: float
+    listed: Mapping[str, int]
+    round_images: int
+    count_failures: Failures
+    rows: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, GroupEntry] = field(default_factory=dict)
+    _tree: MergeTree = field(init=False)
+    _round: Round = field(init=False)
+    _uncommitted: dict[str, str] = field(default_factory=dict)
+    _group: str | None = None
+    _group_rows: int = 0
+    _group_failed: int = 0
+    _first_failure: str | None = None
+
+    def __post_init__(self) -> None:
+        """Go on from the last round that was committed."""
+        self._tree = MergeTree(self.cpus)
+        self._round = Round.latest(self.target.location)
+        self.rows, self.entries = self._round.rows, dict(self._round.groups)
+        self.failures = self._round.read_failures(self.target.location)
+        self.count_failures.add(self.rows, count_causes(self.failures.values()))
+        partial = self._round.partial
+        if partial is None:
+            return
+        self._group, self._group_failed = partial.group, partial.failed
+        self._group_rows = partial.images + partial.failed
+        for shard in range(self.target.shards if partial.images else 0):
+            file = self._round.moments(self.target.location, shard, self.target.shards)
+            state = load_task.options(num_cpus=self.cpus).remote(file)
+            self._tree.add_merged((partial.group, shard), state)
+
+    def add(self, block: ray.ObjectRef) -> None:
+        """Take a block of rows as `PartialSums` makes them.
+
+        Raises:
+            TooManyFailed: as soon as more images failed than may.
+        """
+        rows = ray.get(_describe_task.options(num_cpus=self.cpus).remote(block))
+        for row, partial in enumerate(rows):
+            if partial["shard"] == 0:  # the first row of a partial sum
+                self._begin(partial)
+            if partial["count"]:
+                self._tree.add((partial["group"], partial["shard"]), block, row)
+
+    def _begin(self, partial: Mapping[str, Any]) -> None:
+        if partial["group"] != self._group:
+            self.finish(self.cpus)
+            if partial["group"] in self.entries:
+                raise RuntimeError(
+                    f"partial sums of group {partial['group']!r} came after the next group's"
+                )
+        if self.rows - self._round.rows >= self.round_images:
+            self.commit()
+        self._group = partial["group"]
+        failures = partial["failures"]
+        images = partial["count"] + len(failures)
+        self.rows += images
+        self._group_rows += images
+        self._group_failed += len(failures)
+        self._first_failure = self._first_failure or next(iter(failures.values()), None)
+        self._uncommitted |= failures
+        self.failures |= failures
+        self.count_failures.add(images, count_causes(failures.values()))
+
+    def commit(self) -> None:
+        """Commit all that was taken as a round."""
+        partial = None
+        number = self._round.number + 1
+        if self._group is not None:
+            images = self._group_rows - self._group_failed
+            partial = PartialGroup(self._group, images, self._group_failed)
+        following = Round(number, self.rows, dict(self.entries), partial)
+        if partial and partial.images:
+            merged = self._tree.finish(partial.group, self.cpus)
+            check_counts(partial.group, merged, partial.images, self.target.shards)
+            saved = []
+            for shard, part in merged.items():
+                file = following.moments(self.target.location, shard, self.target.shards)
+                save = save_task.options(num_cpus=self.cpus)
+                saved.append(save.remote(part.state, file))
+                self._tree.add_merged((partial.group, shard), part.state)
+            ray.get(saved)
+        following.commit(self.target.location, self._uncommitted)
+        self._round, self._uncommitted = following, {}
+        log.info(
+            "%d images are in the moments, or failed: round %d is committed", self.rows, number
+        )
+
+    def finish(self, cpus: float) -> None:
+        """Merge, factorise and write the group at hand, by tasks that ask for `cpus`.
+
+        Raises:
+            ModelError: naming a group with too few images, or that can't be factorised.
+            RuntimeError: if an image of the group is missing.
+        """
+        if self._group is None:
+            return
+        if self._group_rows != self.listed[self._group]:
+            raise RuntimeError(
+                f"{self._group_rows} of {self.listed[self._group]} images of group "
+                f"{self._group!r} were read"
+            )
+        count = self._group_rows - self._group_failed
+        check_count(self._group, count, self._first_failure)
+        factorise_and_write(
+            self._group,
+            self._tree.finish(self._group, cpus),
+            count,
+            self.regularization,
+            self.target,
+            cpus,
+        )
+        self.target.check_written(self._group)
+        self.entries[self._group] = GroupEntry(count, self._group_failed, self.target.shards)
+        self._group, self._first_failure = None, None
+        self._group_rows = self._group_failed = 0
+
+
+def check_count(group: str, count: int, failure: str | None = None) -> None:
+    """Raises: ModelError if so few readable images have no covariance."""
+    if count < 2:
+        cause = f" (the first failure: {failure})" if failure else ""
+        raise ModelError(
+            f"Group {group!r} has {count} readable image{'s' * (count != 1)}, and a covariance "
+            f"needs at least 2{cause}"
+        )
+
+
+@ray.remote(max_retries=-1)
+def _describe_task(block: pa.Table) -> list[dict[str, Any]]:
+    rows = block.drop_columns(["state"]).to_pylist()
+    return [row | {"failures": dict(row["failures"])} for row in rows]

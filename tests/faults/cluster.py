@@ -1,0 +1,225 @@
+"""A Ray cluster of several node processes on this machine, which tests may take apart.
+
+Every node is a `ray start --block` in a session of its own. Its raylet and workers stay in that
+session whoever dies first, so they are found by it, and nothing is left in the end.
+"""
+
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.faults.processes import (
+    PATIENCE,
+    REPOSITORY,
+    Guard,
+    Process,
+    kill_session,
+    list_processes,
+    wait_until,
+)
+
+BIN = Path(sys.executable).parent
+OBJECT_STORE_BYTES = 200_000_000
+
+# A dead node is noticed after about 3 seconds instead of 20.
+_HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+_ACTORS = re.compile(r"ray::MapWorker")
+_IDLE = re.compile(r"ray::(IDLE|DashboardAgent|RuntimeEnvAgent)")
+_HELPERS = re.compile(r"ray::(_StatsActor|_Autoscaling|ActorLocationTracker)")
+
+
+class Node:
+    """A node of the cluster: all processes in the session that `ray start` leads."""
+
+    def __init__(self, starter: subprocess.Popen, log: Path) -> None:
+        self.starter, self.log = starter, log
+
+    @property
+    def is_running(self) -> bool:
+        return self.starter.poll() is None
+
+    def processes(self) -> list[Process]:
+        return list_processes(self.starter.pid)
+
+    def actors(self) -> list[Process]:
+        """The pipelines' actors: those that hold the trunk."""
+        return [process for process in self.processes() if _ACTORS.match(process.title)]
+
+    def task_workers(self) -> list[Process]:
+        """Workers that are running a task."""
+        others = (_IDLE, _ACTORS, _HELPERS)
+        return [
+            process
+            for process in self.processes()
+            if process.title.startswith("ray::")
+            and not any(pattern.match(process.title) for pattern in others)
+        ]
+
+    def raylets(self) -> list[Process]:
+        """The node's raylet, if it is running."""
+        return [p for p in self.processes() if p.title.partition(" ")[0].endswith("/raylet")]
+
+    def wait_started(self) -> None:
+        wait_until(
+            lambda: "Ray runtime started" in self.log.read_text() or not self.is_running, PATIENCE
+        )
+        if not self.is_running:
+            raise RuntimeError(f"The node didn't start:\n{self.log.read_text()}")
+
+    def stop(self) -> None:
+        """Kill every process of the node, until none is left."""
+        kill_session(self.starter.pid)
+        self.starter.wait()
+
+
+class Cluster:
+    """A head without CPUs and some workers, from `with` to the end of the block.
+
+    The head holds the cluster's state and the drivers' raylet, and is never killed: any of `nodes`
+    may be.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        cpus: int = 2,
+        object_store_bytes: int = OBJECT_STORE_BYTES,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        """Args:
+        cpus: of each worker, for Ray's bookkeeping; they may be more than the machine has.
+        settings: of Ray's own, without `RAY_`.
+        """
+        self.cpus, self.object_store_bytes = cpus, object_store_bytes
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            **{
+                f"RAY_{name}": str(value)
+                for name, value in (_HEALTH | dict(settings or {})).items()
+            },
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        self.nodes: list[Node] = []
+        self._started: list[subprocess.Popen] = []
+        self._workers = workers
+
+    def __enter__(self) -> "Cluster":
+        # not below pytest's directories: sockets' paths are limited to 107 bytes
+        self.directory = Path(tempfile.mkdtemp(prefix="faults-"))
+        self._guard = Guard(self.directory)
+        try:
+            port = free_port()
+            self.address = f"127.0.0.1:{port}"
+            self._start(
+                *("--head", f"--port={port}", f"--ray-client-server-port={free_port()}"),
+                *("--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self.directory}"),
+            )
+            for _ in range(self._workers):
+                self.add_node()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._guard.clean_up()
+        for process in self._started:
+            process.wait()
+
+    def add_node(self) -> Node:
+        """Start a worker node and wait for it: two at once would take the same socket."""
+        node = self._start(f"--address={self.address}", f"--num-cpus={self.cpus}")
+        self.nodes.append(node)
+        return node
+
+    def restore(self) -> None:
+        """Replace the nodes that died."""
+        for node in [node for node in self.nodes if not (node.is_running and node.raylets())]:
+            node.stop()
+            self.nodes.remove(node)
+        while len(self.nodes) < self._workers:
+            self.add_node()
+
+    def _start(self, *arguments: str) -> Node:
+        log = self.directory / f"node-{secrets.token_hex(4)}.log"
+        with log.open("w") as output:
+            starter = subprocess.Popen(
+                [
+                    *(BIN / "ray", "start", "--block", "--node-ip-address=127.0.0.1"),
+                    # any free ports: the nodes would have the same fixed ones
+                    *("--min-worker-port=0", "--max-worker-port=0"),
+                    f"--dashboard-agent-listen-port={free_port()}",
+                    f"--object-store-memory={self.object_store_bytes}",
+                    *arguments,
+                ],
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._watch(starter)
+        node = Node(starter, log)
+        node.wait_started()
+        return node
+
+    def start_driver(
+        self, command: list[str], output: Path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen:
+        """Start a job as a process of its own, with what it prints in a file."""
+        with output.open("ab") as file:
+            driver = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env=self.environment | dict(environment or {}),
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self._watch(driver)
+        return driver
+
+    def _watch(self, process: subprocess.Popen) -> None:
+        self._guard.watch(process.pid)
+        self._started.append(process)
+
+    @contextmanager
+    def watch_spilling(self) -> Iterator[set[str]]:
+        """Collect the names of objects that lie on disk for a while as they don't fit in memory."""
+        seen: set[str] = set()
+        stopped = threading.Event()
+
+        def look() -> None:
+            while not stopped.wait(0.05):
+                found = self.directory.glob("session_*/ray_spilled_objects*/*")
+                seen.update(path.name for path in found)
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield seen
+        finally:
+            stopped.set()
+            thread.join()
+
+    def job(self, name: str, *arguments: object) -> list[str]:
+        """The command that runs jobs/NAME.py on this cluster."""
+        script = [sys.executable, f"jobs/{name}.py", "--address", self.address]
+        return [*script, *map(str, arguments)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
