@@ -3,11 +3,11 @@
 A library that meets a broken file may crash, hang, or take so much memory that the kernel kills the
 process. Here that costs one image its row, and the process that wanted it goes on.
 
-Messages in both directions are `HEADER`, JSON, and then bytes: what is wanted of an image, and the
-image; its pixels' shape and the pixels, or an error. They are answered in the order in which they
-were sent, so when the child ends, it was at work on the first image without an answer: the culprit
-is known without trying halves. That image is tried again, alone and in a fresh child, because
-memory that ran out, or a heap that another image broke, may have been the cause.
+A request is `REQUEST`, JSON that says what is wanted, and the encoded image; an answer is `ANSWER`
+and pixels, or an error in JSON. Answers come in the order of requests, so when the child ends, it
+was at work on the first image without one: the culprit is known without trying halves. That image
+is tried again, alone and in a fresh child, because memory that ran out, or a heap that another
+image broke, may have been the cause.
 """
 
 import contextlib
@@ -31,7 +31,9 @@ from padim_ray.preprocessing import Preprocessing
 
 HUNG_AFTER = 60.0  # seconds without a sign of life; 100 million pixels take two
 ATTEMPTS = 3  # of an image at which the child ends
-HEADER = struct.Struct("<IQ")  # of a message: how many bytes of JSON and of the rest follow
+REQUEST = struct.Struct("<IQ")  # bytes of JSON, bytes of the image
+ANSWER = struct.Struct("<Q5I")  # bytes, upright width and height, the pixels' shape; or 0s
+READY = b"ready"  # what the child says first
 
 _IN_FLIGHT = 4  # images that were sent and have no answer: the child needn't wait for the next one
 _PIPE_BYTES = 2**20  # the most that everyone may have
@@ -169,7 +171,7 @@ class Decoder:
                 with contextlib.suppress(PermissionError):
                     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
-            self._read(HEADER.size, HUNG_AFTER)
+            self._read(len(READY), HUNG_AFTER)
         except (EOFError, TimeoutError) as error:
             raise RuntimeError(
                 "The process that decodes images doesn't start; its error output says why "
@@ -178,7 +180,7 @@ class Decoder:
 
     def send(self, request: bytes, content: bytes) -> None:
         """Have an image sent, as soon as the child has room for it."""
-        header = HEADER.pack(len(request), len(content))
+        header = REQUEST.pack(len(request), len(content))
         self._outgoing += (memoryview(header + request), memoryview(content))
 
     def receive(self, hung_after: float) -> Decoded | ImageError:
@@ -188,13 +190,14 @@ class Decoder:
             EOFError: if the child has ended.
             TimeoutError: if it has neither read nor written anything for so many seconds.
         """
-        answer_bytes, pixel_bytes = HEADER.unpack(self._read(HEADER.size, hung_after))
-        answer = json.loads(self._read(answer_bytes, hung_after).tobytes())
-        pixels = self._read(pixel_bytes, hung_after)
-        if "error" in answer:
-            return ImageError(*answer["error"])
-        shaped = pixels.view(answer["dtype"]).reshape(answer["shape"])
-        return Decoded(shaped, answer["width"], answer["height"])
+        header = ANSWER.unpack(self._read(ANSWER.size, hung_after))
+        size, width, height, rows, columns, channels = header
+        content = self._read(size, hung_after)
+        if not width:
+            return ImageError(*json.loads(content.tobytes()))
+        if not channels:  # a mask
+            return Decoded(content.view(bool).reshape(rows, columns), width, height)
+        return Decoded(content.reshape(rows, columns, channels), width, height)
 
     def close(self) -> int:
         """End the child, whatever it does; its exit code, as `subprocess` has it."""

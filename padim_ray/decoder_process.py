@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from padim_ray.decoder import HEADER, Decoded, Mask, ModelInput, UprightImage, Wanted
+from padim_ray.decoder import (
+    ANSWER,
+    READY,
+    REQUEST,
+    Decoded,
+    Mask,
+    ModelInput,
+    UprightImage,
+    Wanted,
+)
 from padim_ray.errors import ImageError
 from padim_ray.fail_points import is_on
 from padim_ray.images import as_rgb, decode, model_input
@@ -33,11 +42,11 @@ def main() -> None:
         # what the kernel kills first when memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
     requests, answers = os.fdopen(int(sys.argv[1]), "rb"), os.fdopen(int(sys.argv[2]), "wb")
-    answers.write(HEADER.pack(0, 0))  # ready
+    answers.write(READY)
     answers.flush()
     fails = is_on("decoder")
-    while len(header := requests.read(HEADER.size)) == HEADER.size:
-        request, size = HEADER.unpack(header)
+    while len(header := requests.read(REQUEST.size)) == REQUEST.size:
+        request, size = REQUEST.unpack(header)
         wanted = _parse(json.loads(requests.read(request)))
         content = requests.read(size)
         if fails:
@@ -45,14 +54,13 @@ def main() -> None:
         try:
             decoded = make(wanted, content)
         except ImageError as error:
-            answer, pixels = {"error": error.args}, np.empty(0, np.uint8)
+            message = json.dumps(error.args).encode()
+            answers.write(ANSWER.pack(len(message), 0, 0, 0, 0, 0) + message)
         else:
             pixels = np.ascontiguousarray(decoded.pixels)
-            answer = {"shape": pixels.shape, "dtype": str(pixels.dtype)}
-            answer |= {"width": decoded.width, "height": decoded.height}
-        encoded = json.dumps(answer).encode()
-        answers.write(HEADER.pack(len(encoded), pixels.nbytes) + encoded)
-        answers.write(pixels.data)
+            shape = (*pixels.shape, 0)[:3]  # a mask has no channels
+            answers.write(ANSWER.pack(pixels.nbytes, decoded.width, decoded.height, *shape))
+            answers.write(pixels.data)
         answers.flush()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
+from hypothesis import strategies as st
 
 from tests.conversions import (
     BLOCKS,
@@ -43,8 +44,20 @@ _BROKEN = "decode: broken image or decode: unreadable header"
 @cache
 def kinds() -> list[Kind]:
     """The whole corpus."""
-    parts = conversions, _narrow, _unsupported, _broken, _cut_short, _huge, _deadly
+    parts = conversions, _narrow, _unsupported, _broken, _cut_short, bombs, _deadly
     return [kind for part in parts for kind in part()]
+
+
+@st.composite
+def mutated_files(draw: st.DrawFn) -> bytes:
+    """A file of the corpus with some bytes changed, most of them in its header, or cut short."""
+    kind = draw(st.sampled_from([kind for kind in kinds() if not kind.fails]))
+    file = bytearray(min(kind.files, key=len))
+    for _ in range(draw(st.integers(1, 5))):
+        end = min(len(file), draw(st.sampled_from([64, 512, 2**20])))
+        place = draw(st.integers(0, end - 1))
+        file[place] = draw(st.integers(0, 255))
+    return bytes(file[: draw(st.sampled_from([len(file), len(file) * 3 // 4]))])
 
 
 def table() -> str:
@@ -120,7 +133,8 @@ def _cut_short() -> Iterator[Kind]:
         yield Kind(f"{kind}, cut short", _BROKEN, cut)
 
 
-def _huge() -> Iterator[Kind]:
+def bombs() -> Iterator[Kind]:
+    """Small files that would take much memory."""
     side = 20_000
     outcome = f"decode: too many pixels ({side}×{side}, more than --max-image-pixels 100000000)"
     header = png_chunk(b"IHDR", side.to_bytes(4) * 2 + b"\x08\0\0\0\0")

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from padim_ray import decoder
 from padim_ray.fail_points import VARIABLE
 from padim_ray.fetch import Fetcher
 from padim_ray.pipeline.columns import column_array
@@ -41,6 +42,7 @@ def outcomes(tmp_path_factory):
             Path(uris[-1]).write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "decoder")
+        patch.setattr(decoder, "_idle", [])  # those that started without the variable
         pixels, errors = fetch_and_decode(uris, hung_after=3)
     stops = np.cumsum([len(kind.files) for kind in kinds()])[:-1]
     split = zip(np.split(pixels, stops), np.split(np.array(errors), stops), strict=True)

@@ -3,7 +3,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -11,7 +11,7 @@ from padim_ray import images
 from padim_ray.errors import ImageError, ModelError
 from padim_ray.images import as_rgb, model_input
 from padim_ray.preprocessing import Preprocessing
-
+from tests.corpus import mutated_files
 
 MAX_PIXELS = 1_000_000
 
@@ -136,6 +136,17 @@ def test_an_interlaced_png_is_decoded():
 def test_what_is_no_image_says_so(data, message):
     with pytest.raises(ImageError, match=message):
         decode(data)
+
+
+@settings(max_examples=500)
+@given(mutated_files())
+def test_mutated_files_are_decoded_or_say_what_is_wrong(data):
+    try:
+        pixels = decode(data)
+    except ImageError as error:
+        assert str(error).startswith("decode: ")
+    else:
+        assert pixels.dtype == np.uint8 and 0 < pixels.size <= 3 * MAX_PIXELS
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded():

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 import padim_ray
+from padim_ray.cli import main
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -67,15 +68,15 @@ def manifest_of(uris, path, **columns):
 def find(values, *places):
     """Where values are found: in files of any kind, Parquet decoded."""
     spellings = {s for v in values for s in (v, quote(v), quote(v, safe=""), json.dumps(v)[1:-1])}
-    found = set()
+    found: set[str] = set()
     for file in (f for place in places for f in Path(place).rglob("*") if f.is_file()):
         texts = [file.read_bytes()]
         if file.suffix == ".parquet":
             table = pq.read_table(file)
             texts.append(f"{table.schema.metadata} {table.to_pylist()}".encode())
         if any(spelling.encode() in text for text in texts for spelling in spellings):
-            found.add(str(file))
-    return found
+            found.add(file.name)
+    return sorted(found)
 
 
 @pytest.fixture
@@ -96,6 +97,39 @@ def assert_untold(values, text):
         assert (
             value not in text and quote(value, safe="") not in text and value not in unquote(text)
         )
+
+
+CONFIGURATIONS = [
+    "storage_options: {secret: '%s'\nmodel: [a",
+    "storage_options: ['%s']",
+    "storage_options: '%s'",
+    "storage_options: {key: {nested: '%s'}}\nunknown: 1",
+    "model: 'http://ann:%s@127.0.0.1:9/m'",
+    "model: 'sftp://ann:%s@127.0.0.1:9/m'",
+    "images: 'ftq://ann:%s@host/*.png'",
+]
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_configurations_that_are_wrong_are_not_repeated(configuration, tmp_path, told, monkeypatch):
+    monkeypatch.setenv("PADIM_RAY_RETRY_SECONDS", "1")
+    file = tmp_path / "job.yaml"
+    file.write_text(configuration % PASSWORD)
+    given = [
+        f"--{name}=x" for name in ("model", "images", "out") if f"{name}:" not in configuration
+    ]
+    with pytest.raises(SystemExit) as exit_:
+        main(["score", "--config", str(file), *given])
+    assert exit_.value.code == 2
+    assert_untold([PASSWORD], told())
+
+
+@pytest.mark.parametrize("options", ['{"secret": "%s", x', '["%s"]', '"%s"', '{"secret": "%s"}'])
+def test_options_that_are_wrong_are_not_repeated(options, told):
+    with pytest.raises(SystemExit) as exit_:
+        main(["score", "--storage-options", options % PASSWORD, "--nonsense"])
+    assert exit_.value.code == 2
+    assert_untold([PASSWORD], told())
 
 
 def ray_logs():

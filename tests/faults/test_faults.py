@@ -25,6 +25,7 @@ FAIL_POINTS = (
     "score:run-json-written",
 )
 LARGE_MODEL = ("--image-size", 128, "--n-features", 200, "--precision", "float32")
+SLOW_STORE = Faults(latency=0.15)  # so that a commit takes long enough to be interrupted
 SMALL_STORE = 80_000_000  # bytes; Ray starts with no less than 78,643,200
 
 slow = pytest.mark.slow_faults
@@ -74,7 +75,8 @@ def test_killed_processes_change_no_row(stage, ledger, job, kind, wanted):
 def test_a_driver_that_is_killed_and_started_again_changes_no_row(stage, ledger, job):
     place = stage.new_place(f"{job}-driver")
     driver = DriverKiller(stage.progress(job, place), SEED, pause=(0, 3), most=8)
-    starts = stage.run(job, place, killer=driver, starts=12)
+    with stage.proxy.injecting(SLOW_STORE):
+        starts = stage.run(job, place, killer=driver, starts=12)
     found = stage.compare(job, place)
     ledger.add_kills(f"{job}: SIGKILL of the driver, restarted until done", driver.kills, found)
     assert starts[-1].code == 0, starts[-1].output
@@ -106,7 +108,7 @@ def test_everything_killed_at_once_changes_no_row(stage, ledger, job):
         Killer(stage.cluster, kind, SEED + 1, (2, 12), most=most)
         for kind, most in (("actor", 3), ("worker", 3), ("raylet", 1))
     ]
-    with killers[0], killers[1], killers[2]:
+    with stage.proxy.injecting(SLOW_STORE), killers[0], killers[1], killers[2]:
         starts = stage.run(job, place, killer=driver, starts=8)
     found = stage.compare(job, place)
     kills = sum((killer.kills for killer in killers), driver.kills)

@@ -8,11 +8,16 @@ import safetensors.torch
 import torch
 
 from padim_ray import ModelError, gaussian, moments
+from padim_ray.errors import TooManyFailed
+from padim_ray.failures import Failures
 from padim_ray.gaussian import Regularization, factorise, pool
 from padim_ray.moments import merge_all
+from padim_ray.options import JobOptions
 from padim_ray.patches import PatchGrid, split_cells
 from padim_ray.pipeline.fit import _row
-from padim_ray.pipeline.merge import FAN_IN, Reducer, Target, serialise
+from padim_ray.pipeline.merge import FAN_IN, Target, serialise
+from padim_ray.pipeline.reducer import Reducer
+from padim_ray.rounds import Round
 from padim_ray.storage import Location
 from tests.features import nest, random_features
 from tests.test_moments import assert_close, of
@@ -39,13 +44,15 @@ def parts_of(seed, count):
     return [of(nest(GRID, random_features(GRID, 5, rng)), torch.float32) for _ in range(count)]
 
 
-def reducer_for(directory, **listed):
+def reducer_for(directory, *, round_images=10**9, max_failed=None, **listed):
     target = Target(Location.of(str(directory)), 1, len(SHARDS))
-    return Reducer(Regularization(), target, 0.1, listed)
+    options = JobOptions(images="x", model="m", max_failed=max_failed)
+    failures = Failures(options, sum(listed.values()))
+    return Reducer(Regularization(), target, 0.1, listed, round_images, failures)
 
 
 def load(reducer, group, kind, parse):
-    files = [reducer.target.location(group, kind, index).uri for index in range(len(SHARDS))]
+    files = [reducer.target.file(group, kind, index).uri for index in range(len(SHARDS))]
     return [parse(safetensors.torch.load_file(file)) for file in files]
 
 
@@ -74,8 +81,56 @@ def test_a_lost_partial_sum_is_noticed(tmp_path):
     reducer = reducer_for(tmp_path, a=15)
     for block in partial_sums("a", parts_of(1, 2)):
         reducer.add(block)
-    with pytest.raises(RuntimeError, match=r"15 images should be in 3 shards.*\[10\] are in 3"):
+    with pytest.raises(RuntimeError, match="10 of 15 images of group 'a' were read"):
         reducer.finish(0.1)
+
+
+def test_a_partial_sum_that_is_counted_twice_is_noticed(tmp_path):
+    reducer = reducer_for(tmp_path, a=10)
+    first, second = partial_sums("a", parts_of(1, 2))
+    reducer.add(first)
+    reducer.add(second)
+    reducer._tree.add(("a", 0), first, 0)
+    with pytest.raises(RuntimeError, match=r"10 images should be in 3 shards.*\[10, 15\] are in 3"):
+        reducer.finish(0.1)
+
+
+@pytest.mark.parametrize("killed_after", range(1, 9))
+def test_what_a_round_holds_is_not_needed_again(tmp_path, killed_after):
+    parts = {"a": parts_of(1, 5), "b": parts_of(2, 3)}
+    blocks = [block for group, states in parts.items() for block in partial_sums(group, states)]
+    failed = ray.put(_row("b", 0, 0, b"", {"x": "decode: empty file"}))
+    blocks.insert(6, failed)
+    lengths = [5] * 6 + [1] + [5] * 2
+    listed = {"a": 25, "b": 16}
+    killed = reducer_for(tmp_path, round_images=7, **listed)
+    for block in blocks[:killed_after]:
+        killed.add(block)
+    reducer = reducer_for(tmp_path, round_images=7, **listed)
+    starts = np.cumsum([0, *lengths]).tolist()
+    first = starts.index(reducer.rows)  # a round ends where a partial sum does
+    assert killed_after - 2 <= first <= killed_after
+    assert reducer.count_failures.read == reducer.rows
+    for block in blocks[first:]:
+        reducer.add(block)
+    reducer.finish(0.1)
+    reducer.commit()
+    assert reducer.rows == 41 and reducer.failures == {"x": "decode: empty file"}
+    assert {g: (e.images, e.failed) for g, e in reducer.entries.items()} == {
+        "a": (25, 0),
+        "b": (15, 1),
+    }
+    for group, states in parts.items():
+        merged = moments.concatenate(load(reducer, group, "moments", moments.from_tensors))
+        assert_close(merged, merge_all(states), 1e-9)
+    assert Round.latest(reducer.target.location).rows == 41
+
+
+def test_too_many_failures_end_it_at_once(tmp_path):
+    reducer = reducer_for(tmp_path, a=7, max_failed=1)
+    failed = {"x": "decode: empty file", "y": "fetch: gone"}
+    with pytest.raises(TooManyFailed, match="2 of the 2 images read so far failed"):
+        reducer.add(ray.put(_row("a", 0, 0, b"", failed)))
 
 
 def test_failed_images_are_not_counted(tmp_path):
