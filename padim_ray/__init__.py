@@ -1,12 +1,16 @@
 """PaDiM anomaly detection on Ray: exact, distributed, in constant memory."""
 
+import logging
 from importlib import import_module
 from typing import Any
 
+from padim_ray.credentials import RedactingFilter
 from padim_ray.errors import ModelError, PadimError
 
 __all__ = ["ModelError", "PadimError", "PadimModel", "evaluate", "fit", "score"]
 __version__ = "0.1.0"
+
+logging.getLogger("padim_ray").addFilter(RedactingFilter())  # in every process
 
 # loaded when first used: the library does without ray, and decoding tasks without torch
 _LAZY = {

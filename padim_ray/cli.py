@@ -4,6 +4,7 @@ import json
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,13 +14,15 @@ import yaml
 from cyclopts import App, Parameter
 
 from padim_ray import __version__
+from padim_ray.credentials import RedactingFilter, Secrets, hidden_credentials
 from padim_ray.errors import PadimError, TooManyFailed
 from padim_ray.options import RUN, EvaluateOptions, FitOptions, ScoreOptions, StorageOptions
+from padim_ray.redaction import redact
 from padim_ray.stopping import StopSignal
 from padim_ray.storage import Location
 
 CONTINUE = "what is done is kept. Repeat the command to continue"
-SUCCESS, MISTAKE, TOO_MANY_FAILED = 0, 2, 3
+SUCCESS, DEFECT, MISTAKE, TOO_MANY_FAILED = 0, 1, 2, 3
 
 
 def fit(options: FitOptions) -> int:
@@ -71,9 +74,10 @@ def report(out: str, /, *, report_images: int = 200, storage_options: StorageOpt
     """
     from padim_ray.report import write_report
 
-    location = write_report(
-        Location.of(out, storage_options), images=report_images, storage_options=storage_options
-    )
+    with hidden_credentials(storage_options):
+        location = write_report(
+            Location.of(out, storage_options), images=report_images, storage_options=storage_options
+        )
     print(location.uri)
     return SUCCESS
 
@@ -109,6 +113,8 @@ def _app(name: str, **settings: Any) -> App:
 def _run(app: App, arguments: Sequence[str] | None) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("padim_ray").setLevel(logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RedactingFilter(Secrets.of(None)))
 
     @app.meta.default
     def meta(
@@ -132,19 +138,25 @@ def _run(app: App, arguments: Sequence[str] | None) -> None:
         print(f"Error: {error}", file=sys.stderr)
         code = TOO_MANY_FAILED
     except (PadimError, cyclopts.CycloptsError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {redact(str(error))}", file=sys.stderr)
         code = MISTAKE
+    except Exception:
+        print(Secrets.of(None).redact(traceback.format_exc()), file=sys.stderr)
+        code = DEFECT
     sys.exit(code if isinstance(code, int) else SUCCESS)
 
 
 def _read_config(path: Path) -> cyclopts.config.Dict:
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise PadimError(f"The configuration {path} can't be read: {reason}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PadimError(f"The configuration {path} can't be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise PadimError(f"The configuration {path} is not YAML: {_problem(error)}") from None
     if not isinstance(content, dict):
         raise PadimError(f"The configuration {path} must map options to values")
+    if not isinstance(content.get("storage_options", {}), dict | str | None):
+        raise PadimError(f"storage_options in {path} must map names to values")
     # an option that is a mapping takes JSON on the command line; here it may be YAML
     options = {
         str(name).replace("_", "-"): json.dumps(value, default=str)
@@ -153,3 +165,11 @@ def _read_config(path: Path) -> cyclopts.config.Dict:
         for name, value in content.items()
     }
     return cyclopts.config.Dict(options, use_commands_as_keys=False, source=str(path))
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where; not the line itself, which may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return "it holds a character that it mustn't"
+    mark = error.problem_mark
+    return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"

@@ -1,8 +1,18 @@
 """The errors that users see."""
 
+from typing import Any
+
+from padim_ray.redaction import redact
+
 
 class PadimError(Exception):
-    """A mistake of the user's, in a sentence that says what to do; shown without a traceback."""
+    """A mistake of the user's, in a sentence that says what to do; shown without a traceback.
+
+    Without the credentials that URIs in it hold.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(redact(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ModelError(PadimError):
@@ -20,7 +30,7 @@ class ImageError(Exception):
     """
 
     def __init__(self, stage: str, cause: str, detail: str = "") -> None:
-        super().__init__(stage, cause, detail)
+        super().__init__(stage, cause, redact(detail))
 
     def __str__(self) -> str:
         stage, cause, detail = self.args

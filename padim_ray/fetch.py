@@ -20,6 +20,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from padim_ray.credentials import Secrets
 from padim_ray.errors import ImageError
 from padim_ray.options import MAX_IMAGE_BYTES
 from padim_ray.retry import LONGEST_WAIT, is_transient, patience
@@ -83,7 +84,8 @@ class Fetcher:
                 stop=stop_after_delay(patience()),
                 wait=wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT),
             )(read_what_is_left)
-        return {uri: _content(content) for uri, content in contents.items()}
+        secrets = Secrets.of(self.storage_options)
+        return {uri: _content(content, secrets) for uri, content in contents.items()}
 
     def _read(self, fs: AbstractFileSystem, files: Sequence[Wanted]) -> list[bytes | BaseException]:
         """From any file system: a file's version is looked up when it has been read."""
@@ -145,7 +147,7 @@ def _may_still_come(content: bytes | BaseException | None) -> bool:
     return content is None or (isinstance(content, BaseException) and is_transient(content))
 
 
-def _content(content: bytes | BaseException) -> bytes | ImageError:
+def _content(content: bytes | BaseException, secrets: Secrets) -> bytes | ImageError:
     match content:
         case bytes() | ImageError():
             return content
@@ -154,10 +156,10 @@ def _content(content: bytes | BaseException) -> bytes | ImageError:
         case PermissionError():
             return ImageError("fetch", "permission denied")
         case _ if is_transient(content):
-            detail = f"tried for {patience():.0f} s: {content}"
+            detail = secrets.redact(f"tried for {patience():.0f} s: {content}")
             return ImageError("fetch", "the storage failed", detail)
         case Exception():
-            return ImageError("fetch", type(content).__name__, str(content))
+            return ImageError("fetch", type(content).__name__, secrets.redact(str(content)))
         case _:
             raise content
 

@@ -6,15 +6,18 @@ listed.parquet    its images, as they were listed
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from padim_ray.errors import PadimError
+from padim_ray.fields import parse_json
 from padim_ray.manifest import UriTemplate
 from padim_ray.options import JobOptions
+from padim_ray.redaction import redact
+from padim_ray.sources import without_sources
 from padim_ray.storage import Location
 
 JOB, LISTED = "job.json", "listed.parquet"
@@ -41,7 +44,7 @@ class JobRecord:
     images: pa.Table
 
     def write(self, root: Location) -> None:
-        (root / LISTED).write_table(self.images)
+        (root / LISTED).write_table(without_sources(self.images))
         content = {"identity": self.identity, "settings": self.settings}
         (root / JOB).write(json.dumps(content, indent=1, ensure_ascii=False).encode())
 
@@ -53,7 +56,7 @@ class JobRecord:
             PadimError: if it is damaged.
         """
         try:
-            content = json.loads((root / JOB).read())
+            content = parse_json((root / JOB).read())
             with (root / LISTED).as_local_file() as path:
                 return cls(content["identity"], content["settings"], pq.read_table(path))
         except FileNotFoundError:
@@ -78,8 +81,10 @@ class JobRecord:
                     f"repeat the command as it was to continue, or start afresh with --overwrite"
                 )
 
-    def check_images(self, images: pa.Table, place: str) -> None:
-        """Make sure that these are the images that were listed.
+    def with_images(self, images: pa.Table, place: str) -> "JobRecord":
+        """The same job with the images as they are given now, if they are those that were listed.
+
+        What is given may hold what isn't written down: how to fetch them.
 
         Raises:
             PadimError: naming what differs.
@@ -90,6 +95,7 @@ class JobRecord:
                 f"{place} with other images: since then {changes}. Score them to another --out, or "
                 "start afresh with --overwrite"
             )
+        return replace(self, images=images)
 
 
 def identify(options: JobOptions, **more: Any) -> dict[str, Any]:
@@ -104,11 +110,13 @@ def identify(options: JobOptions, **more: Any) -> dict[str, Any]:
         chosen["images"] = "/".join([template.root.uri, *template.segments])
     if options.manifest is not None:
         chosen["manifest"] = Location.of(options.manifest, options.storage_options).uri
-    return json.loads(json.dumps(chosen | more))
+    told = {k: redact(v) if isinstance(v, str) else v for k, v in (chosen | more).items()}
+    return json.loads(json.dumps(told))
 
 
 def describe_changes(before: pa.Table, now: pa.Table) -> str | None:
     """How two listings differ, in words; None if they don't."""
+    before, now = without_sources(before), without_sources(now)
     if now.equals(before):
         return None
     if now.column_names != before.column_names:

@@ -28,7 +28,7 @@ _TOKEN = re.compile(r"\{([^{}]*)\}|\*|\?|\[[!^]?+\]?+[^\]/]*\]")
 _RESULT_COLUMNS = """
     uri size version_tag status error score p_value threshold is_anomalous regions heatmap_uri
     map_uri width height model_version scored_at shard shard_images image distances
-    leave_one_out_score mask_uri
+    leave_one_out_score mask_uri fetch_uri fetch_mask_uri
 """
 _RESERVED = frozenset(_RESULT_COLUMNS.split())
 _GIVEN = frozenset({"uri", "size", "version_tag", "mask_uri"})  # what a manifest may bring itself
@@ -116,7 +116,7 @@ def list_images(template: UriTemplate) -> pa.Table:
             found = matches
             if is_last:
                 break
-    return _sorted(_table(location, found, template.names))
+    return sort_images(_table(location, found, template.names))
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def read_manifest(location: Location) -> pa.Table:
             f"The manifest {location.uri} names images more than once, "
             f"among them {repeated[0]['values'].as_py()}."
         )
-    return _sorted(table)
+    return sort_images(table)
 
 
 def cast_column(table: pa.Table, name: str, kind: pa.DataType, location: Location) -> pa.Table:
@@ -316,7 +316,8 @@ def _normalised(uri: str) -> str:
     return uri if is_remote else Location.of(uri).uri
 
 
-def _sorted(table: pa.Table) -> pa.Table:
+def sort_images(table: pa.Table) -> pa.Table:
+    """A manifest's order: by group, then by uri."""
     return table.sort_by([("group", "ascending"), ("uri", "ascending")])
 
 

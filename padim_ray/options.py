@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from padim_ray.errors import PadimError
+from padim_ray.redaction import redact
 
 IMAGES = Group("Images", sort_key=1)
 MODEL = Group("Model", sort_key=2)
@@ -163,6 +164,13 @@ class JobOptions:
         for name in ("images", "manifest", "model", "out"):
             if getattr(self, name, None) == "":
                 raise PadimError(f"{_flag(name)} is empty")
+        for name in ("images", "masks", "model", "out"):
+            value = getattr(self, name, None)
+            if value is not None and redact(value) != value:
+                raise PadimError(
+                    f"{_flag(name)} holds credentials, which results would tell: give them in "
+                    "--storage-options or in the environment, or presigned images in a --manifest"
+                )
         if self.max_failed is not None:
             _check_number("max_failed", self.max_failed)
 

@@ -9,6 +9,7 @@ versions/000003/
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from padim_ray.description import GroupEntry
-from padim_ray.errors import ModelError
+from padim_ray.description import MOST_IMAGES, GroupEntry
 from padim_ray.fail_points import kill_at
+from padim_ray.fields import mapping, parse_json, read_fields, show, text, whole
+from padim_ray.model_files import understood
 from padim_ray.storage import Location
 
 
@@ -74,21 +76,13 @@ class Round:
         Raises:
             ModelError: if it is damaged.
         """
-        numbers = [
-            int(name.removesuffix(".json"))
-            for name in (file.uri.rpartition("/")[2] for file in (version / "rounds").list_files())
-            if name.endswith(".json")
-        ]
+        names = [file.uri.rpartition("/")[2] for file in (version / "rounds").list_files()]
+        numbers = [int(name[:-5]) for name in names if re.fullmatch(r"[0-9]{6,9}\.json", name)]
         if not numbers:
             return cls()
         marker = _marker(version, max(numbers))
-        try:
-            content: dict[str, Any] = json.loads(marker.read())
-            groups = {name: GroupEntry(**entry) for name, entry in content.pop("groups").items()}
-            partial = content.pop("partial")
-            return cls(groups=groups, partial=partial and PartialGroup(**partial), **content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{marker.uri} is damaged: {error}; see --overwrite") from error
+        with understood(marker):
+            return read_fields(cls, parse_json(marker.read()), "it", _ROUND)
 
     def read_failures(self, version: Location) -> dict[str, str]:
         """Errors by uri, of this round and all before."""
@@ -98,6 +92,25 @@ class Round:
                 table = pq.read_table(path)
             failures.update(zip(table["uri"].to_pylist(), table["error"].to_pylist(), strict=True))
         return failures
+
+
+def _groups(value: Any, where: str) -> dict[str, GroupEntry]:
+    entries = mapping(value, where).items()
+    return {name: GroupEntry.from_json(entry, f"group {show(name)}") for name, entry in entries}
+
+
+def _partial(value: Any, where: str) -> PartialGroup | None:
+    return None if value is None else read_fields(PartialGroup, value, where, _PARTIAL)
+
+
+_count = whole(0, MOST_IMAGES)
+_ROUND = {
+    "number": whole(1, MOST_IMAGES),
+    "rows": _count,
+    "groups": _groups,
+    "partial": _partial,
+}
+_PARTIAL = {"group": text(".*"), "images": _count, "failed": _count}
 
 
 def remove_rounds(version: Location) -> None:

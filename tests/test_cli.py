@@ -262,7 +262,7 @@ def test_the_command_line_wins_over_the_configuration(parsed, config):
         ("images: a\nmodel: m\nout: o", "out"),  # score's
         ("images: a\nmodel: m\nseed: x", "seed"),
         ("images: a\nmodel: m\nimage_size: null", "--image-size takes one or two positive num"),
-        ("images: [", "can't be read: while parsing"),
+        ("images: [", "is not YAML: expected the node content"),
         ("images: a\n\tmodel: m", "can't be read: while scanning"),
         ("- images", "must map options to values"),
         ("", "must map options to values"),

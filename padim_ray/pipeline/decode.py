@@ -12,6 +12,7 @@ from padim_ray.fetch import Fetcher
 from padim_ray.options import MAX_IMAGE_PIXELS
 from padim_ray.pipeline.columns import fixed_size_column
 from padim_ray.preprocessing import Preprocessing
+from padim_ray.sources import uris_to_fetch
 
 SHARD_BYTES = 48 * 2**20  # of decoded pixels: well below the size at which Ray Data splits blocks
 MIN_SHARD_IMAGES, MAX_SHARD_IMAGES = 64, 256
@@ -79,7 +80,8 @@ class FetchAndDecode:
 
     def _fetch(self, shard: pa.Table) -> Iterator[bytes | ImageError]:
         """The rows' encoded images in order; the next window is on its way during decoding."""
-        columns = [shard[name].to_pylist() for name in ("uri", "size", "version_tag")]
+        listed = [shard[name].to_pylist() for name in ("size", "version_tag")]
+        columns = [uris_to_fetch(shard), *listed]
         windows = list(_windows(columns[1]))
         with ThreadPoolExecutor(1) as pool:
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from padim_ray import evaluation
+from padim_ray.credentials import hidden_credentials
 from padim_ray.curves import draw_curves
 from padim_ray.errors import PadimError
 from padim_ray.evaluation import GroupOutcome, MaskCounts
@@ -23,6 +24,7 @@ from padim_ray.pipeline.pixels import CountDefectivePixels
 from padim_ray.pipeline.run import fetcher, read_images_table
 from padim_ray.pipeline.score import ScoringJob, scoring_job
 from padim_ray.pipeline.summary import Summary
+from padim_ray.sources import hide_credentials
 from padim_ray.storage import Location, safe_segment
 
 log = logging.getLogger("padim_ray")
@@ -44,7 +46,10 @@ def evaluate(**options: Any) -> Summary:
 
 def run_evaluate(options: EvaluateOptions) -> Summary:
     """Evaluate as `options` say; see `evaluate`."""
-    with scoring_job("evaluate", options, read_labelled_images) as job:
+    with (
+        hidden_credentials(options.storage_options),
+        scoring_job("evaluate", options, read_labelled_images) as job,
+    ):
         if not job.is_complete:
             _evaluate(job, options)
         return job.finish(
@@ -96,7 +101,7 @@ def read_labelled_images(options: EvaluateOptions) -> pa.Table:
         for name in {"defect", "mask_uri"} & set(manifest.column_names):
             manifest = cast_column(manifest, name, pa.string(), location)
         if "mask_uri" in manifest.column_names:
-            manifest = normalise_uris(manifest, "mask_uri")
+            manifest = hide_credentials(normalise_uris(manifest, "mask_uri"), "mask_uri")
     defects = manifest["defect"].unique().to_pylist()
     if None in defects:
         raise PadimError(f"The manifest {options.manifest} has an image without a defect")

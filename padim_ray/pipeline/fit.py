@@ -18,6 +18,7 @@ from ray.data._internal.execution.interfaces import RefBundle
 from padim_ray import artifact
 from padim_ray.artifact import ModelVersion
 from padim_ray.claim import Claim, claimed
+from padim_ray.credentials import hidden_credentials
 from padim_ray.description import GroupEntry
 from padim_ray.errors import ImageError
 from padim_ray.failures import Failures, count_causes
@@ -38,6 +39,7 @@ from padim_ray.pipeline.run import check_images_option, decode_images, read_imag
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
 from padim_ray.pipeline.summary import Summary, timed
 from padim_ray.rounds import Round, remove_rounds
+from padim_ray.sources import without_sources
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
 from padim_ray.trunk import Precision, native_precision
@@ -69,7 +71,7 @@ def run_fit(options: FitOptions) -> Summary:
     check_images_option(options)
     spec, weights = new_spec(options.model_options, "float32", options.storage_options)
     identity = identify(options, job="fit", weights_sha256=spec.weights_sha256)
-    with claimed(root, "fit") as claim:
+    with hidden_credentials(options.storage_options), claimed(root, "fit") as claim:
         number = artifact.current_number(root) or 0
         if number and not options.overwrite and _is_same(root, number, identity, options):
             log.info("Nothing is left to do: see --overwrite to fit these images once more")
@@ -81,7 +83,7 @@ def run_fit(options: FitOptions) -> Summary:
             place.remove_all()
         record = JobRecord.read(place)
         if record:
-            _check_record(record, identity, options, root)
+            record = _continue(record, identity, options, root)
             if artifact.is_published(root, number):  # and killed before it became current
                 return _finish(root, number, started)
         images = record.images if record else read_images_table(options)
@@ -108,10 +110,10 @@ def _is_same(root: Location, number: int, identity: Mapping[str, Any], options: 
     return describe_changes(record.images, read_images_table(options)) is None
 
 
-def _check_record(
+def _continue(
     record: JobRecord, identity: Mapping[str, Any], options: FitOptions, root: Location
-) -> None:
-    """Make sure that the unfinished fit is the one that is asked for.
+) -> JobRecord:
+    """The unfinished fit, if it is the one that is asked for.
 
     It is continued with its images as they were listed: in an archive that grows, the same command
     would never finish otherwise.
@@ -119,9 +121,9 @@ def _check_record(
     place = f"{root.uri} holds an unfinished fit"
     record.check_identity(identity, place)
     if options.manifest is not None:
-        record.check_images(read_images_table(options), place)
-    else:
-        log.info("Continuing with the %d images that were listed", record.images.num_rows)
+        return record.with_images(read_images_table(options), place)
+    log.info("Continuing with the %d images that were listed", record.images.num_rows)
+    return record
 
 
 def _finish(
@@ -205,7 +207,7 @@ class _Fit:
     def _publish(self, reducer: Reducer) -> None:
         """Calibrate the version and make it the current one."""
         groups: Mapping[str, GroupEntry] = reducer.entries
-        manifest = _with_status(self.manifest, reducer.failures)
+        manifest = _with_status(without_sources(self.manifest), reducer.failures)
         scores = np.full(manifest.num_rows, np.nan, np.float32)
         if self.options.calibration_images:
             version = ModelVersion(self.root, self.number, self.spec, groups)

@@ -13,6 +13,7 @@ from padim_ray.histogram import count_values
 from padim_ray.metrics import PixelCounts
 from padim_ray.pipeline.columns import column_array
 from padim_ray.preprocessing import Preprocessing
+from padim_ray.sources import uris_to_fetch
 
 MASKS_TOGETHER = 16
 
@@ -92,7 +93,8 @@ class CountDefectivePixels:
             for row in scored
             if uris[row] is None and images["defect"][row].as_py() == self.normal
         }
-        contents = self.fetch([uris[row] for row in given])
+        sources = uris_to_fetch(images, "mask_uri")
+        contents = self.fetch([sources[row] for row in given])
         for row, mask in zip(given, decode_all(contents, self.wanted), strict=True):
             if isinstance(mask, ImageError):
                 unreadable[uris[row]] = str(mask)

@@ -27,6 +27,7 @@ from padim_ray.heatmap import draw_heatmap, output_name
 from padim_ray.pipeline.columns import column_array
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.run_directory import PART, list_parts
+from padim_ray.sources import without_sources
 from padim_ray.storage import Location
 
 if TYPE_CHECKING:
@@ -181,7 +182,8 @@ class WriteResults:
         now = pa.scalar(datetime.now(UTC), pa.timestamp("ms", tz="UTC"))
         threshold = [decision.threshold if judged else None for judged in is_judged]
         internal = {"shard", "shard_images", "distances", "width", "height"}
-        kept = shard.select([name for name in shard.column_names if name not in internal])
+        told = without_sources(shard)
+        kept = told.select([name for name in told.column_names if name not in internal])
         for name, column in {
             "p_value": pa.array(p_values, mask=np.isnan(p_values)),
             "threshold": pa.array(threshold, pa.float32()),
@@ -224,7 +226,7 @@ class WriteResults:
 
 
 class DrawHeatmaps:
-    """Rows of a shard (`shard`, `row`) in, heatmaps out; then the shard's results name them.
+    """Rows of a shard (`shard`, `row`, `source`) in, heatmaps out; then the results name them.
 
     Args:
         scales: the colours' two ends, by group.
@@ -246,9 +248,10 @@ class DrawHeatmaps:
         number, scale = wanted["shard"][0].as_py(), self.scales[wanted["group"][0].as_py()]
         staged = _read_table(self.output.staged(number))
         staged = staged.filter(pc.is_in(staged["row"], wanted["row"].combine_chunks()))
+        sources = dict(zip(wanted["row"].to_pylist(), wanted["source"].to_pylist(), strict=True))
         drawn: dict[int, str] = {}
         for start in range(0, staged.num_rows, DRAWN_TOGETHER):
-            drawn.update(self._draw(staged.slice(start, DRAWN_TOGETHER), scale))
+            drawn.update(self._draw(staged.slice(start, DRAWN_TOGETHER), sources, scale))
         part = self.output.part(number)
         results = _read_table(part)
         uris = [drawn.get(row) for row in range(results.num_rows)]
@@ -257,15 +260,15 @@ class DrawHeatmaps:
         part.write_table(named.replace_schema_metadata({DRAWN: b""}))
         return pa.table({"shard": [number], "drawn": [len(drawn)]})
 
-    def _draw(self, staged: pa.Table, scale: tuple[float, float]) -> dict[int, str]:
+    def _draw(
+        self, staged: pa.Table, sources: Mapping[int, str], scale: tuple[float, float]
+    ) -> dict[int, str]:
         """Draw and write heatmaps; their URIs by row."""
-        uris = staged["uri"].to_pylist()
+        uris, rows = staged["uri"].to_pylist(), staged["row"].to_pylist()
         maps = self.mapper.maps(column_array(staged["distances"], np.float32, self.mapper.patches))
-        images = decode_all(self.fetch(uris), self.wanted)
+        images = decode_all(self.fetch([sources[row] for row in rows]), self.wanted)
         drawn, files = {}, []
-        for row, uri, anomaly_map, image in zip(
-            staged["row"].to_pylist(), uris, maps, images, strict=True
-        ):
+        for row, uri, anomaly_map, image in zip(rows, uris, maps, images, strict=True):
             if isinstance(image, ImageError):
                 continue  # gone or replaced since it was scored: its row has no heatmap
             heatmap = draw_heatmap(image.pixels, anomaly_map, self.preprocessing, scale)

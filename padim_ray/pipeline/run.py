@@ -7,11 +7,12 @@ import ray.data
 from ray.data import TaskPoolStrategy
 
 from padim_ray.fetch import Fetcher
-from padim_ray.manifest import UriTemplate, group_counts, list_images, read_manifest
+from padim_ray.manifest import UriTemplate, group_counts, list_images, read_manifest, sort_images
 from padim_ray.options import JobOptions
 from padim_ray.pipeline.decode import FetchAndDecode
 from padim_ray.pipeline.resources import Plan
 from padim_ray.preprocessing import Preprocessing
+from padim_ray.sources import hide_credentials
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
@@ -27,6 +28,7 @@ def read_images_table(options: JobOptions) -> pa.Table:
     """The manifest that the options name: listed, or read from Parquet."""
     if options.manifest is not None:
         manifest = read_manifest(Location.of(options.manifest, options.storage_options))
+        manifest = sort_images(hide_credentials(manifest))
     else:
         assert options.images is not None
         manifest = list_images(UriTemplate.parse(options.images, options.storage_options))

@@ -18,6 +18,7 @@ from ray.data import TaskPoolStrategy
 from padim_ray import artifact, run_directory
 from padim_ray.artifact import ModelVersion
 from padim_ray.claim import Claim, claimed
+from padim_ray.credentials import hidden_credentials
 from padim_ray.decision import Decision
 from padim_ray.errors import PadimError
 from padim_ray.fail_points import kill_at
@@ -35,7 +36,9 @@ from padim_ray.pipeline.run import fetcher, read_images_table
 from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
 from padim_ray.pipeline.summary import GroupVerdict, Summary, read_summary, timed, write_summary
+from padim_ray.redaction import redact
 from padim_ray.report import MOST_FAILED, write_report
+from padim_ray.sources import uris_to_fetch
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
@@ -59,7 +62,10 @@ def score(**options: Any) -> Summary:
 
 def run_score(options: ScoreOptions) -> Summary:
     """Score as `options` say; see `score`."""
-    with scoring_job("score", options, read_images_table) as job:
+    with (
+        hidden_credentials(options.storage_options),
+        scoring_job("score", options, read_images_table) as job,
+    ):
         if not job.is_complete:
             job.run()
         return job.finish()
@@ -95,21 +101,21 @@ def scoring_job(
             run_directory.clear(root)
         record = JobRecord.read(root)
         if record:
-            _check_record(record, identity, options, read_manifest, root)
+            record = _continue(record, identity, options, read_manifest, root)
         else:
             run_directory.check_empty(root)
             record = _begin(identity, read_manifest(options), version, root)
         yield ScoringJob(name, options, version, record, root, claim, *started)
 
 
-def _check_record(
+def _continue(
     record: JobRecord,
     identity: Mapping[str, Any],
     options: ScoreOptions,
     read_manifest: Callable[[ScoreOptions], pa.Table],
     root: Location,
-) -> None:
-    """Make sure that the run that was begun is the one that is asked for.
+) -> JobRecord:
+    """The run that was begun, if it is the one that is asked for.
 
     An unfinished run is continued with its images as they were listed: in an archive that grows,
     the same command would never finish otherwise.
@@ -118,9 +124,9 @@ def _check_record(
     place = f"{root.uri} holds {'a run' if is_complete else 'an unfinished run'}"
     record.check_identity(identity, place)
     if options.manifest is not None or is_complete:
-        record.check_images(read_manifest(options), place)
-    else:
-        log.info("Continuing with the %d images that were listed", record.images.num_rows)
+        return record.with_images(read_manifest(options), place)
+    log.info("Continuing with the %d images that were listed", record.images.num_rows)
+    return record
 
 
 def _begin(
@@ -331,7 +337,7 @@ class ScoringJob:
             start += count
 
     def _by_shard(self, rows: np.ndarray) -> list[pa.Table]:
-        """Tables of `group`, `shard` and `row` in it, one per shard that has any of these rows.
+        """Tables of `group`, `shard`, `row` in it and what to fetch (`source`): one per shard.
 
         Args:
             rows: of the manifest, ascending.
@@ -346,7 +352,9 @@ class ScoringJob:
                 "shard": pa.scalar(int(shard)),
             }
             repeated = {name: pa.repeat(value, len(here)) for name, value in columns.items()}
-            tables.append(pa.table({**repeated, "row": pa.array(here - starts[shard], pa.int32())}))
+            sources = pa.array(uris_to_fetch(self.manifest.take(here)))
+            where = pa.array(here - starts[shard], pa.int32())
+            tables.append(pa.table({**repeated, "row": where, "source": sources}))
         return tables
 
     def finish(
@@ -398,6 +406,7 @@ class ScoringJob:
         wanted = self.highest(self.options.report_images)
         failed = np.flatnonzero(np.isnan(self.scores))[:MOST_FAILED]
         shards = self._by_shard(np.union1d(wanted, failed).astype(int))
+        shown = self.manifest.take(wanted)
         write_report(
             self.root,
             images=self.options.report_images,
@@ -406,13 +415,14 @@ class ScoringJob:
                 self.output.part(table["shard"][0].as_py()).uri.rpartition("/")[2]
                 for table in shards
             ],
+            sources=dict(zip(shown["uri"].to_pylist(), uris_to_fetch(shown), strict=True)),
         )
 
     def _settings(self) -> dict[str, Any]:
         options = self.options
         return {
             "started_at": self.started_at.isoformat(timespec="seconds"),
-            "images": options.images or options.manifest,
+            "images": redact(options.images or options.manifest or ""),
             "model": self.version.root.uri,
             "model_version": self.version.number,
             "alpha": options.alpha,

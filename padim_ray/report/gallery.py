@@ -68,14 +68,17 @@ class GalleryImage:
 
 
 def build_gallery(
-    rows: Sequence[Row], root: Location, storage_options: Mapping[str, Any]
+    rows: Sequence[Row],
+    root: Location,
+    storage_options: Mapping[str, Any],
+    sources: Mapping[str, str] | None = None,
 ) -> list[GalleryImage]:
     """Fetch images and heatmaps, and shrink them until all fit in `PICTURE_BYTES` together."""
     columns = captured_columns(rows)
     left = len(rows) + sum(row.get("heatmap_uri") is not None for row in rows)
     remaining = PICTURE_BYTES
     gallery = []
-    for row, *images in _shrunk(rows, root, storage_options):
+    for row, *images in _shrunk(rows, root, storage_options, sources or {}):
         pictures: list[Picture | None] = [None, None]
         problems: list[str | None] = [None, None]
         for kind, image in enumerate(images):
@@ -135,7 +138,10 @@ def _gallery_image(
 
 
 def _shrunk(
-    rows: Sequence[Row], root: Location, storage_options: Mapping[str, Any]
+    rows: Sequence[Row],
+    root: Location,
+    storage_options: Mapping[str, Any],
+    sources: Mapping[str, str],
 ) -> Iterator[tuple[Row, Image.Image | ImageError, Image.Image | ImageError | None]]:
     """Each row with its image and its heatmap, at the gallery's largest size."""
     # a job may have allowed larger images than usual: those that it scored are shown
@@ -143,7 +149,7 @@ def _shrunk(
     wanted = UprightImage(max(largest, MAX_IMAGE_PIXELS), QUALITIES[0][0])
     for start in range(0, len(rows), FETCHED_TOGETHER):
         window = rows[start : start + FETCHED_TOGETHER]
-        images = _fetch([row["uri"] for row in window], storage_options)
+        images = _fetch([sources.get(row["uri"], row["uri"]) for row in window], storage_options)
         heatmaps = _fetch([row.get("heatmap_uri") for row in window], root.options)
         yield from zip(window, _shrink(images, wanted), _shrink(heatmaps, wanted), strict=True)
 

@@ -45,6 +45,7 @@ def write_report(
     images: int = 200,
     storage_options: Mapping[str, Any] | None = None,
     parts: Sequence[str] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> Location:
     """Write `report.html` into a run's directory, and say where it is.
 
@@ -54,6 +55,7 @@ def write_report(
         storage_options: for the images' storage, as for the run.
         parts: names of the results' files that hold the highest scores and the failed images, if
             that is known; else all of them are read.
+        sources: what to fetch for an image's URI, where that is something else.
 
     Raises:
         PadimError: if there is no run, or its files can't be read.
@@ -67,7 +69,7 @@ def write_report(
     metrics = _read_json(root / "metrics.json")
     shown = min(images, MOST_IMAGES)
     selection = select_rows(root, highest=shown, failed=MOST_FAILED, parts=parts)
-    gallery = build_gallery(selection.highest, root, storage_options or {})
+    gallery = build_gallery(selection.highest, root, storage_options or {}, sources)
     failed = selection.failed
     page = _render(run, metrics, gallery, failed, root)
     while len(page) > MAX_BYTES and (

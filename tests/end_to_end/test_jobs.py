@@ -125,7 +125,8 @@ def test_a_calibration_of_a_sample_repeats(archive, weights, tmp_path):
 
 
 def pixels(paths):
-    inputs = [model_input(decode(path.read_bytes()), Preprocessing((64, 64))) for path in paths]
+    images = [decode(path.read_bytes(), max_pixels=64 * 64) for path in paths]
+    inputs = [model_input(image, Preprocessing((64, 64))) for image in images]
     return torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2)
 
 

@@ -66,11 +66,11 @@ def manifest_of(uris, path, **columns):
 
 
 def find(values, *places):
-    """Where values are found: in files of any kind, Parquet decoded."""
+    """Which files hold values, in their names or contents; Parquet is decoded."""
     spellings = {s for v in values for s in (v, quote(v), quote(v, safe=""), json.dumps(v)[1:-1])}
     found: set[str] = set()
     for file in (f for place in places for f in Path(place).rglob("*") if f.is_file()):
-        texts = [file.read_bytes()]
+        texts = [file.read_bytes(), unquote(str(file)).encode()]
         if file.suffix == ".parquet":
             table = pq.read_table(file)
             texts.append(f"{table.schema.metadata} {table.to_pylist()}".encode())
