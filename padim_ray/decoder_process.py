@@ -39,7 +39,7 @@ def main() -> None:
         # one that hangs doesn't notice the end of its input. Also when only the thread ends that
         # started this process: another one is then started, when there is something to decode
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # what the kernel kills first when memory runs out
+        # what the kernel kills first when memory runs out; as soon as Ray's workers, all the same
         Path("/proc/self/oom_score_adj").write_text("1000")
     requests, answers = os.fdopen(int(sys.argv[1]), "rb"), os.fdopen(int(sys.argv[2]), "wb")
     answers.write(READY)

@@ -22,7 +22,8 @@ from padim_ray.metrics import PixelCounts
 from padim_ray.options import EvaluateOptions, from_mapping
 from padim_ray.pipeline.pixels import CountDefectivePixels
 from padim_ray.pipeline.run import fetcher, read_images_table
-from padim_ray.pipeline.score import ScoringJob, scoring_job
+from padim_ray.pipeline.score import scoring_job
+from padim_ray.pipeline.scoring import ScoringJob
 from padim_ray.pipeline.summary import Summary
 from padim_ray.sources import hide_credentials
 from padim_ray.storage import Location, safe_segment
@@ -183,7 +184,7 @@ class _Truth:
         """Every group's scores with their truth."""
         missing = Counter(self.missing()["group"].to_pylist())
         outcomes = {}
-        for group, where, scores, decision in job.groups():
+        for group, where, scores, decision in job.scores.groups():
             images = self.manifest.slice(where.start, where.stop - where.start)
             is_scored = np.isfinite(scores)
             defects = np.array(images["defect"].to_pylist(), object)

@@ -2,48 +2,28 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import ray
-from ray.data import TaskPoolStrategy
 
 from padim_ray import artifact, run_directory
 from padim_ray.artifact import ModelVersion
-from padim_ray.claim import Claim, claimed
+from padim_ray.claim import claimed
 from padim_ray.credentials import hidden_credentials
-from padim_ray.decision import Decision
 from padim_ray.errors import PadimError
-from padim_ray.fail_points import kill_at
-from padim_ray.failures import Failures
-from padim_ray.heatmap import color_scale, common_prefix
 from padim_ray.job_record import JobRecord, identify
-from padim_ray.manifest import UriTemplate, group_counts, shard_rows, shard_table
+from padim_ray.manifest import group_counts
 from padim_ray.options import ScoreOptions, from_mapping
-from padim_ray.pipeline.committed import read_committed
-from padim_ray.pipeline.decode import MAX_SHARD_IMAGES, images_per_shard
-from padim_ray.pipeline.recovery import until_done
-from padim_ray.pipeline.resources import Plan, plan_resources
-from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
-from padim_ray.pipeline.run import fetcher, read_images_table
-from padim_ray.pipeline.scorer import score_images
-from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
-from padim_ray.pipeline.summary import GroupVerdict, Summary, read_summary, timed, write_summary
-from padim_ray.redaction import redact
-from padim_ray.report import MOST_FAILED, write_report
-from padim_ray.sources import uris_to_fetch
+from padim_ray.pipeline.decode import images_per_shard
+from padim_ray.pipeline.run import read_images_table
+from padim_ray.pipeline.scoring import ScoringJob
+from padim_ray.pipeline.summary import Summary
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
-
-LOADING_THREADS = 16  # calibrations are small files: they wait for the store
 
 
 def score(**options: Any) -> Summary:
@@ -139,308 +119,6 @@ def _begin(
     return record
 
 
-@dataclass
-class ScoringJob:
-    """A scoring run: `run` scores what isn't scored yet, `finish` sums up.
-
-    `scores`: of every row of the manifest, NaN until scored or where it failed. `shards`: the rows
-    of each shard. `done` and `drawn`: shards whose results and whose heatmaps are there.
-    """
-
-    name: str
-    options: ScoreOptions
-    version: ModelVersion
-    record: JobRecord
-    root: Location
-    claim: Claim
-    started_at: datetime
-    started: float
-    decisions: Mapping[str, Decision] = field(init=False)
-    output: Output = field(init=False)
-    shards: list[slice] = field(init=False)
-    scores: np.ndarray = field(init=False)
-    failures: Failures = field(init=False)
-    done: set[int] = field(default_factory=set)
-    drawn: set[int] = field(default_factory=set)
-    before: int = 0
-    stages: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        options = self.options
-        self.decisions = _decide(group_counts(self.manifest), self.version, options)
-        self.output = Output(
-            root=self.root,
-            prefix=_prefix(options, self.manifest),
-            heatmaps=options.heatmaps,
-            top=options.top if options.heatmaps == "top" else options.report_images,
-            staged_top=_most_of_the_highest(options.report_images, self.manifest.num_rows),
-            maps=options.maps,
-            min_region_area=options.min_region_area,
-        )
-        self.shards = shard_rows(self.manifest, self.record.settings["images_per_shard"])
-        self.scores = np.full(self.manifest.num_rows, np.nan, np.float32)
-        self.failures = Failures(self.options, self.manifest.num_rows)
-
-    @property
-    def manifest(self) -> pa.Table:
-        return self.record.images
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is left to do: an earlier attempt did it all."""
-        return run_directory.is_complete(self.root)
-
-    def run(
-        self,
-        count_pixels: Callable[[pa.Table, np.ndarray], dict[str, Any]] | None = None,
-        take: Callable[[slice, dict[str, Any]], None] = lambda rows, counts: None,
-    ) -> None:
-        """Score every image, write the results and draw the heatmaps.
-
-        Args:
-            count_pixels: see `WriteResults`.
-            take: is given what that counted in each shard, with the shard's rows of the manifest.
-
-        Raises:
-            TooManyFailed: as soon as more images failed than may.
-        """
-        with timed("continue", self.stages):
-            self._take_committed(count_pixels is not None, take)
-        with ray_session(self.options.address):
-
-            def run_on_nodes(stage: Callable[[Plan], None]) -> Callable[[], None]:
-                return lambda: stage(plan_resources(cluster_nodes(), self.options.actors))
-
-            with timed("score", self.stages):
-                until_done(
-                    run_on_nodes(lambda plan: self._score(plan, count_pixels, take)),
-                    progress=lambda: len(self.done),
-                )
-            kill_at("score:results-complete")
-            if self.options.heatmaps != "none":
-                with timed("draw heatmaps", self.stages):
-                    until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
-
-    def _take_committed(self, with_counts: bool, take: Callable) -> None:
-        """Find out what earlier attempts did; what couldn't be fetched is tried again."""
-        for shard in read_committed(self.output, with_counts=with_counts):
-            rows = self.shards[shard.number]
-            if len(shard.scores) != rows.stop - rows.start:
-                raise PadimError(f"{self.output.part(shard.number).uri} is of another run")
-            if shard.may_improve:
-                continue
-            self._take(shard.number, shard.scores, shard.causes)
-            take(rows, shard.counts)
-            if shard.is_drawn:
-                self.drawn.add(shard.number)
-            self.before += len(shard.scores)
-        if self.before:
-            log.info("%d of %d images are done already", self.before, self.manifest.num_rows)
-        if len(self.done) < len(self.shards):
-            self.drawn.clear()  # what is scored now may change which heatmaps are wanted
-
-    def _take(self, shard: int, scores: np.ndarray, causes: Mapping[str, int]) -> None:
-        self.scores[self.shards[shard]] = scores
-        self.done.add(shard)
-        self.failures.add(len(scores), causes)
-
-    def _score(self, plan: Plan, count_pixels: Callable | None, take: Callable) -> None:
-        left = [number for number in range(len(self.shards)) if number not in self.done]
-        if not left:
-            return
-        with data_context(preserve_order=False):
-            shards = [shard_table(self.manifest, n, self.shards[n]) for n in left]
-            scored = score_images(shards, self.version, self.options, plan)
-            written = scored.map_batches(
-                WriteResults(self.output, self.version, self.decisions, count_pixels),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=plan.helper_cpus,
-            )
-            for row in written.iter_rows():
-                shard, scores = row.pop("shard"), np.frombuffer(row.pop("scores"), np.float32)
-                if shard in self.done:
-                    raise RuntimeError(f"shard {shard} was scored twice")
-                self._take(shard, scores, dict(row.pop("causes")))
-                take(self.shards[shard], row)
-                kill_at("score:part-written")
-        if len(self.done) != len(self.shards):
-            raise RuntimeError(f"{len(self.shards)} shards, but {len(self.done)} have results")
-        self.output.check_complete(len(self.shards))
-        self.claim.check()
-
-    def _draw_heatmaps(self, plan: Plan) -> None:
-        """Draw the heatmaps that are wanted, each group's on one colour scale."""
-        tables = [
-            table
-            for table in self._by_shard(self._wanted())
-            if table["shard"][0].as_py() not in self.drawn
-        ]
-        if not tables:
-            return
-        spec = self.version.spec
-        draw = DrawHeatmaps(
-            self.output,
-            spec.mapper,
-            spec.preprocessing,
-            {
-                group: color_scale(scores[np.isfinite(scores)], decision.threshold)
-                for group, _, scores, decision in self.groups()
-                if np.isfinite(scores).any()
-            },
-            fetcher(self.options),
-            self.options.max_image_pixels,
-        )
-        with data_context(preserve_order=False):
-            drawn = ray.data.from_arrow(tables).map_batches(
-                draw,
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=TaskPoolStrategy(size=min(plan.decoders + plan.actors, len(tables))),
-                num_cpus=plan.helper_cpus,
-            )
-            count = 0
-            for row in drawn.iter_rows():
-                self.drawn.add(row["shard"])
-                count += row["drawn"]
-        log.info("%d heatmaps drawn", count)
-
-    def _wanted(self) -> np.ndarray:
-        """The manifest's rows that get a heatmap, ascending."""
-        is_scored = np.isfinite(self.scores)
-        if self.options.heatmaps == "all":
-            return np.flatnonzero(is_scored)
-        highest = self.highest(self.output.top)
-        if self.options.heatmaps == "top":
-            return np.sort(highest)
-        flags = [decision.flags(scores) for _, _, scores, decision in self.groups()]
-        return np.union1d(highest, np.flatnonzero(np.concatenate(flags)))
-
-    def highest(self, count: int) -> np.ndarray:
-        """The rows that exceed their threshold most, or come nearest to it, the highest first.
-
-        Groups without a threshold come after those with one.
-        """
-        excess, unjudged = [], []
-        for _, _, scores, decision in self.groups():
-            excess.append(decision.excess(scores))
-            unjudged.append(np.full(len(scores), decision.threshold is None))
-        order = np.lexsort([-np.concatenate(excess), np.concatenate(unjudged)])
-        return order[np.isfinite(self.scores[order])][:count]
-
-    def groups(self) -> Iterator[tuple[str, slice, np.ndarray, Decision]]:
-        """Every group's name, rows of the manifest, scores and decision, in the rows' order."""
-        start = 0
-        for group, count in group_counts(self.manifest).items():
-            where = slice(start, start + count)
-            yield group, where, self.scores[where], self.decisions[group]
-            start += count
-
-    def _by_shard(self, rows: np.ndarray) -> list[pa.Table]:
-        """Tables of `group`, `shard`, `row` in it and what to fetch (`source`): one per shard.
-
-        Args:
-            rows: of the manifest, ascending.
-        """
-        starts = np.array([where.start for where in self.shards])
-        shards = np.searchsorted(starts, rows, side="right") - 1
-        tables = []
-        for here in np.split(rows, np.flatnonzero(np.diff(shards)) + 1) if len(rows) else []:
-            shard = shards[np.searchsorted(rows, here[0])]
-            columns = {
-                "group": self.manifest["group"][int(starts[shard])],
-                "shard": pa.scalar(int(shard)),
-            }
-            repeated = {name: pa.repeat(value, len(here)) for name, value in columns.items()}
-            sources = pa.array(uris_to_fetch(self.manifest.take(here)))
-            where = pa.array(here - starts[shard], pa.int32())
-            tables.append(pa.table({**repeated, "row": where, "source": sources}))
-        return tables
-
-    def finish(
-        self, *, is_good: np.ndarray | None = None, places: Mapping[str, str] | None = None
-    ) -> Summary:
-        """Write run.json and the report, and say how it went: again, if that was done already.
-
-        Args:
-            is_good: the images that drift is measured on, where it is known that others are
-                defective.
-            places: what else was written where.
-        """
-        places = self.output.places() | dict(places or {})
-        if self.is_complete:
-            log.info("%s is complete: nothing is left to do", self.root.uri)
-            run_directory.complete(self.root)  # removes what a kill may have left
-            summary = read_summary(self.root, places)
-        else:
-            summary = self._sum_up(is_good, places)
-            self.claim.check()
-            write_summary(self.root, summary, self._settings())
-            kill_at("score:run-json-written")
-        summary.report()
-        if not self.is_complete:
-            self._report()
-            run_directory.complete(self.root)
-        return summary
-
-    def _sum_up(self, is_good: np.ndarray | None, places: Mapping[str, str]) -> Summary:
-        verdicts = {
-            group: GroupVerdict.of(
-                group, scores, decision, scores if is_good is None else scores[is_good[where]]
-            )
-            for group, where, scores, decision in self.groups()
-        }
-        return Summary(
-            job=self.name,
-            listed=self.manifest.num_rows,
-            failed_by_cause=dict(self.failures.causes.most_common()),
-            groups=group_counts(self.manifest),
-            before=self.before,
-            seconds=time.monotonic() - self.started,
-            stages=self.stages,
-            places=places,
-            verdicts=verdicts,
-        )
-
-    def _report(self) -> None:
-        wanted = self.highest(self.options.report_images)
-        failed = np.flatnonzero(np.isnan(self.scores))[:MOST_FAILED]
-        shards = self._by_shard(np.union1d(wanted, failed).astype(int))
-        shown = self.manifest.take(wanted)
-        write_report(
-            self.root,
-            images=self.options.report_images,
-            storage_options=self.options.storage_options,
-            parts=[
-                self.output.part(table["shard"][0].as_py()).uri.rpartition("/")[2]
-                for table in shards
-            ],
-            sources=dict(zip(shown["uri"].to_pylist(), uris_to_fetch(shown), strict=True)),
-        )
-
-    def _settings(self) -> dict[str, Any]:
-        options = self.options
-        return {
-            "started_at": self.started_at.isoformat(timespec="seconds"),
-            "images": redact(options.images or options.manifest or ""),
-            "model": self.version.root.uri,
-            "model_version": self.version.number,
-            "alpha": options.alpha,
-            "pixel_alpha": options.pixel_alpha,
-            "threshold": options.threshold,
-            "heatmaps": options.heatmaps,
-        }
-
-
-def _most_of_the_highest(highest: int, listed: int) -> int:
-    """How many of a run's highest images a shard holds at the most, if they are spread by chance.
-
-    Where they aren't they are mostly flagged, which is reason enough to be kept.
-    """
-    expected = highest * min(1, MAX_SHARD_IMAGES / listed)
-    return int(expected + 5 * expected**0.5 + 1) if highest else 0
-
-
 def _check_groups(groups: list[str], version: ModelVersion) -> None:
     unknown = sorted(set(groups) - set(version.groups))
     if unknown:
@@ -450,22 +128,3 @@ def _check_groups(groups: list[str], version: ModelVersion) -> None:
             + (f", nor {len(unknown) - 1} others that the images name" * (len(unknown) > 1))
             + f"; it has {known}{' …' * (len(version.groups) > 10)}"
         )
-
-
-def _decide(
-    groups: Iterable[str], version: ModelVersion, options: ScoreOptions
-) -> dict[str, Decision]:
-    def decide(group: str) -> Decision:
-        calibration = version.load_calibration(group)
-        return Decision.of(calibration, options.alpha, options.pixel_alpha, options.threshold)
-
-    with ThreadPoolExecutor(LOADING_THREADS) as pool:
-        return dict(zip(groups, pool.map(decide, groups), strict=True))
-
-
-def _prefix(options: ScoreOptions, manifest: pa.Table) -> str:
-    """What all images' URIs begin with, and heatmaps' names leave out."""
-    if options.images is not None:
-        return UriTemplate.parse(options.images, options.storage_options).root.uri
-    extremes = pc.min_max(manifest["uri"])
-    return common_prefix([extremes["min"].as_py(), extremes["max"].as_py()])

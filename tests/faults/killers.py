@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from tests.faults.cluster import Cluster
-from tests.faults.processes import Process
+from tests.faults.processes import Process, kill_session
 
 Kind = Literal["actor", "worker", "raylet"]
 
@@ -117,10 +117,8 @@ class DriverKiller:
         if draw.random() >= 0.25:
             _wait_for_any(driver, lambda: self.progress() > before)
         _wait_for_any(driver, _after(draw.uniform(*self.pause)))
-        if driver.poll() is None:
-            driver.send_signal(self.number)
-            self.kills["driver"] += 1
-        driver.wait(LONGEST_RUN)
+        driver.send_signal(self.number)
+        self.kills["driver"] += driver.wait(LONGEST_RUN) != 0  # else it was done before
 
 
 def run_until_done(
@@ -144,10 +142,13 @@ def run_until_done(
     while len(ended) < starts and not (ended and ended[-1].code == 0):
         output, since = directory / f"start-{len(ended):02d}.log", time.monotonic()
         driver = cluster.start_driver(list(command), output, environment if not ended else None)
-        if killer:
-            killer.watch(driver)
-        else:
-            driver.wait(LONGEST_RUN)
+        try:
+            if killer:
+                killer.watch(driver)
+            else:
+                driver.wait(LONGEST_RUN)
+        finally:
+            kill_session(driver.pid)  # one that hangs doesn't disturb the next test
         text = output.read_text(errors="replace")
         ended.append(Start(driver.returncode, text, time.monotonic() - since))
     return ended
