@@ -2,41 +2,33 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import torch
-from ray.data import ActorPoolStrategy
-from ray.data._internal.execution.interfaces import RefBundle
 
 from padim_ray import artifact
 from padim_ray.artifact import ModelVersion
 from padim_ray.claim import Claim, claimed
 from padim_ray.credentials import hidden_credentials
 from padim_ray.description import GroupEntry
-from padim_ray.errors import ImageError
 from padim_ray.failures import Failures, count_causes
 from padim_ray.job_record import JOB, JobRecord, describe_changes, identify
-from padim_ray.manifest import group_counts, shard_rows, shard_table
-from padim_ray.model import Embedder, as_images, finite_images, state_shards
-from padim_ray.moments import Moments, accumulate_, empty_moments
+from padim_ray.manifest import group_counts
+from padim_ray.model import state_shards
 from padim_ray.options import FitOptions, from_mapping
 from padim_ray.pipeline.calibrate import calibrate
-from padim_ray.pipeline.columns import column_array
-from padim_ray.pipeline.decode import images_per_shard
-from padim_ray.pipeline.memory import return_freed_memory
-from padim_ray.pipeline.merge import Target, serialise
+from padim_ray.pipeline.merge import Target
+from padim_ray.pipeline.partial_sums import partial_sums
 from padim_ray.pipeline.recovery import until_done
 from padim_ray.pipeline.reducer import Reducer, check_count
 from padim_ray.pipeline.resources import Plan, plan_resources
-from padim_ray.pipeline.run import check_images_option, decode_images, read_images_table
-from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
+from padim_ray.pipeline.run import check_images_option, read_images_table
+from padim_ray.pipeline.session import cluster_nodes, ray_session
 from padim_ray.pipeline.summary import Summary, timed
 from padim_ray.rounds import Round, remove_rounds
 from padim_ray.sources import without_sources
@@ -45,10 +37,6 @@ from padim_ray.storage import Location
 from padim_ray.trunk import Precision, native_precision
 
 log = logging.getLogger("padim_ray")
-
-MIN_PARTIAL_IMAGES = 512
-MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made of
-ACCUMULATED_TOGETHER = 128  # images: enough for the state's memory traffic not to dominate
 
 
 def fit(**options: Any) -> Summary:
@@ -195,7 +183,7 @@ class _Fit:
             log.info("%d of %d images are done already", reducer.rows, self.manifest.num_rows)
         left = self.manifest.slice(reducer.rows)
         if left.num_rows:
-            for bundle in _partial_sums(self.options, plan, self.spec, self.root, left):
+            for bundle in partial_sums(self.options, plan, self.spec, self.root, left):
                 for block in bundle.block_refs:
                     reducer.add(block)
         reducer.finish(plan.finish_cpus)
@@ -237,113 +225,6 @@ def _precision(options: FitOptions, plan: Plan) -> Precision:
         return options.precision
     probe = ray.remote(native_precision).options(num_cpus=plan.actor_cpus, num_gpus=plan.actor_gpus)
     return ray.get(probe.remote(plan.device))
-
-
-def _partial_sums(
-    options: FitOptions, plan: Plan, spec: ModelSpec, root: Location, manifest: pa.Table
-) -> Iterator[RefBundle]:
-    """Blocks of partial sums, group after group.
-
-    In the manifest's order they are of the same images in every run: results repeat.
-    """
-    with data_context(preserve_order=True):
-        per_shard = images_per_shard(manifest.num_rows, spec.preprocessing)
-        shards = [
-            shard_table(manifest, *shard) for shard in enumerate(shard_rows(manifest, per_shard))
-        ]
-        partials = decode_images(shards, spec.preprocessing, options, plan).map_batches(
-            PartialSums,
-            fn_constructor_args=[root, spec, plan, options.batch_size or plan.batch_size],
-            batch_size=min(
-                images_per_partial(manifest.num_rows, plan.actors, spec), options.round_images
-            ),
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                size=min(plan.actors, len(shards)), max_tasks_in_flight_per_actor=2
-            ),
-            num_cpus=plan.actor_cpus,
-            num_gpus=plan.actor_gpus,
-        )
-        yield from partials.iter_internal_ref_bundles()
-
-
-def images_per_partial(images: int, actors: int, spec: ModelSpec) -> int:
-    """How many images one partial sum is made of.
-
-    So many that the sums don't weigh more than the images themselves, but no fewer than 512 nor
-    more than a GiB of them; and on small sets as few as share the work among the actors.
-    """
-    height, width = spec.preprocessing.size
-    image_bytes = 3 * height * width
-    weighty = 4 * spec.grid.state_size // image_bytes
-    most = max(1, MAX_PARTIAL_BYTES // image_bytes)
-    return min(max(weighty, MIN_PARTIAL_IMAGES), most, -(-images // actors))
-
-
-class PartialSums:
-    """Images in, partial sums out. Keeps nothing between calls: Ray may run any call twice.
-
-    Rows out: `group`, `shard` (which run of cells), `count`, `state` (moments, float32, serialised)
-    and `failures` (uri and error of images that failed; in shard 0's row only).
-    """
-
-    def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int) -> None:
-        torch.set_num_threads(plan.threads)
-        return_freed_memory()
-        self.embedder = Embedder(
-            spec, artifact.load_trunk_weights(root, spec.weights_sha256), plan.device
-        )
-        self.batch_size = batch_size
-
-    def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
-        start = 0
-        for _, run in groupby(images["group"].to_pylist()):
-            length = len(list(run))
-            yield from self._sum(images.slice(start, length))
-            start += length
-
-    def _sum(self, images: pa.Table) -> Iterator[pa.Table]:
-        spec = self.embedder.spec
-        pairs = zip(images["uri"].to_pylist(), images["error"].to_pylist(), strict=True)
-        failures = {uri: error for uri, error in pairs if error}
-        total = empty_moments(spec.grid.cells, spec.grid.channels, device=self.embedder.device)
-        step = max(ACCUMULATED_TOGETHER, self.batch_size)
-        for start in range(0, images.num_rows, step):
-            # a filter copies, so not before the slice: memory is bounded by the step
-            part = images.slice(start, step)
-            part = part.filter(pc.is_null(part["error"]))
-            if part.num_rows:
-                total = self._accumulate(total, part, failures)
-        group = images["group"][0].as_py()
-        if not total.count:
-            yield _row(group, 0, 0, b"", failures)
-            return
-        for shard, (start, stop) in enumerate(state_shards(spec)):
-            state = serialise(total.cells(start, stop).to("cpu"))
-            yield _row(group, shard, total.count, state, failures if shard == 0 else {})
-
-    def _accumulate(self, total: Moments, images: pa.Table, failures: dict[str, str]) -> Moments:
-        pixels = column_array(images["image"], np.uint8, (*self.embedder.spec.mapper.size, 3))
-        patches = self.embedder.embed(as_images(pixels), self.batch_size)
-        good = finite_images(patches)
-        if not good.all():
-            error = str(ImageError("embed", "NaN or infinite features"))
-            bad = (~good).nonzero().flatten().tolist()
-            failures.update({images["uri"][row].as_py(): error for row in bad})
-            patches = [level[..., good] for level in patches]
-        return accumulate_(total, patches) if good.any() else total
-
-
-def _row(group: str, shard: int, count: int, state: bytes, failures: dict[str, str]) -> pa.Table:
-    return pa.table(
-        {
-            "group": pa.array([group], pa.string()),
-            "shard": pa.array([shard], pa.int32()),
-            "count": pa.array([count], pa.int64()),
-            "failures": pa.array([list(failures.items())], pa.map_(pa.string(), pa.string())),
-            "state": pa.array([state], pa.large_binary()),
-        }
-    )
 
 
 def _with_status(manifest: pa.Table, failures: dict[str, str]) -> pa.Table:

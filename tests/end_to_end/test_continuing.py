@@ -182,7 +182,7 @@ def test_a_stopped_fit_is_continued(archive, weights, tmp_path, caplog):
             padim_ray.fit(**job, model=str(model), max_failed=most, round_images=4)
         with pytest.raises(padim_ray.ModelError, match="There is no model"):
             open_version(Location.of(str(model)))
-    with pytest.raises(PadimError, match="an unfinished fit with --sigma 4.0, which is 2 now"):
+    with pytest.raises(PadimError, match=r"an unfinished fit with --sigma 4\.0, which is 2 now"):
         padim_ray.fit(**job | {"sigma": 2}, model=str(model))
     rounds = sorted(path.name for path in (model / "versions/000001/rounds").glob("*.json"))
     assert len(rounds) > 3
