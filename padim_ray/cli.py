@@ -116,6 +116,9 @@ def _run(app: App, arguments: Sequence[str] | None) -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(RedactingFilter(Secrets.of(None)))
 
+    for each in (app, app.meta):  # an interrupt is how a job is stopped: see StopSignal
+        each.suppress_keyboard_interrupt = False
+
     @app.meta.default
     def meta(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
