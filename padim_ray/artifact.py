@@ -30,6 +30,7 @@ from typing import TypeVar
 import pyarrow as pa
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from padim_ray import __version__, gaussian, moments
 from padim_ray.calibration import Calibration, count_pixels, read_scores
@@ -276,7 +277,10 @@ def shard_location(
 def save_tensors(location: Location, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as a safetensors file, atomically."""
     with location.replaced_by() as path:
-        safetensors.torch.save_file(dict(tensors), path)
+        try:
+            safetensors.torch.save_file(dict(tensors), path)
+        except SafetensorError as error:  # its name for a full disk, too
+            raise OSError(str(error)) from error
 
 
 def version_location(root: Location, number: int) -> Location:

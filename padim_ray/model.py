@@ -12,9 +12,11 @@ from padim_ray import artifact, gaussian, moments
 from padim_ray.anomaly_map import image_scores
 from padim_ray.artifact import SHARD_BYTES, GroupEntry, ModelVersion
 from padim_ray.calibration import Calibration
+from padim_ray.claim import claimed
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import Gaussian, squared_distances
 from padim_ray.histogram import count_values
+from padim_ray.job_record import JOB
 from padim_ray.leave_one_out import MIN_IMAGES, leave_one_out_squared_distances
 from padim_ray.manifest import DEFAULT_GROUP
 from padim_ray.moments import Moments, accumulate_, empty_moments
@@ -289,9 +291,20 @@ class PadimModel:
         return version.load_calibration(group)
 
     def save(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> int:
-        """Publish the model as a new version at `uri`, and return the version's number."""
+        """Publish the model as a new version at `uri`, and return the version's number.
+
+        Raises:
+            PadimError: if a job is fitting that model, or nothing can be written there.
+        """
         root = Location.of(uri, storage_options)
-        number = (artifact.current_number(root) or 0) + 1
+        with claimed(root, "save"):
+            number = (artifact.current_number(root) or 0) + 1
+            while (artifact.version_location(root, number) / JOB).exists():
+                number += 1  # the number of a fit that isn't finished
+            self._save(root, number)
+        return number
+
+    def _save(self, root: Location, number: int) -> None:
         artifact.save_trunk_weights(root, self._weights)
         runs = state_shards(self.spec)
         groups = {}
@@ -314,7 +327,6 @@ class PadimModel:
         # images that came as tensors have no names: they are in the counts only
         manifest = self._version.load_manifest() if self._version else EMPTY_MANIFEST
         artifact.publish(root, number, self.spec, groups, manifest)
-        return number
 
     @classmethod
     def load(

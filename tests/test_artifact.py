@@ -5,10 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 import padim_ray
 from padim_ray import ModelError, PadimModel, gaussian, moments
-from padim_ray.artifact import current_number, open_version, shard_location
+from padim_ray.artifact import current_number, open_version, publish, save_tensors, shard_location
 from padim_ray.gaussian import Gaussian
 from padim_ray.moments import Moments, empty_moments
 from padim_ray.patches import PatchGrid
@@ -103,9 +104,12 @@ def test_what_is_saved_is_read_back(model, place):
 def test_the_pointer_is_written_last(model, place, monkeypatch):
     model.save(place.uri, place.options)
     written = []
-    replaced_by = Location.replaced_by
+    replaced_by, create = Location.replaced_by, Location.create
     monkeypatch.setattr(
         Location, "replaced_by", lambda self: written.append(self.uri) or replaced_by(self)
+    )
+    monkeypatch.setattr(
+        Location, "create", lambda self, data: written.append(self.uri) or create(self, data)
     )
     model.save(place.uri, place.options)
     assert [uri.rpartition("/")[2] for uri in written[-3:]] == [
@@ -113,7 +117,31 @@ def test_the_pointer_is_written_last(model, place, monkeypatch):
         "model.json",
         "CURRENT",
     ]
-    assert len(written) == 7  # and two groups' moments and Gaussians; the trunk is there already
+    # the claim, and two groups' moments and Gaussians; the trunk is there already
+    assert len(written) == 8
+
+
+def test_a_version_is_published_once(model, place):
+    model.save(place.uri, place.options)
+    version = open_version(place)
+    with pytest.raises(ModelError, match="was published by another job meanwhile"):
+        publish(place, 1, model.spec, version.groups, version.load_manifest())
+
+
+def test_an_unfinished_fit_keeps_its_number(model, place):
+    (place / "versions/000001/job.json").write(b"{}")
+    assert model.save(place.uri, place.options) == 2
+    assert open_version(place).number == 2
+
+
+def test_a_full_disk_is_a_sentence(place, monkeypatch):
+    def fail(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(padim_ray.PadimError, match=r"Can't write .*/x: .*No space left on device"):
+        save_tensors(place / "x", {"a": torch.zeros(1)})
+    assert not (place / "x").exists()
 
 
 def test_a_version_that_was_not_finished_is_not_seen(model, place, monkeypatch):
