@@ -218,12 +218,6 @@ class Location:
         if self.is_local:
             shutil.rmtree(self.uri, ignore_errors=True)  # the empty directories
 
-    def check_writable(self) -> None:
-        """Raises: PadimError if nothing can be written below this location."""
-        probe = self / ".write-check"
-        probe.write(b"")
-        probe.remove()
-
 
 def _flush(file: Path) -> None:
     """To the disk itself: a rename may outlive a power cut that the content doesn't."""

@@ -64,7 +64,12 @@ def reproduce(options: ReproduceOptions) -> None:
         raise PadimError(f"{out} exists; choose another --out, or say --overwrite")
     test_images = f"{data}/{{group}}/test/{{defect}}/{image_name(data)}"
     model = str(out / "model")
-    padim_ray.fit(images=f"{data}/{{group}}/train/good/*", model=model, **options.model_options)
+    padim_ray.fit(
+        images=f"{data}/{{group}}/train/good/*",
+        model=model,
+        overwrite=options.overwrite,
+        **options.model_options,
+    )
     padim_ray.evaluate(
         images=test_images,
         masks=f"{data}/{{group}}/ground_truth/{{defect}}/{{name}}_mask.png",

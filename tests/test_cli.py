@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import padim_ray
 from padim_ray import cli
-from padim_ray.errors import PadimError
+from padim_ray.errors import PadimError, TooManyFailed
 from padim_ray.options import (
     EvaluateOptions,
     FitOptions,
@@ -26,14 +26,14 @@ from padim_ray.pipeline import evaluate, fit, score
 ROOT = Path(__file__).parents[1]
 FIT = ["fit", "--images", "a/*.png", "--model", "m"]
 SCORE = ["score", "--images", "a/*.png", "--model", "m", "--out", "o"]
-SUMMARY = SimpleNamespace(within_max_failed=True)
+SUMMARY = SimpleNamespace()
 NESTED = {"anon": True, "a": {"b": [1]}}
 SHARED = """
     --images --manifest --model --storage-options --address --max-failed --batch-size --actors
-    --config
+    --config --overwrite --max-image-pixels --max-image-bytes
 """
 SCORING = """
-    --out --heatmaps --top --maps --overwrite --alpha --threshold --pixel-alpha --min-region-area
+    --out --heatmaps --top --maps --alpha --threshold --pixel-alpha --min-region-area
     --report-images
 """
 OPTIONS = {
@@ -41,6 +41,7 @@ OPTIONS = {
     + """
     --backbone --weights --layers --image-size --crop --n-features --regularization --shrinkage
     --ridge --epsilon --seed --precision --sigma --calibration-images
+    --round-images
 """,
     "score": SHARED + SCORING,
     "evaluate": SHARED + SCORING + "--masks --normal",
@@ -263,7 +264,7 @@ def test_the_command_line_wins_over_the_configuration(parsed, config):
         ("images: a\nmodel: m\nseed: x", "seed"),
         ("images: a\nmodel: m\nimage_size: null", "--image-size takes one or two positive num"),
         ("images: [", "is not YAML: expected the node content"),
-        ("images: a\n\tmodel: m", "can't be read: while scanning"),
+        ("images: a\n\tmodel: m", "is not YAML: found character"),
         ("- images", "must map options to values"),
         ("", "must map options to values"),
         (None, "can't be read: .*No such file"),
@@ -327,11 +328,33 @@ def test_a_mistake_that_a_job_finds_ends_with_its_sentence(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [FIT, SCORE])
-@pytest.mark.parametrize(("within", "code"), [(True, 0), (False, 3)])
-def test_too_many_failed_images_have_their_own_exit_code(monkeypatch, arguments, within, code):
+def test_too_many_failed_images_have_their_own_exit_code(monkeypatch, capsys, arguments):
+    def run(options):
+        raise TooManyFailed("9 of the 10 images read so far failed")
+
     for module, name in ((fit, "run_fit"), (score, "run_score")):
-        monkeypatch.setattr(module, name, lambda _: SimpleNamespace(within_max_failed=within))
-    assert exit_code(cli.main, *arguments) == code
+        monkeypatch.setattr(module, name, run)
+    assert exit_code(cli.main, *arguments) == 3
+    assert capsys.readouterr().err == "Error: 9 of the 10 images read so far failed\n"
+
+
+def test_a_defect_of_ours_has_a_traceback_without_secrets(monkeypatch, capsys):
+    def run(options):
+        raise ZeroDivisionError("https://ann:pa55word@host/x")
+
+    monkeypatch.setattr(score, "run_score", run)
+    assert exit_code(cli.main, *SCORE) == 1
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "https://***@host/x" in told and "pa55word" not in told
+
+
+@pytest.mark.parametrize("option", ["images", "model", "out"])
+def test_credentials_in_uris_are_refused(option, capsys):
+    given = {"images": "a/*.png", "model": "m", "out": "o"} | {option: "https://ann:pa55@host/x"}
+    arguments = [part for name, value in given.items() for part in (f"--{name}", value)]
+    assert exit_code(cli.main, "score", *arguments) == 2
+    told = capsys.readouterr().err
+    assert f"--{option} holds credentials" in told and "pa55" not in told
 
 
 def test_the_version_is_said(capsys):

@@ -130,7 +130,7 @@ def test_an_unwritable_model(mistake, archive, weights, s3):
         *("fit", "--images", f"{archive}/{{group}}/train/good/*", "--weights", weights),
         *("--model", "s3://nowhere/model", "--storage-options", json.dumps(s3.options)),
     )
-    assert sentence == "Can't write s3://nowhere/model/.write-check: the bucket does not exist."
+    assert sentence == "Can't list s3://nowhere/model/.claims: the bucket does not exist."
 
 
 def test_a_group_with_a_single_image(mistake, archive, weights, tmp_path):
