@@ -51,8 +51,9 @@ def claimed(root: Location, job: str) -> Iterator["Claim"]:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         **_this_process(),
     }
+    made_root = root.is_local and not os.path.exists(root.uri)
     number = _take(root, directory, content)
-    claim = Claim(root, directory, number, content)
+    claim = Claim(root, directory, number, content, made_root)
     claim.start()
     try:
         yield claim
@@ -68,6 +69,7 @@ class Claim:
     directory: Location
     number: int
     content: dict[str, Any]
+    made_root: bool
     _lost: str | None = None
     _released: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -92,10 +94,15 @@ class Claim:
         self._released.set()
         if self._thread:
             self._thread.join(BEAT)
-        _file(self.directory, self.number).remove()
+        try:
+            _file(self.directory, self.number).remove()
+        except PadimError as error:  # it lapses
+            log.warning("%s", error)
         if self.directory.is_local:
-            with contextlib.suppress(OSError):  # another's claim may be there
+            with contextlib.suppress(OSError):  # another's claim may be there, or results
                 os.rmdir(self.directory.uri)
+                if self.made_root:
+                    os.rmdir(self.root.uri)
 
     def _live(self) -> None:
         beat = 0

@@ -126,3 +126,11 @@ def test_a_damaged_claim_lapses(place, content):
     (place / ".claims/000001.json").write(content)
     with claimed(place, "score") as mine:
         mine.check()
+
+
+def test_a_directory_that_nothing_was_written_to_is_left_as_it_was(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with claimed(Location.of(str(tmp_path / name)), "score"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -122,7 +122,7 @@ def test_an_unwritable_output(mistake, model, archive, tmp_path):
         *("score", "--images", f"{archive}/{{group}}/test/good/0*.png"),
         *("--model", model, "--out", tmp_path / "file/out"),
     )
-    assert sentence == f"Can't write {tmp_path}/file/out/.write-check: Not a directory."
+    assert sentence == f"Can't write {tmp_path}/file/out/.claims/000001.json: Not a directory."
 
 
 def test_an_unwritable_model(mistake, archive, weights, s3):
@@ -176,8 +176,9 @@ def test_masks_that_capture_nothing(evaluate):
 
 
 def test_masks_that_are_not_there(evaluate, tmp_path):
-    sentence = evaluate(f"{tmp_path}/{{group}}/{{defect}}/{{name}}_mask.png")
-    assert sentence == f"--masks: No group matched: nothing in {tmp_path} fits '{{group}}'."
+    masks = tmp_path / "masks"
+    sentence = evaluate(f"{masks}/{{group}}/{{defect}}/{{name}}_mask.png")
+    assert sentence == f"--masks: No group matched: nothing in {masks} fits '{{group}}'."
 
 
 def test_masks_of_other_images(evaluate, tmp_path):
