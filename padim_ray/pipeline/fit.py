@@ -60,10 +60,13 @@ def run_fit(options: FitOptions) -> Summary:
     spec, weights = new_spec(options.model_options, "float32", options.storage_options)
     identity = identify(options, job="fit", weights_sha256=spec.weights_sha256)
     with hidden_credentials(options.storage_options), claimed(root, "fit") as claim:
-        number = artifact.current_number(root) or 0
-        if number and not options.overwrite and _is_same(root, number, identity, options):
-            log.info("Nothing is left to do: see --overwrite to fit these images once more")
-            return _sum_up(root, number, started)
+        number, images = artifact.current_number(root) or 0, None
+        fitted = None if options.overwrite else _fitted_alike(root, number, identity)
+        if fitted:
+            images = read_images_table(options)
+            if describe_changes(fitted.images, images) is None:
+                log.info("Nothing is left to do: see --overwrite to fit these images once more")
+                return _sum_up(root, number, started, before=images.num_rows)
         number += 1
         place = artifact.version_location(root, number)
         if options.overwrite:
@@ -72,9 +75,10 @@ def run_fit(options: FitOptions) -> Summary:
         record = JobRecord.read(place)
         if record:
             record = _continue(record, identity, options, root)
+            images = record.images
             if artifact.is_published(root, number):  # and killed before it became current
-                return _finish(root, number, started)
-        images = record.images if record else read_images_table(options)
+                return _finish(root, number, started, before=images.num_rows)
+        images = read_images_table(options) if images is None else images
         for group, count in group_counts(images).items():
             check_count(group, count)
         stages: dict[str, float] = {}
@@ -86,16 +90,14 @@ def run_fit(options: FitOptions) -> Summary:
                 record.write(place)
             artifact.save_trunk_weights(root, weights)
             spec = replace(spec, precision=record.settings["precision"])
-            _Fit(options, root, number, spec, images, claim, stages).run()
-        return _finish(root, number, started, stages)
+            before = _Fit(options, root, number, spec, images, claim, stages).run()
+        return _finish(root, number, started, before, stages)
 
 
-def _is_same(root: Location, number: int, identity: Mapping[str, Any], options: FitOptions) -> bool:
-    """Whether a published version was fitted to the same images with the same options."""
-    record = JobRecord.read(artifact.version_location(root, number))
-    if record is None or dict(record.identity) != dict(identity):
-        return False
-    return describe_changes(record.images, read_images_table(options)) is None
+def _fitted_alike(root: Location, number: int, identity: Mapping[str, Any]) -> JobRecord | None:
+    """What a published version was fitted to, if with the same options."""
+    record = JobRecord.read(artifact.version_location(root, number)) if number else None
+    return record if record and dict(record.identity) == dict(identity) else None
 
 
 def _continue(
@@ -115,15 +117,23 @@ def _continue(
 
 
 def _finish(
-    root: Location, number: int, started: float, stages: Mapping[str, float] | None = None
+    root: Location,
+    number: int,
+    started: float,
+    before: int,
+    stages: Mapping[str, float] | None = None,
 ) -> Summary:
     artifact.make_current(root, number)
     remove_rounds(artifact.version_location(root, number))
-    return _sum_up(root, number, started, stages)
+    return _sum_up(root, number, started, before, stages)
 
 
 def _sum_up(
-    root: Location, number: int, started: float, stages: Mapping[str, float] | None = None
+    root: Location,
+    number: int,
+    started: float,
+    before: int,
+    stages: Mapping[str, float] | None = None,
 ) -> Summary:
     manifest = artifact.open_version(root).load_manifest()
     summary = Summary(
@@ -131,7 +141,7 @@ def _sum_up(
         listed=manifest.num_rows,
         failed_by_cause=count_causes(manifest["error"].to_pylist()),
         groups=group_counts(manifest),
-        before=0 if stages else manifest.num_rows,
+        before=before,
         seconds=time.monotonic() - started,
         stages=stages or {},
         places={"model": f"{root.uri} (version {number})"},
@@ -152,8 +162,10 @@ class _Fit:
     claim: Claim
     stages: dict[str, float]
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Fit and publish; the number of images that an earlier attempt had done."""
         target = Target(self.root, self.number, len(state_shards(self.spec)))
+        before = Round.latest(target.location).rows
         reducers: list[Reducer] = []
         with timed("embed", self.stages):
             until_done(
@@ -163,6 +175,7 @@ class _Fit:
         (reducer,) = reducers
         with timed("calibrate", self.stages):
             until_done(lambda: self._publish(reducer), progress=lambda: 0)
+        return before
 
     def _plan(self) -> Plan:
         """Anew each time: nodes come and go."""

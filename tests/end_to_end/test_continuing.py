@@ -187,7 +187,8 @@ def test_a_stopped_fit_is_continued(archive, weights, tmp_path, caplog):
     rounds = sorted(path.name for path in (model / "versions/000001/rounds").glob("*.json"))
     assert len(rounds) > 3
     caplog.set_level(logging.INFO, "padim_ray")
-    padim_ray.fit(**job, model=str(model), max_failed=3, round_images=4)
+    summary = padim_ray.fit(**job, model=str(model), max_failed=3, round_images=4)
+    assert (summary.listed, summary.failed) == (39, 3) and 0 < summary.before < 39
     assert "of 39 images are done already" in caplog.text
     assert not (model / "versions/000001/rounds").exists()
     versions = [
