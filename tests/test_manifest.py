@@ -18,7 +18,8 @@ from padim_ray.manifest import (
     list_images,
     read_manifest,
     sample_images,
-    split_shards,
+    shard_rows,
+    shard_table,
 )
 from padim_ray.storage import Location
 
@@ -358,7 +359,8 @@ def test_shards_hold_every_row_once(groups, images):
         }
     )
     assert group_counts(manifest) == groups
-    shards = split_shards(manifest, images)
+    cut = shard_rows(manifest, images)
+    shards = [shard_table(manifest, *shard) for shard in enumerate(cut)]
     for number, shard in enumerate(shards):
         assert shard["shard"].to_pylist() == [number] * shard.num_rows
         assert shard["shard_images"].to_pylist() == [shard.num_rows] * shard.num_rows

@@ -1,6 +1,5 @@
 """What kills processes of a running job, at random times that a seed fixes."""
 
-import os
 import random
 import signal
 import subprocess
@@ -163,12 +162,3 @@ def _wait_for_any(driver: subprocess.Popen, condition: Callable[[], bool]) -> No
 def _after(seconds: float) -> Callable[[], bool]:
     until = time.monotonic() + seconds
     return lambda: time.monotonic() >= until
-
-
-def count_files(directory: Path) -> int:
-    """How many files lie below a directory, apart from those in hidden ones."""
-    total = 0
-    for _, directories, files in os.walk(directory):
-        directories[:] = [name for name in directories if not name.startswith(".")]
-        total += len(files)
-    return total

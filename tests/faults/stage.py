@@ -12,7 +12,7 @@ from PIL import Image
 from padim_ray.artifact import open_version
 from padim_ray.storage import Location
 from tests.faults.cluster import Cluster
-from tests.faults.killers import Start, count_files, run_until_done
+from tests.faults.killers import Start, run_until_done
 from tests.faults.proxy import FaultProxy
 from tests.faults.report import Differences, compare_models, compare_results, read_results
 
@@ -49,9 +49,13 @@ class Stage:
         return self.proxy.server.root / uri.removeprefix("s3://") if is_remote else Path(uri)
 
     def progress(self, job: Job, place: str) -> Callable[[], int]:
-        """How many files a job has finished below a place."""
+        """How many results files, or rounds and groups' files, a job has finished at a place."""
         path = self.path(place)
-        return lambda: count_files(path / "results" if job == "score" else path)
+        patterns = {
+            "fit": ("versions/*/rounds/*.json", "versions/*/groups/*/*"),
+            "score": ("results/part-*.parquet",),
+        }[job]
+        return lambda: sum(1 for pattern in patterns for _ in path.glob(pattern))
 
     def run(self, job: Job, place: str, *more: object, **how: Any) -> list[Start]:
         """Run a job as `run_until_done` does."""
