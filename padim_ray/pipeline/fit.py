@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -196,9 +197,10 @@ class _Fit:
             log.info("%d of %d images are done already", reducer.rows, self.manifest.num_rows)
         left = self.manifest.slice(reducer.rows)
         if left.num_rows:
-            for bundle in partial_sums(self.options, plan, self.spec, self.root, left):
-                for block in bundle.block_refs:
-                    reducer.add(block)
+            with closing(partial_sums(self.options, plan, self.spec, self.root, left)) as bundles:
+                for bundle in bundles:
+                    for block in bundle.block_refs:
+                        reducer.add(block)
         reducer.finish(plan.finish_cpus)
         reducer.commit()
         if reducer.rows != self.manifest.num_rows:

@@ -33,7 +33,7 @@ from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
 from padim_ray.pipeline.run import fetcher
 from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.scores import Scores
-from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session
+from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session, rows_of
 from padim_ray.pipeline.summary import GroupVerdict, Summary, read_summary, timed, write_summary
 from padim_ray.redaction import redact
 from padim_ray.report import MOST_FAILED, write_report
@@ -166,13 +166,14 @@ class ScoringJob:
                 batch_format="pyarrow",
                 num_cpus=plan.helper_cpus,
             )
-            for row in written.iter_rows():
-                shard, scores = row.pop("shard"), np.frombuffer(row.pop("scores"), np.float32)
-                if shard in self.done:
-                    raise RuntimeError(f"shard {shard} was scored twice")
-                self._take(shard, scores, dict(row.pop("causes")))
-                take(self.shards[shard], row)
-                kill_at("score:part-written")
+            with rows_of(written) as rows:
+                for row in rows:
+                    shard, scores = row.pop("shard"), np.frombuffer(row.pop("scores"), np.float32)
+                    if shard in self.done:
+                        raise RuntimeError(f"shard {shard} was scored twice")
+                    self._take(shard, scores, dict(row.pop("causes")))
+                    take(self.shards[shard], row)
+                    kill_at("score:part-written")
         if len(self.done) != len(self.shards):
             raise RuntimeError(f"{len(self.shards)} shards, but {len(self.done)} have results")
         self.output.check_complete(len(self.shards))
@@ -209,9 +210,10 @@ class ScoringJob:
                 num_cpus=plan.helper_cpus,
             )
             count = 0
-            for row in drawn.iter_rows():
-                self.drawn.add(row["shard"])
-                count += row["drawn"]
+            with rows_of(drawn) as rows:
+                for row in rows:
+                    self.drawn.add(row["shard"])
+                    count += row["drawn"]
         log.info("%d heatmaps drawn", count)
 
     def finish(

@@ -6,9 +6,11 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from typing import Any
 
 import ray
+import ray.data
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError, RayTaskError
 
@@ -68,6 +70,16 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+@contextmanager
+def rows_of(dataset: ray.data.Dataset) -> Iterator[Iterator[dict[str, Any]]]:
+    """A data set's rows, computed while they are read: no longer than the block lasts.
+
+    Without the end of its iterator, a data set that is left early goes on in the background.
+    """
+    with closing(iter(dataset.iter_rows())) as rows:
+        yield rows
 
 
 @contextmanager
