@@ -99,5 +99,7 @@ def data_context(*, preserve_order: bool) -> Iterator[DataContext]:
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     context.raise_original_map_exception = True  # for `_without_tracebacks`
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # we log a line per stage ourselves
+    # it would print the traceback of a full disk; what fails is raised, and told by us
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
     with DataContext.current(context):
         yield context
