@@ -59,7 +59,8 @@ def _without_tracebacks() -> Iterator[None]:
         yield
     except RayTaskError as error:
         if isinstance(error.cause, PadimError):
-            raise type(error.cause)(*error.cause.args) from None
+            # Ray Data appends lines about its own retries
+            raise type(error.cause)(str(error.cause).partition("\n")[0]) from None
         raise
 
 
@@ -99,7 +100,8 @@ def data_context(*, preserve_order: bool) -> Iterator[DataContext]:
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     context.raise_original_map_exception = True  # for `_without_tracebacks`
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # we log a line per stage ourselves
-    # it would print the traceback of a full disk; what fails is raised, and told by us
-    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
+    for name in ("exceptions", "_internal.execution.streaming_executor_state"):
+        # they would print the traceback of a full disk; what fails is raised, and told by us
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
     with DataContext.current(context):
         yield context
