@@ -211,9 +211,14 @@ def test_every_control_has_a_name(open_page, evaluated_run: Path, large: bool):
     page = open_page(evaluated_run)
     if large:
         page.locator(".open").first.click()
-    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")
-    nodes = [node for node in tree["nodes"] if not node["ignored"]]
-    controls = [node for node in nodes if node["role"]["value"].lower() in CONTROLS]
+    session = page.context.new_cdp_session(page)
+    for _ in range(100):  # the browser makes its accessibility tree in its own time
+        tree = session.send("Accessibility.getFullAXTree")
+        nodes = [node for node in tree["nodes"] if not node["ignored"]]
+        controls = [node for node in nodes if node["role"]["value"].lower() in CONTROLS]
+        if len(controls) > (6 if large else 20):
+            break
+        page.wait_for_timeout(100)
     assert len(controls) > (6 if large else 20)
     assert [node for node in controls if not node["name"]["value"].strip()] == []
     pictures = [node for node in nodes if node["role"]["value"] == "image"]
