@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 
 from padim_ray import __version__, gaussian, moments
 from padim_ray.calibration import Calibration, count_pixels, read_scores
-from padim_ray.description import FORMAT_VERSION, GroupEntry, read_description
+from padim_ray.description import FORMAT_VERSION, MOST_BYTES, GroupEntry, read_description
 from padim_ray.errors import ModelError
 from padim_ray.fail_points import kill_at
 from padim_ray.fields import show
@@ -44,6 +44,7 @@ from padim_ray.model_files import (
     load_tensors,
     load_trunk,
     parse_file,
+    read_file,
     read_table,
 )
 from padim_ray.moments import Moments, empty_moments
@@ -73,7 +74,9 @@ class ModelVersion:
 
     def fingerprint(self) -> str:
         """SHA-256 of model.json: tells a version from another one that took its number."""
-        return hashlib.sha256((version_location(self.root, self.number) / MODEL).read()).hexdigest()
+        location = version_location(self.root, self.number) / MODEL
+        content = read_file(self.root, location, MOST_BYTES, Path.read_bytes)
+        return hashlib.sha256(content).hexdigest()
 
     def load_trunk_weights(self) -> StateDict:
         """Read the trunk's weights; ModelError if they aren't those that the model names."""

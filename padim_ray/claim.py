@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from padim_ray.errors import PadimError
-from padim_ray.storage import Location
+from padim_ray.storage import Location, list_numbers, numbered_file
 
 log = logging.getLogger("padim_ray")
 
@@ -95,7 +95,7 @@ class Claim:
         if self._thread:
             self._thread.join(BEAT)
         try:
-            _file(self.directory, self.number).remove()
+            numbered_file(self.directory, self.number).remove()
         except PadimError as error:  # it lapses
             log.warning("%s", error)
         if self.directory.is_local:
@@ -114,30 +114,29 @@ class Claim:
                     log.error("%s", self._lost)
                     return
                 if not self._released.is_set():
-                    _file(self.directory, self.number).write(_encode(self.content | {"beat": beat}))
-            except (
-                PadimError
-            ) as error:  # the next beat may succeed; until then others may take over
+                    content = _encode(self.content | {"beat": beat})
+                    numbered_file(self.directory, self.number).write(content)
+            except PadimError as error:  # the next may succeed; until then others may take over
                 log.warning("No sign of life could be given: %s", error)
 
     def _look(self) -> None:
-        highest = max(_numbers(self.directory), default=0)
+        highest = max(list_numbers(self.directory), default=0)
         if highest != self.number:
             self._lost = f"Another job took over {self.root.uri}, so this one stops"
 
 
 def _take(root: Location, directory: Location, content: dict[str, Any]) -> int:
     while True:
-        others = _numbers(directory)
-        if others and not _is_gone(root, _file(directory, max(others))):
+        others = list_numbers(directory)
+        if others and not _is_gone(root, numbered_file(directory, max(others))):
             continue  # it was released, or replaced: look again
         number = max(others, default=0) + 1
         try:
-            _file(directory, number).create(_encode(content))
+            numbered_file(directory, number).create(_encode(content))
         except FileExistsError:
             continue  # somebody was faster
         for lapsed in others:
-            _file(directory, lapsed).remove()
+            numbered_file(directory, lapsed).remove()
         return number
 
 
@@ -202,15 +201,6 @@ def _is_alive(holder: dict[str, Any]) -> bool | None:
     if not here or any(holder.get(name) != value for name, value in here.items()):
         return None
     return _birth(int(holder["pid"])).get("birth") == holder.get("birth")
-
-
-def _numbers(directory: Location) -> list[int]:
-    names = [file.uri.rpartition("/")[2] for file in directory.list_files()]
-    return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()]
-
-
-def _file(directory: Location, number: int) -> Location:
-    return directory / f"{number:06d}.json"
 
 
 def _encode(content: dict[str, Any]) -> bytes:

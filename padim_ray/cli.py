@@ -137,13 +137,10 @@ def _run(app: App, arguments: Sequence[str] | None) -> None:
     except KeyboardInterrupt:
         print(f"Stopped by {stop.name}: {CONTINUE}", file=sys.stderr)
         code = stop.exit_code
-    except TooManyFailed as error:
-        print(f"Error: {error}", file=sys.stderr)
-        code = TOO_MANY_FAILED
     except (PadimError, cyclopts.CycloptsError) as error:
         print(f"Error: {redact(str(error))}", file=sys.stderr)
-        code = MISTAKE
-    except Exception:
+        code = TOO_MANY_FAILED if isinstance(error, TooManyFailed) else MISTAKE
+    except Exception:  # a defect of ours: Python's own traceback might tell a secret
         print(Secrets.of(None).redact(traceback.format_exc()), file=sys.stderr)
         code = DEFECT
     sys.exit(code if isinstance(code, int) else SUCCESS)

@@ -12,18 +12,12 @@ from typing import Any, NamedTuple
 import fsspec.asyn
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
-from tenacity import (
-    RetryError,
-    Retrying,
-    retry_if_result,
-    stop_after_delay,
-    wait_random_exponential,
-)
+from tenacity import RetryError, retry_if_result
 
 from padim_ray.credentials import Secrets
 from padim_ray.errors import ImageError
 from padim_ray.options import MAX_IMAGE_BYTES
-from padim_ray.retry import LONGEST_WAIT, is_transient, patience
+from padim_ray.retry import is_transient, patience, patiently
 from padim_ray.storage import Location, version_tag
 
 READING_THREADS = 16  # for file systems that can't read many files at once themselves
@@ -79,13 +73,11 @@ class Fetcher:
             return all(not _may_still_come(contents[file.uri]) for file in left)
 
         with suppress(RetryError):  # images that are left fail with their own errors
-            Retrying(
-                retry=retry_if_result(operator.not_),
-                stop=stop_after_delay(patience()),
-                wait=wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT),
-            )(read_what_is_left)
-        secrets = Secrets.of(self.storage_options)
-        return {uri: _content(content, secrets) for uri, content in contents.items()}
+            patiently(retry=retry_if_result(operator.not_))(read_what_is_left)
+        return {
+            uri: content if isinstance(content, bytes) else self._explain(content)
+            for uri, content in contents.items()
+        }
 
     def _read(self, fs: AbstractFileSystem, files: Sequence[Wanted]) -> list[bytes | BaseException]:
         """From any file system: a file's version is looked up when it has been read."""
@@ -97,7 +89,7 @@ class Fetcher:
                 content = fs.cat_file(path)
                 _check_version(file, len(content), version_tag(fs.info(path)) if file.tag else None)
                 return content
-            except Exception as error:  # of whatever kind: it is this image's
+            except Exception as error:  # told in this image's row; the others go on
                 return error
 
         with ThreadPoolExecutor(READING_THREADS) as pool:
@@ -126,6 +118,23 @@ class Fetcher:
 
         return fsspec.asyn.sync(fs.loop, read_all)
 
+    def _explain(self, error: BaseException) -> ImageError:
+        redact = Secrets.of(self.storage_options).redact
+        match error:
+            case ImageError():
+                return error
+            case FileNotFoundError():
+                return ImageError("fetch", "not found")
+            case PermissionError():
+                return ImageError("fetch", "permission denied")
+            case _ if is_transient(error):
+                detail = redact(f"tried for {patience():.0f} s: {error}")
+                return ImageError("fetch", "the storage failed", detail)
+            case Exception():
+                return ImageError("fetch", type(error).__name__, redact(str(error)))
+            case _:
+                raise error
+
     def _check_size(self, size: int | None) -> None:
         if size is not None and size > self.max_bytes:
             limit = f"more than --max-image-bytes {self.max_bytes}"
@@ -145,23 +154,6 @@ def _scheme(file: Wanted) -> str:
 
 def _may_still_come(content: bytes | BaseException | None) -> bool:
     return content is None or (isinstance(content, BaseException) and is_transient(content))
-
-
-def _content(content: bytes | BaseException, secrets: Secrets) -> bytes | ImageError:
-    match content:
-        case bytes() | ImageError():
-            return content
-        case FileNotFoundError():
-            return ImageError("fetch", "not found")
-        case PermissionError():
-            return ImageError("fetch", "permission denied")
-        case _ if is_transient(content):
-            detail = secrets.redact(f"tried for {patience():.0f} s: {content}")
-            return ImageError("fetch", "the storage failed", detail)
-        case Exception():
-            return ImageError("fetch", type(content).__name__, secrets.redact(str(content)))
-        case _:
-            raise content
 
 
 def is_worth_another_try(error: str | None) -> bool:

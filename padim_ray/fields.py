@@ -62,7 +62,7 @@ def read_fields(kind: type[T], value: Any, where: str, checks: Mapping[str, Chec
     for name in value:
         if name not in checks:
             raise ModelError(f"{where} has the unknown field {show(name)}")
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):
         if field.name not in value and field.default is dataclasses.MISSING:
             raise ModelError(f"{field.name!r} is missing in {where}")
     return kind(**{name: checks[name](item, f"{where}.{name}") for name, item in value.items()})

@@ -20,8 +20,7 @@ from pyarrow import ArrowException
 from safetensors import SafetensorError, safe_open
 
 from padim_ray.errors import ModelError
-from padim_ray.retry import with_retries
-from padim_ray.storage import Location, explained
+from padim_ray.storage import Location
 
 HEADER_BYTES = 2**20  # of tensors' names and shapes, and of Parquet's around its columns
 
@@ -77,9 +76,7 @@ def _check(root: Location, location: Location, most: int) -> None:
             raise ModelError("it is a link that leads out of the model's directory")
         size = file.st_size
     else:
-        location.fs.invalidate_cache(location.path)  # it may be newer than the last listing
-        with explained(location.uri, "read"):
-            size = with_retries(lambda: location.fs.size(location.path), f"read {location.uri}")
+        size = location.size()
     if size is None or size > most:
         raise ModelError(f"it has {size} bytes, and not at most {most}")
 
@@ -120,7 +117,8 @@ def load_trunk(root: Location, location: Location, most: int) -> dict[str, torch
 
     def read(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
-            kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            names = file.keys()  # it is no mapping, and can't be iterated over
+            kinds = {file.get_slice(name).get_dtype() for name in names}
         if kinds != {"F32"}:
             raise ModelError(f"weights are float32, and these {', '.join(sorted(kinds))}")
         return safetensors.torch.load_file(path)

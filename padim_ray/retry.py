@@ -8,7 +8,7 @@ longer than a few seconds, and other stores.
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenacity import (
     RetryCallState,
@@ -55,13 +55,17 @@ def with_retries(operation: Callable[[], T], what: str) -> T:
         error = " ".join(str(state.outcome.exception()).split())
         log.log(level, "Can't %s at present (%s); trying again for %.0f s", what, error, patience())
 
+    again = retry_if_exception(is_transient)
+    return patiently(retry=again, before_sleep=tell, reraise=True)(operation)
+
+
+def patiently(**settings: Any) -> Retrying:
+    """tenacity's retrying, with our waits and our patience."""
     return Retrying(
-        retry=retry_if_exception(is_transient),
         stop=stop_after_delay(patience()),
         wait=wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT),
-        before_sleep=tell,
-        reraise=True,
-    )(operation)
+        **settings,
+    )
 
 
 def patience() -> float:

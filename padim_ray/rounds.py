@@ -9,7 +9,6 @@ versions/000003/
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +20,7 @@ from padim_ray.description import MOST_IMAGES, GroupEntry
 from padim_ray.fail_points import kill_at
 from padim_ray.fields import mapping, parse_json, read_fields, show, text, whole
 from padim_ray.model_files import understood
-from padim_ray.storage import Location
+from padim_ray.storage import Location, list_numbers, numbered_file
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,10 @@ class Round:
         Raises:
             ModelError: if it is damaged.
         """
-        names = [file.uri.rpartition("/")[2] for file in (version / "rounds").list_files()]
-        numbers = [int(name[:-5]) for name in names if re.fullmatch(r"[0-9]{6,9}\.json", name)]
+        numbers = list_numbers(version / "rounds")
         if not numbers:
             return cls()
-        marker = _marker(version, max(numbers))
+        marker = _marker(version, numbers[-1])
         with understood(marker):
             return read_fields(cls, parse_json(marker.read()), "it", _ROUND)
 
@@ -119,4 +117,4 @@ def remove_rounds(version: Location) -> None:
 
 
 def _marker(version: Location, number: int) -> Location:
-    return version / f"rounds/{number:06d}.json"
+    return numbered_file(version / "rounds", number)

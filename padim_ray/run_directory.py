@@ -20,16 +20,19 @@ from padim_ray.storage import Location
 
 PART = "results/part-{:06d}.parquet"
 COMPLETE = "_SUCCESS"  # as Hadoop and Spark mark it
-_NAME = re.compile(r"part-\d{6,}\.parquet")
+_NAME = re.compile(r"part-(\d{6,})\.parquet")
 
 
 def list_parts(root: Location) -> list[Location]:
     """A run's results files, in their order; not what a killed task left half-written."""
-    return [
-        file
-        for file in (root / "results").list_files()
-        if _NAME.fullmatch(file.uri.rpartition("/")[2])
-    ]
+    return [file for file in (root / "results").list_files() if _NAME.fullmatch(file.name)]
+
+
+def part_number(part: Location) -> int:
+    """The shard whose rows a results file holds."""
+    found = _NAME.fullmatch(part.name)
+    assert found, f"{part.uri} is no results file"
+    return int(found[1])
 
 
 def is_complete(root: Location) -> bool:

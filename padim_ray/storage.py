@@ -6,6 +6,7 @@ fsspec's storage options. It can be sent to workers; connections are made where 
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -91,6 +92,11 @@ class Location:
         """The file system's own name for this location."""
         return self.fs._strip_protocol(self.uri)
 
+    @property
+    def name(self) -> str:
+        """The last segment."""
+        return self.uri.rpartition("/")[2]
+
     def __truediv__(self, relative: str) -> "Location":
         return Location(f"{self.uri.rstrip('/')}/{relative}", self.options)
 
@@ -104,6 +110,11 @@ class Location:
     def exists(self) -> bool:
         self.fs.invalidate_cache()
         return self._attempt("look up", lambda: self.fs.exists(self.path))
+
+    def size(self) -> int | None:
+        """Bytes, as far as the file system tells. Raises: FileNotFoundError if it isn't there."""
+        self.fs.invalidate_cache(self.path)  # it may be newer than the last listing
+        return self._attempt("read", lambda: self.fs.size(self.path))
 
     def read(self) -> bytes:
         """Raises: FileNotFoundError if it isn't there, PadimError if it can't be reached."""
@@ -217,6 +228,17 @@ class Location:
                 done.result()
         if self.is_local:
             shutil.rmtree(self.uri, ignore_errors=True)  # the empty directories
+
+
+def numbered_file(directory: Location, number: int) -> Location:
+    """`000004.json`, of files that follow each other."""
+    return directory / f"{number:06d}.json"
+
+
+def list_numbers(directory: Location) -> list[int]:
+    """The numbers of such files that are there, ascending."""
+    names = [file.name for file in directory.list_files()]
+    return sorted(int(name[:-5]) for name in names if re.fullmatch(r"[0-9]{6,9}\.json", name))
 
 
 def _flush(file: Path) -> None:

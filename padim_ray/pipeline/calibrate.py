@@ -17,7 +17,7 @@ from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.pixels import CountPixels
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.scorer import score_images
-from padim_ray.pipeline.session import data_context
+from padim_ray.pipeline.session import data_context, rows_of
 
 log = logging.getLogger("padim_ray")
 
@@ -53,18 +53,20 @@ def calibrate(
             batch_format="pyarrow",
             num_cpus=plan.helper_cpus,
         )
-        for group, parts in groupby(counted.iter_rows(), key=lambda part: part["group"]):
-            pixels = np.zeros(BINS, np.int64)
-            here = []
-            for part in parts:
-                where = rows[shards[part["shard"]]]
-                here.extend(where)
-                scores[where] = np.frombuffer(part["scores"], np.float32)
-                pixels += np.frombuffer(part["pixels"], np.int64)
-            valid = np.sort(scores[here][np.isfinite(scores[here])])
-            if len(valid):
-                save_calibration(version.root, version.number, group, Calibration(valid, pixels))
-            entries[group] = replace(entries[group], calibrated=len(valid))
+        with rows_of(counted) as all_parts:
+            for group, parts in groupby(all_parts, key=lambda part: part["group"]):
+                pixels = np.zeros(BINS, np.int64)
+                here = []
+                for part in parts:
+                    where = rows[shards[part["shard"]]]
+                    here.extend(where)
+                    scores[where] = np.frombuffer(part["scores"], np.float32)
+                    pixels += np.frombuffer(part["pixels"], np.int64)
+                valid = np.sort(scores[here][np.isfinite(scores[here])])
+                if len(valid):
+                    calibration = Calibration(valid, pixels)
+                    save_calibration(version.root, version.number, group, calibration)
+                entries[group] = replace(entries[group], calibrated=len(valid))
     missing = len(rows) - np.isfinite(scores).sum()
     if missing:
         log.warning("%d images could be read for fitting, but not again to calibrate", missing)

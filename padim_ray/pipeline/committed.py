@@ -1,6 +1,5 @@
 """What an earlier attempt at a scoring run has committed: shards with a results file."""
 
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from padim_ray.errors import PadimError
 from padim_ray.failures import count_causes
 from padim_ray.fetch import is_worth_another_try
 from padim_ray.pipeline.results import DRAWN, Output
-from padim_ray.run_directory import list_parts
+from padim_ray.run_directory import list_parts, part_number
 from padim_ray.storage import Location
 
 READING_THREADS = 16  # small files: they wait for the store
@@ -47,7 +46,7 @@ def read_committed(output: Output, *, with_counts: bool) -> Iterator[CommittedSh
     """
 
     def read(part: Location) -> CommittedShard:
-        number = int(re.findall(r"\d+", part.uri)[-1])
+        number = part_number(part)
         try:
             with part.as_local_file() as path, pq.ParquetFile(path) as file:
                 table = file.read(["score", "error"])

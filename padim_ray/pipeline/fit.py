@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -55,19 +56,25 @@ def fit(**options: Any) -> Summary:
 
 def run_fit(options: FitOptions) -> Summary:
     """Fit as `options` say; see `fit`."""
+    with hidden_credentials(options.storage_options):
+        return _run(options)
+
+
+def _run(options: FitOptions) -> Summary:
     started = time.monotonic()
     root = Location.of(options.model, options.storage_options)
     check_images_option(options)
     spec, weights = new_spec(options.model_options, "float32", options.storage_options)
     identity = identify(options, job="fit", weights_sha256=spec.weights_sha256)
-    with hidden_credentials(options.storage_options), claimed(root, "fit") as claim:
+    with claimed(root, "fit") as claim:
         number, images = artifact.current_number(root) or 0, None
         fitted = None if options.overwrite else _fitted_alike(root, number, identity)
         if fitted:
             images = read_images_table(options)
             if describe_changes(fitted.images, images) is None:
                 log.info("Nothing is left to do: see --overwrite to fit these images once more")
-                return _sum_up(root, number, started, before=images.num_rows)
+                causes = _published_causes(root)
+                return _sum_up(root, number, images, causes, started, before=images.num_rows)
         number += 1
         place = artifact.version_location(root, number)
         if options.overwrite:
@@ -78,7 +85,10 @@ def run_fit(options: FitOptions) -> Summary:
             record = _continue(record, identity, options, root)
             images = record.images
             if artifact.is_published(root, number):  # and killed before it became current
-                return _finish(root, number, started, before=images.num_rows)
+                artifact.make_current(root, number)
+                remove_rounds(place)
+                causes = _published_causes(root)
+                return _sum_up(root, number, images, causes, started, before=images.num_rows)
         images = read_images_table(options) if images is None else images
         for group, count in group_counts(images).items():
             check_count(group, count)
@@ -91,8 +101,9 @@ def run_fit(options: FitOptions) -> Summary:
                 record.write(place)
             artifact.save_trunk_weights(root, weights)
             spec = replace(spec, precision=record.settings["precision"])
-            before = _Fit(options, root, number, spec, images, claim, stages).run()
-        return _finish(root, number, started, before, stages)
+            before, causes = _Fit(options, root, number, spec, images, claim, stages).run()
+        remove_rounds(place)
+        return _sum_up(root, number, images, causes, started, before, stages)
 
 
 def _fitted_alike(root: Location, number: int, identity: Mapping[str, Any]) -> JobRecord | None:
@@ -117,31 +128,24 @@ def _continue(
     return record
 
 
-def _finish(
-    root: Location,
-    number: int,
-    started: float,
-    before: int,
-    stages: Mapping[str, float] | None = None,
-) -> Summary:
-    artifact.make_current(root, number)
-    remove_rounds(artifact.version_location(root, number))
-    return _sum_up(root, number, started, before, stages)
+def _published_causes(root: Location) -> dict[str, int]:
+    return count_causes(artifact.open_version(root).load_manifest()["error"].to_pylist())
 
 
 def _sum_up(
     root: Location,
     number: int,
+    images: pa.Table,
+    causes: Mapping[str, int],
     started: float,
     before: int,
     stages: Mapping[str, float] | None = None,
 ) -> Summary:
-    manifest = artifact.open_version(root).load_manifest()
     summary = Summary(
         job="fit",
-        listed=manifest.num_rows,
-        failed_by_cause=count_causes(manifest["error"].to_pylist()),
-        groups=group_counts(manifest),
+        listed=images.num_rows,
+        failed_by_cause=dict(Counter(causes).most_common()),
+        groups=group_counts(images),
         before=before,
         seconds=time.monotonic() - started,
         stages=stages or {},
@@ -163,8 +167,8 @@ class _Fit:
     claim: Claim
     stages: dict[str, float]
 
-    def run(self) -> int:
-        """Fit and publish; the number of images that an earlier attempt had done."""
+    def run(self) -> tuple[int, Mapping[str, int]]:
+        """Fit and publish: images that an earlier attempt had done, failed images by cause."""
         target = Target(self.root, self.number, len(state_shards(self.spec)))
         before = Round.latest(target.location).rows
         reducers: list[Reducer] = []
@@ -176,7 +180,7 @@ class _Fit:
         (reducer,) = reducers
         with timed("calibrate", self.stages):
             until_done(lambda: self._publish(reducer), progress=lambda: 0)
-        return before
+        return before, reducer.count_failures.causes
 
     def _plan(self) -> Plan:
         """Anew each time: nodes come and go."""

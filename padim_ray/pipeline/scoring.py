@@ -231,15 +231,15 @@ class ScoringJob:
             log.info("%s is complete: nothing is left to do", self.root.uri)
             run_directory.complete(self.root)  # removes what a kill may have left
             summary = read_summary(self.root, places)
-        else:
-            summary = self._sum_up(is_good, places)
-            self.claim.check()
-            write_summary(self.root, summary, self._settings())
-            kill_at("score:run-json-written")
+            summary.report()
+            return summary
+        summary = self._sum_up(is_good, places)
+        self.claim.check()
+        write_summary(self.root, summary, self._settings())
+        kill_at("score:run-json-written")
         summary.report()
-        if not self.is_complete:
-            self._report()
-            run_directory.complete(self.root)
+        self._report()
+        run_directory.complete(self.root)
         return summary
 
     def _sum_up(self, is_good: np.ndarray | None, places: Mapping[str, str]) -> Summary:
@@ -270,10 +270,7 @@ class ScoringJob:
             self.root,
             images=self.options.report_images,
             storage_options=self.options.storage_options,
-            parts=[
-                self.output.part(table["shard"][0].as_py()).uri.rpartition("/")[2]
-                for table in shards
-            ],
+            parts=[self.output.part(table["shard"][0].as_py()).name for table in shards],
             sources=dict(zip(shown["uri"].to_pylist(), uris_to_fetch(shown), strict=True)),
         )
 
