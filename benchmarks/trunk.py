@@ -6,10 +6,10 @@ import torch
 
 from benchmarks.timing import Figure, rates
 from padim_ray.anomaly_map import image_scores
-from padim_ray.gaussian import factorise, pool, squared_distances
+from padim_ray.gaussian import factorise, pool
 from padim_ray.leave_one_out import NEGLIGIBLE_FROM, leave_one_out_squared_distances
 from padim_ray.model import Embedder
-from padim_ray.moments import accumulate_, empty_moments
+from padim_ray.moments import empty_moments
 from padim_ray.options import ModelOptions
 from padim_ray.spec import new_spec
 
@@ -36,15 +36,16 @@ def measure(weights: str, repeats: int) -> list[Figure]:
 
 def stages(embedder: Embedder, images: torch.Tensor) -> dict[str, Callable[[], int]]:
     spec = embedder.spec
-    patches = embedder.embed(images)
+    embeddings = embedder.embed(images)
+    patches = embeddings.patches()
     state = empty_moments(spec.grid.cells, spec.grid.channels, device=embedder.device)
-    state = accumulate_(state, patches)
+    state = embedder.accumulate_(state, embeddings)
     rule = spec.regularization
     gaussian = factorise(state, rule.scale(state.count), rule.offset(pool(state)))
-    distances = embedder.distances(patches, gaussian)
+    distances = embedder.distances(embeddings, gaussian)
     return {
-        "moments": lambda: done([accumulate_(state, patches).means[0], patches[0]]),
-        "distances": lambda: done([squared_distances(gaussian, patches)]),
+        "moments": lambda: done([embedder.accumulate_(state, embeddings).means[0]]),
+        "distances": lambda: done([embedder.distances(embeddings, gaussian)]),
         **{
             f"leave-one-out of {count}": lambda count=count: done(
                 [leave_one_out_squared_distances(gaussian, patches, count, rule)]

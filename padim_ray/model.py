@@ -1,6 +1,6 @@
 """PadimModel: fit and score in one process, for people who have a DataLoader."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,18 +14,24 @@ from padim_ray.artifact import SHARD_BYTES, GroupEntry, ModelVersion
 from padim_ray.calibration import Calibration
 from padim_ray.claim import claimed
 from padim_ray.errors import ModelError
+from padim_ray.fused import TOGETHER
 from padim_ray.gaussian import Gaussian, squared_distances
 from padim_ray.histogram import count_values
 from padim_ray.job_record import JOB
-from padim_ray.leave_one_out import MIN_IMAGES, leave_one_out_squared_distances
+from padim_ray.leave_one_out import (
+    MIN_IMAGES,
+    NEGLIGIBLE_FROM,
+    leave_one_out_squared_distances,
+)
 from padim_ray.manifest import DEFAULT_GROUP
 from padim_ray.moments import Moments, accumulate_, empty_moments
 from padim_ray.options import ModelOptions
-from padim_ray.patches import split_cells
+from padim_ray.patches import Embeddings, split_cells
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
 from padim_ray.trunk import StateDict, Trunk, native_precision
 
+GPU_BATCH = 128  # images per pass through the trunk
 PARTIAL_IMAGES = 512  # in a float32 sum, before it is merged into the float64 one
 EMPTY_MANIFEST = pa.table({name: pa.array([], pa.string()) for name in ("uri", "group")})
 
@@ -38,53 +44,74 @@ class Scores(NamedTuple):
 
 
 class Embedder:
-    """A trunk with its spec: images to nested patches."""
+    """A trunk with its spec: images to embeddings, and these to moments or distances.
 
-    def __init__(self, spec: ModelSpec, weights: StateDict, device: torch.device | str) -> None:
+    Args:
+        batch_size: images per pass through the trunk; default: as many as suit the device.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: StateDict,
+        device: torch.device | str,
+        batch_size: int | None = None,
+    ) -> None:
         self.spec = spec
         self.device = torch.device(device)
+        self.batch_size = batch_size or (TOGETHER if self.device.type == "cpu" else GPU_BATCH)
         self.trunk = Trunk(
             spec.backbone, spec.channels, weights, precision=spec.precision, device=device
         )
 
     @torch.inference_mode()
-    def embed(self, images: torch.Tensor, batch_size: int = 32) -> list[torch.Tensor]:
-        """uint8 images (B, 3, H, W) → per level, finest first, (P_ℓ, c_ℓ, B) float32 on the device.
+    def embed(self, images: torch.Tensor) -> Embeddings:
+        """Images (B, 3, H, W), 0…255, to their features at all cells, on the device."""
+        return Embeddings.join(
+            [
+                self.spec.grid.nest(self.trunk(part.to(self.device, non_blocking=True)))
+                for part in images.split(self.batch_size)
+            ]
+        )
 
-        The trunk sees `batch_size` images at a time.
-        """
-        features = [
-            self.trunk(part.to(self.device, non_blocking=True)) for part in images.split(batch_size)
-        ]
-        return self.spec.grid.nest([torch.cat(maps) for maps in zip(*features, strict=True)])
+    @torch.inference_mode()
+    def accumulate_(self, moments: Moments, embeddings: Embeddings) -> Moments:
+        """Add a batch of images, in place in the tensors of `moments`."""
+        for start, stop in embeddings.runs():
+            accumulate_(moments.cells(start, stop), embeddings.patches(start, stop))
+        return replace(moments, count=moments.count + len(embeddings))
 
+    @torch.inference_mode()
     def distances(
-        self, patches: Sequence[torch.Tensor], group: Gaussian, *, left_out_of: int | None = None
+        self, embeddings: Embeddings, group: Gaussian, *, left_out_of: int | None = None
     ) -> torch.Tensor:
-        """Mahalanobis distances (B, H_0, W_0) of nested patches.
+        """Mahalanobis distances (B, H_0, W_0).
 
         Args:
             left_out_of: the number of images in the Gaussians, if these are some of them and their
                 distances are to be those to the Gaussians without the image itself.
         """
+        runs, regularization = embeddings.runs(), self.spec.regularization
         if left_out_of:
-            squared = leave_one_out_squared_distances(
-                group, patches, left_out_of, self.spec.regularization
-            )
+            if left_out_of < NEGLIGIBLE_FROM:  # what an image adds to R is of all cells
+                runs = [(0, runs[-1][1])]
+            squared = [
+                leave_one_out_squared_distances(
+                    group.cells(*run), embeddings.patches(*run), left_out_of, regularization
+                )
+                for run in runs
+            ]
         else:
-            squared = squared_distances(group, patches)
-        return self.spec.grid.unnest(squared).sqrt_()
+            squared = [
+                squared_distances(group.cells(*run), embeddings.patches(*run)) for run in runs
+            ]
+        return self.spec.grid.unnest(torch.cat(squared)).sqrt_()
 
 
 def as_images(pixels: np.ndarray) -> torch.Tensor:
     """(n, H, W, 3) uint8 pixels as channels-last images (n, 3, H, W)."""
     writeable = pixels if pixels.flags.writeable else pixels.copy()  # tensors can't be read-only
     return torch.from_numpy(writeable).permute(0, 3, 1, 2)
-
-
-def finite_images(patches: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Which images' patches are all finite: (B,) bool."""
-    return torch.stack([level.isfinite().all(0).all(0) for level in patches]).all(0)
 
 
 class PadimModel:
@@ -162,13 +189,13 @@ class PadimModel:
             ValueError: for another shape, size, type or range.
             ModelError: if an image gives NaN or infinite features.
         """
-        patches = self._embed(images, group)
+        embeddings = self._embed(images, group)
         if group not in self._partials:
             grid = self.spec.grid
             self._partials[group] = empty_moments(
                 grid.cells, grid.channels, device=self._embedder.device
             )
-        self._partials[group] = accumulate_(self._partials[group], patches)
+        self._partials[group] = self._embedder.accumulate_(self._partials[group], embeddings)
         self._updated.add(group)
         self._gaussians.pop(group, None)
         self._calibrations.pop(group, None)
@@ -269,13 +296,13 @@ class PadimModel:
             ValueError: for another shape, size, type or range.
             ModelError: for a group with fewer than 3 images.
         """
-        patches = self._embed(images, group)
+        embeddings = self._embed(images, group)
         count = self._count(group)
         if count < MIN_IMAGES:
             raise ModelError(
                 f"Group {group!r} has {count} images; leaving one out takes {MIN_IMAGES}"
             )
-        distances = self._embedder.distances(patches, self._gaussian(group), left_out_of=count)
+        distances = self._embedder.distances(embeddings, self._gaussian(group), left_out_of=count)
         maps = self.spec.mapper.maps(distances)
         scores = image_scores(maps).cpu()
         added = Calibration(np.sort(scores.numpy()), count_values(maps.cpu().numpy()))
@@ -350,15 +377,15 @@ class PadimModel:
         model._version = version
         return model
 
-    def _embed(self, images: torch.Tensor | np.ndarray, group: str) -> list[torch.Tensor]:
-        patches = self._embedder.embed(_checked(images, self.spec.preprocessing.size))
-        bad = (~finite_images(patches)).nonzero().flatten().tolist()
+    def _embed(self, images: torch.Tensor | np.ndarray, group: str) -> Embeddings:
+        embeddings = self._embedder.embed(_checked(images, self.spec.preprocessing.size))
+        bad = (~embeddings.are_finite()).nonzero().flatten().tolist()
         if bad:
             raise ModelError(
                 f"Group {group!r}: images {bad} of the batch give NaN or infinite features; "
                 "nothing was added"
             )
-        return patches
+        return embeddings
 
 
 def state_shards(spec: ModelSpec) -> list[tuple[int, int]]:

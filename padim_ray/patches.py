@@ -15,6 +15,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+RUN_NUMBERS = 2**22  # 16 MiB in float32
+
 
 @dataclass(frozen=True)
 class PatchGrid:
@@ -60,12 +62,15 @@ class PatchGrid:
         ]  # own cell first; lexsort's last key is the primary one: the coarsest
         return np.lexsort(ancestors)
 
-    def nest(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Feature maps as nested cells: (B, c_ℓ, H_ℓ, W_ℓ) → (P_ℓ, c_ℓ, B) float32 per level."""
-        return [
-            _nest(maps, order.to(maps.device))
-            for maps, order in zip(features, self.orders, strict=True)
-        ]
+    def nest(self, features: Sequence[torch.Tensor]) -> "Embeddings":
+        """Feature maps (B, c_ℓ, H_ℓ, W_ℓ) per level, as cells in nested order."""
+        rows = [maps.permute(0, 2, 3, 1).flatten(1, 2) for maps in features]
+        return Embeddings(
+            tuple(
+                level.index_select(1, order.to(level.device))
+                for level, order in zip(rows, self.orders, strict=True)
+            )
+        )
 
     def unnest(self, values: torch.Tensor) -> torch.Tensor:
         """Level 0's values in nested order as images: (P_0, B) → (B, H_0, W_0)."""
@@ -74,12 +79,54 @@ class PatchGrid:
         return raster.T.reshape(-1, *self.grids[0])
 
 
-def _nest(maps: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    batch, channels, height, width = maps.shape
-    cells = height * width
-    rows = maps.permute(0, 2, 3, 1).reshape(batch, cells, channels)  # free for channels-last maps
-    rows = rows.index_select(1, order).float()
-    return rows.view(batch, cells * channels).T.contiguous().view(cells, channels, batch)
+@dataclass(frozen=True)
+class Embeddings:
+    """Images' features at all cells, in nested order: per level (B, P_ℓ, c_ℓ), finest first."""
+
+    levels: tuple[torch.Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.levels[0])
+
+    def __getitem__(self, images: torch.Tensor) -> "Embeddings":
+        """Those of some images."""
+        return Embeddings(tuple(level[images] for level in self.levels))
+
+    @classmethod
+    def join(cls, parts: Sequence["Embeddings"]) -> "Embeddings":
+        """Several batches as one."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(tuple(map(torch.cat, zip(*(part.levels for part in parts), strict=True))))
+
+    def are_finite(self) -> torch.Tensor:
+        """Which images' features are all finite: (B,) bool."""
+        products = []
+        for level in self.levels:
+            rows = level.flatten(1)
+            # infinity times zero is NaN, too; a product is 20 times as fast as isfinite
+            products.append(rows @ rows.new_zeros(rows.shape[1]))
+        return torch.stack(products).isfinite().all(0)
+
+    def patches(self, start: int = 0, stop: int | None = None) -> list[torch.Tensor]:
+        """Of the coarsest cells [start, stop) and their descendants, (P_ℓ, c_ℓ, B) float32."""
+        coarsest = self.levels[-1].shape[1]
+        stop = coarsest if stop is None else stop
+        patches = []
+        for level in self.levels:
+            images, cells, channels = level.shape
+            run = level[:, start * cells // coarsest : stop * cells // coarsest]
+            # contiguous on both sides, the transposition is done in blocks
+            rows = run.reshape(images, run.shape[1] * channels).T.contiguous().float()
+            patches.append(rows.view(run.shape[1], channels, images))
+        return patches
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Runs of coarsest cells whose patches are worked on while they are in the cache."""
+        numbers = sum(level.numel() for level in self.levels)
+        if self.levels[0].is_cuda:
+            return [(0, self.levels[-1].shape[1])]
+        return split_cells(self.levels[-1].shape[1], -(-numbers // RUN_NUMBERS))
 
 
 def split_cells(coarsest_cells: int, parts: int) -> list[tuple[int, int]]:

@@ -12,7 +12,9 @@ import torchvision
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from padim_ray import fused
 from padim_ray.errors import ModelError
+from padim_ray.fused import select_channels
 from padim_ray.storage import Location
 
 BACKBONES: tuple[str, ...] = tuple(
@@ -50,7 +52,6 @@ class Trunk(nn.Module):
         _fold_batch_norms(stages)
         stages.requires_grad_(False).eval()
         self.dtype = getattr(torch, precision)
-        self.stages = stages.to(device, self.dtype, memory_format=torch.channels_last)
         self.channels = {
             layer: torch.tensor(indices, dtype=torch.int64, device=device)
             for layer, indices in channels.items()
@@ -61,13 +62,23 @@ class Trunk(nn.Module):
         )
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
+        is_fused = torch.device(device).type == "cpu" and fused.is_available()
+        self.fused = (
+            fused.FusedStages(stages, self.channels, mean, std, self.dtype) if is_fused else None
+        )
+        self.stages = stages.to(device, self.dtype, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """uint8 images (B, 3, H, W) → per level, finest first, (B, c_ℓ, H_ℓ, W_ℓ)."""
+        """Images (B, 3, H, W), 0…255 → per level, finest first, (B, c_ℓ, H_ℓ, W_ℓ)."""
+        return self.fused(images) if self.fused else self.plain(images)
+
+    @torch.inference_mode()
+    def plain(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The same by PyTorch's modules, one after the other."""
         if len(images) == 1:
             # one image alone takes other kernels, which round differently than a batch's do
-            return [level[:1] for level in self(images.expand(2, -1, -1, -1))]
+            return [level[:1] for level in self.plain(images.expand(2, -1, -1, -1))]
         x = (images - self.mean) / self.std
         x = x.to(self.dtype, memory_format=torch.channels_last)
         features = []
@@ -76,8 +87,7 @@ class Trunk(nn.Module):
             for name, stage in self.stages.named_children():
                 x = stage(x)
                 if name in self.channels:
-                    kept = self.channels[name]
-                    features.append(x if len(kept) == x.shape[1] else x.index_select(1, kept))
+                    features.append(select_channels(x, self.channels[name]))
         return features
 
 

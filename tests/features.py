@@ -36,4 +36,4 @@ def random_features(grid: PatchGrid, images: int, rng: np.random.Generator) -> l
 
 def nest(grid: PatchGrid, features: list[np.ndarray]) -> list[torch.Tensor]:
     """Feature maps as nested patches."""
-    return grid.nest([torch.from_numpy(level) for level in features])
+    return grid.nest([torch.from_numpy(level) for level in features]).patches()

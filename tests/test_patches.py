@@ -28,7 +28,7 @@ def test_channels_last_maps_nest_like_contiguous_ones():
     grid = PatchGrid(((4, 4), (2, 2)), (3, 2))
     maps = [torch.rand(5, 3, 4, 4), torch.rand(5, 2, 2, 2)]
     channels_last = [m.to(memory_format=torch.channels_last) for m in maps]
-    for a, b in zip(grid.nest(maps), grid.nest(channels_last), strict=True):
+    for a, b in zip(grid.nest(maps).levels, grid.nest(channels_last).levels, strict=True):
         assert torch.equal(a, b)
 
 

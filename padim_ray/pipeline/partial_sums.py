@@ -13,8 +13,8 @@ from ray.data._internal.execution.interfaces import RefBundle
 from padim_ray import artifact
 from padim_ray.errors import ImageError
 from padim_ray.manifest import shard_rows, shard_table
-from padim_ray.model import Embedder, as_images, finite_images, state_shards
-from padim_ray.moments import Moments, accumulate_, empty_moments
+from padim_ray.model import Embedder, as_images, state_shards
+from padim_ray.moments import Moments, empty_moments
 from padim_ray.options import FitOptions
 from padim_ray.pipeline.columns import column_array
 from padim_ray.pipeline.decode import images_per_shard
@@ -45,7 +45,7 @@ def partial_sums(
         ]
         partials = decode_images(shards, spec.preprocessing, options, plan).map_batches(
             PartialSums,
-            fn_constructor_args=[root, spec, plan, options.batch_size or plan.batch_size],
+            fn_constructor_args=[root, spec, plan, options.batch_size],
             batch_size=min(
                 images_per_partial(manifest.num_rows, plan.actors, spec), options.round_images
             ),
@@ -79,13 +79,11 @@ class PartialSums:
     and `failures` (uri and error of images that failed; in shard 0's row only).
     """
 
-    def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int) -> None:
+    def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int | None) -> None:
         torch.set_num_threads(plan.threads)
         return_freed_memory()
-        self.embedder = Embedder(
-            spec, artifact.load_trunk_weights(root, spec.weights_sha256), plan.device
-        )
-        self.batch_size = batch_size
+        weights = artifact.load_trunk_weights(root, spec.weights_sha256)
+        self.embedder = Embedder(spec, weights, plan.device, batch_size)
 
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
         start = 0
@@ -99,7 +97,7 @@ class PartialSums:
         pairs = zip(images["uri"].to_pylist(), images["error"].to_pylist(), strict=True)
         failures = {uri: error for uri, error in pairs if error}
         total = empty_moments(spec.grid.cells, spec.grid.channels, device=self.embedder.device)
-        step = max(ACCUMULATED_TOGETHER, self.batch_size)
+        step = max(ACCUMULATED_TOGETHER, self.embedder.batch_size)
         for start in range(0, images.num_rows, step):
             # a filter copies, so not before the slice: memory is bounded by the step
             part = images.slice(start, step)
@@ -116,14 +114,14 @@ class PartialSums:
 
     def _accumulate(self, total: Moments, images: pa.Table, failures: dict[str, str]) -> Moments:
         pixels = column_array(images["image"], np.uint8, (*self.embedder.spec.mapper.size, 3))
-        patches = self.embedder.embed(as_images(pixels), self.batch_size)
-        good = finite_images(patches)
+        embeddings = self.embedder.embed(as_images(pixels))
+        good = embeddings.are_finite()
         if not good.all():
             error = str(ImageError("embed", "NaN or infinite features"))
             bad = (~good).nonzero().flatten().tolist()
             failures.update({images["uri"][row].as_py(): error for row in bad})
-            patches = [level[..., good] for level in patches]
-        return accumulate_(total, patches) if good.any() else total
+            embeddings = embeddings[good]
+        return self.embedder.accumulate_(total, embeddings) if len(embeddings) else total
 
 
 def describe_sum(

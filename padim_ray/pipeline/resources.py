@@ -42,11 +42,6 @@ class Plan:
     def device(self) -> str:
         return "cuda" if self.actor_gpus else "cpu"
 
-    @property
-    def batch_size(self) -> int:
-        """Images per pass through the trunk that suit the device."""
-        return 128 if self.actor_gpus else 32
-
 
 def plan_resources(nodes: Sequence[Node], actors: int | None = None) -> Plan:
     """Divide the nodes' CPUs and GPUs.

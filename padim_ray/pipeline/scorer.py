@@ -35,7 +35,7 @@ def score_images(
     decoded = decode_images(shards, version.spec.preprocessing, options, plan)
     return decoded.map_batches(
         ScoreImages,
-        fn_constructor_args=[version, plan, options.batch_size or plan.batch_size],
+        fn_constructor_args=[version, plan, options.batch_size],
         fn_constructor_kwargs={"leave_one_out": leave_one_out},
         batch_size=None,
         batch_format="pyarrow",
@@ -53,13 +53,18 @@ class ScoreImages:
     """
 
     def __init__(
-        self, version: ModelVersion, plan: Plan, batch_size: int, *, leave_one_out: bool = False
+        self,
+        version: ModelVersion,
+        plan: Plan,
+        batch_size: int | None,
+        *,
+        leave_one_out: bool = False,
     ) -> None:
         torch.set_num_threads(plan.threads)
         return_freed_memory()
         self.version = version
-        self.embedder = Embedder(version.spec, version.load_trunk_weights(), plan.device)
-        self.batch_size = batch_size
+        weights = version.load_trunk_weights()
+        self.embedder = Embedder(version.spec, weights, plan.device, batch_size)
         self.leave_one_out = leave_one_out
         self.loaded: OrderedDict[str, Gaussian] = OrderedDict()
 
@@ -71,7 +76,7 @@ class ScoreImages:
         distances = np.zeros((shard.num_rows, *self.version.spec.mapper.patches), np.float32)
         if not all(errors):
             group = shard["group"][0].as_py()
-            step = max(SCORED_TOGETHER, self.batch_size)
+            step = max(SCORED_TOGETHER, self.embedder.batch_size)
             for start in range(0, shard.num_rows, step):
                 part = slice(start, start + step)
                 scores[part], distances[part] = self._score(pixels[part], group)
@@ -93,10 +98,10 @@ class ScoreImages:
     @torch.inference_mode()
     def _score(self, pixels: np.ndarray, group: str) -> tuple[np.ndarray, np.ndarray]:
         """Scores (n,) and distances (n, H_0, W_0); NaN or infinite where the features are."""
-        patches = self.embedder.embed(as_images(pixels), self.batch_size)
+        embeddings = self.embedder.embed(as_images(pixels))
         left_out_of = self.version.groups[group].images if self.leave_one_out else None
         gaussian = self._gaussian(group)
-        distances = self.embedder.distances(patches, gaussian, left_out_of=left_out_of)
+        distances = self.embedder.distances(embeddings, gaussian, left_out_of=left_out_of)
         scores = image_scores(self.version.spec.mapper.maps(distances))
         return scores.cpu().numpy(), distances.cpu().numpy()
 

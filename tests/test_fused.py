@@ -1,0 +1,84 @@
+"""The fused trunk beside PyTorch's modules."""
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from padim_ray.trunk import STRIDES, Trunk, choose_channels, read_weights
+from tests.test_trunk import randomise
+
+WIDTHS = {
+    "resnet18": [64, 128, 256, 512],
+    "resnet50": [256, 512, 1024, 2048],
+    "resnext50_32x4d": [256, 512, 1024, 2048],
+}
+LAYERS = [["layer1"], ["layer1", "layer2", "layer3"], ["layer2", "layer4"]]
+
+
+@st.composite
+def trunks(draw):
+    """A random trunk that keeps all, some or none of each layer's channels."""
+    backbone = draw(st.sampled_from(sorted(WIDTHS)))
+    widths = dict(zip(STRIDES, WIDTHS[backbone], strict=True))
+    channels = {}
+    for layer in draw(st.sampled_from(LAYERS)):
+        every = list(range(widths[layer]))
+        few = st.lists(st.sampled_from(every), unique=True, max_size=20).map(sorted)
+        channels[layer] = draw(st.one_of(st.just(every), few))
+    torch.manual_seed(draw(st.integers(0, 2**32)))
+    state_dict = randomise(torchvision.models.get_model(backbone)).state_dict()
+    return Trunk(backbone, channels, state_dict)
+
+
+def random_images(count, height, width):
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
+
+
+@settings(max_examples=20, deadline=None)
+@given(trunks(), st.integers(1, 11), st.sampled_from([(64, 64), (32, 96)]), st.booleans())
+def test_float32_features_are_the_modules(trunk, count, size, as_floats):
+    images = random_images(count, *size)
+    assert trunk.fused is not None
+    fused = trunk(images.float() if as_floats else images)
+    for level, expected in zip(fused, trunk.plain(images), strict=True):
+        assert level.shape == expected.shape
+        scale = float(expected.abs().max()) if expected.numel() else 1.0
+        torch.testing.assert_close(level, expected, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("n_features", ["all", 100])
+def test_bfloat16_features_are_no_further_from_float32_than_the_modules(weights, n_features):
+    layers = LAYERS[1]
+    channels = choose_channels("resnet18", layers, n_features, 42)
+    state = read_weights(weights, "resnet18", layers)
+    images = random_images(8, 96, 64)
+    exact = Trunk("resnet18", channels, state).plain(images)
+    rounded = Trunk("resnet18", channels, state, precision="bfloat16")
+    for level, fused, plain in zip(exact, rounded(images), rounded.plain(images), strict=True):
+        assert fused.dtype == torch.bfloat16
+        assert (fused - level).norm() < 1.05 * (plain - level).norm()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_features_are_the_same_bit_for_bit_in_any_company(weights, precision):
+    channels = choose_channels("resnet18", LAYERS[1], 100, 42)
+    state = read_weights(weights, "resnet18", LAYERS[1])
+    trunk = Trunk("resnet18", channels, state, precision=precision)
+    images = random_images(19, 64, 64)
+    together = trunk(images)
+    trunk(random_images(19, 64, 64))
+    for sizes in ([1, 18], [5, 7, 7], [9, 10]):
+        apart = zip(*map(trunk, images.split(sizes)), strict=True)
+        for level, parts in zip(together, apart, strict=True):
+            assert torch.equal(torch.cat(parts), level)
+
+
+def test_without_the_operators_the_modules_are_used(weights, monkeypatch):
+    monkeypatch.setattr("padim_ray.fused.OPERATORS", ("of_another_pytorch",))
+    channels = choose_channels("resnet18", ["layer1"], 3, 42)
+    trunk = Trunk("resnet18", channels, read_weights(weights, "resnet18", ["layer1"]))
+    images = random_images(3, 64, 64)
+    assert trunk.fused is None
+    assert all(map(torch.equal, trunk(images), trunk.plain(images)))
