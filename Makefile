@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test faults lint format bench reproduce clean
+.PHONY: demo test faults lint format bench bench-peers reproduce clean
 
 demo: .venv/installed  ## draw an archive, fit, score
 	$(BIN)/python -m demo
@@ -21,8 +21,10 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/installed  ## images/s of the stages and jobs, and peak memory
-	$(BIN)/python -m benchmarks
+bench: .venv/installed  ## images/s of the stages and jobs, and peak memory: make bench OPTIONS=--help
+	$(BIN)/python -m benchmarks $(OPTIONS)
+
+bench-peers: .venv-peers/installed  ## install what `make bench` compares with
 
 reproduce: .venv/installed  ## MVTec AD beside published figures: make reproduce DATA=… WEIGHTS=…
 	$(BIN)/python -m reproduce $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(OPTIONS)
@@ -33,5 +35,10 @@ reproduce: .venv/installed  ## MVTec AD beside published figures: make reproduce
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-peers/installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --requirement $<
+	touch $@
+
 clean:
-	rm -rf .venv demo-run reproduce-run build *.egg-info
+	rm -rf .venv .venv-peers demo-run reproduce-run build *.egg-info

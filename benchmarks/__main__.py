@@ -1,13 +1,14 @@
-"""`make bench`: images/s of each stage and job, and peak memory, as a table and as JSON.
+"""`make bench`: what the stages and jobs do in a second, and in how much memory.
 
-Every figure is a median with its minimum and maximum; compare figures of one run only, since
-machines are shared and differ.
+Prints a table, and writes it as JSON and as a picture below build/. Every figure is a median with
+its minimum and maximum; compare figures of one run only, since machines are shared and differ.
 """
 
 import argparse
 import json
 import platform
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,55 +16,72 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import decode, jobs, trunk
-from benchmarks.archive import many_images, random_trunk
+from benchmarks import decode, jobs, memory, peers, stages
+from benchmarks.archive import random_trunk
+from benchmarks.picture import draw_picture
+from benchmarks.timing import Figure, cores
+from padim_ray.pipeline.memory import prepare_memory
 
 OUTPUT = Path("build/bench.json")
+SECTIONS: dict[str, Callable[[Path, str, int], list[Figure]]] = {
+    "decode": lambda root, weights, repeats: decode.measure(repeats),
+    "stages": lambda root, weights, repeats: stages.measure(weights, repeats),
+    "jobs": jobs.measure,
+    "memory": lambda root, weights, repeats: memory.measure(root, weights),
+    "peers": peers.measure,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--images",
-        type=int,
-        nargs=2,
-        default=(200, 2000),
-        metavar="N",
-        help="archives' sizes for the jobs, the smaller first",
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="these sections"
     )
     parser.add_argument("--weights", help="resnet18 weights; default: random ones, equally fast")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    prepare_memory()  # as the actors do
+    figures = []
     with tempfile.TemporaryDirectory(prefix="padim-ray-bench-") as directory:
         root = Path(directory)
         weights = arguments.weights or random_trunk(root / "resnet18.pth")
-        many_images(root / "archive", max(arguments.images))
-        figures = [
-            *decode.measure(arguments.repeats),
-            *trunk.measure(weights, arguments.repeats),
-            *jobs.measure(root, weights, tuple(arguments.images)),
-        ]
+        for name in arguments.only:
+            print(f"Measuring: {name}", flush=True)
+            figures += SECTIONS[name](root, weights, arguments.repeats)
     report = {"machine": machine(), "figures": figures}
     OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(report, indent=1))
+    OUTPUT.write_text(json.dumps(report, indent=1, ensure_ascii=False))
     show(report)
-    print(f"JSON: {OUTPUT}")
+    draw_picture(report, OUTPUT.with_suffix(".png"))
+    print(f"JSON: {OUTPUT}\nPicture: {OUTPUT.with_suffix('.png')}")
 
 
 def machine() -> dict[str, str | int]:
+    """What the figures depend on."""
+    capabilities = torch.cpu.get_capabilities()
     return {
-        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
-        "cores": torch.get_num_threads(),
+        "processor": processor(),
+        "cores": cores(),
+        "bfloat16": next(
+            (name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)), "emulated"
+        ),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("padim-ray", "ray", "torch", "pillow")},
+        **{name: version(name) for name in ("padim-ray", "ray", "torch", "torchvision", "pillow")},
     }
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def show(report: dict) -> None:
     table = Table("stage", "what", "median", "min", "max", "unit")
     for row in report["figures"]:
-        numbers = [f"{row[name]:,.1f}" for name in ("median", "min", "max")]
+        numbers = [f"{row[name]:,.4g}" for name in ("median", "min", "max")]
         table.add_row(row["stage"], row["what"], *numbers, row["unit"])
     console = Console(width=120)
     console.print(", ".join(f"{name}: {value}" for name, value in report["machine"].items()))

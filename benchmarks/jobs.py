@@ -1,100 +1,86 @@
-"""The jobs as a whole: images/s with and without start-up, and the actors' peak memory.
+"""The jobs at steady state: images/s, and how near to what their stages allow.
 
-`python -m benchmarks.jobs` runs this alone. Memory is what an actor has for itself (RssAnon): the
-object store's pages, which it maps while reading, are shared, and bounded by Ray.
+`python -m benchmarks.jobs` runs this alone. Start-up is left out by comparing a small with a large
+archive; efficiency is the core-seconds per image that the stages need alone, on all cores, divided
+by those that the job took: cores × time, busy or not.
 """
 
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import padim_ray
-from benchmarks.archive import many_images, random_trunk
-from benchmarks.timing import Figure, figure
+from benchmarks import decode, stages
+from benchmarks.archive import ARCHIVES, many_images, random_trunk
+from benchmarks.timing import Figure, cores, figure, rates
+from padim_ray.pipeline.session import ray_session
 
-SIZES = (200, 2000)
-ACTORS = {"fit": "PartialSums", "score": "ScoreImages"}
+SIZES = (250, 2250)
+NEEDS = {
+    "fit": ("trunk", "moments"),
+    "score": ("trunk", "distances", "map and score"),
+}
 
 
-def measure(root: Path, weights: str, sizes: tuple[int, int] = SIZES) -> list[Figure]:
-    """Fit and score the first N images of `root`/archive, for two N."""
-    seconds: dict[tuple[str, int], float] = {}
-    memory: dict[tuple[str, int], float] = {}
+def measure(root: Path, weights: str, repeats: int, sizes: tuple[int, int] = SIZES) -> list[Figure]:
+    """Fit and score the first N images of each archive, for two N, taking turns."""
+    manifests = {
+        (name, size): listed(files[:size], root / f"{name}-{size}.parquet".replace(" ", "-"))
+        for name, kind in ARCHIVES.items()
+        for files in [many_images(root / name.replace(" ", "-"), max(sizes), *kind)]
+        for size in sizes
+    }
+    speed: dict[tuple[str, str], list[float]] = {}
+    alone = stage_seconds(weights, repeats)
+    with ray_session(None):
+        for repeat in range(repeats):
+            for name in ARCHIVES:
+                runs = [
+                    run(root / f"{repeat}-{name}-{size}", manifests[name, size], weights)
+                    for size in sizes
+                ]
+                small, large = runs
+                for job in NEEDS:
+                    rate = (sizes[1] - sizes[0]) / (large[job] - small[job])
+                    speed.setdefault((job, name), []).append(rate)
     figures = []
-    for size in sizes:
-        manifest = listed(root / "archive", size, root / f"{size}.parquet")
-        model = str(root / f"model-{size}")
-        with peak_memory(ACTORS["fit"]) as peak:
-            summary = padim_ray.fit(
-                manifest=manifest, model=model, weights=weights, calibration_images=size
-            )
-        calibrating = summary.stages["calibrate"]
-        seconds["fit", size] = summary.seconds - calibrating
-        memory["fit", size] = max(peak)
-        with peak_memory(ACTORS["score"]) as peak:
-            summary = padim_ray.score(
-                manifest=manifest, model=model, out=str(root / f"out-{size}"), heatmaps="none"
-            )
-        seconds["score", size], memory["score", size] = summary.seconds, max(peak)
-        ratio = calibrating / summary.stages["score"]
-        figures.append(figure("fit", f"calibration of {size} images", [ratio], "scoring passes"))
-    small, large = sizes
-    for job in ACTORS:
-        steady = (large - small) / (seconds[job, large] - seconds[job, small])
-        figures.append(figure(job, "without start-up", [steady], "images/s"))
-        for size in sizes:
-            figures.append(figure(job, f"{size} images", [size / seconds[job, size]], "images/s"))
-        for size in sizes:
-            figures.append(figure(job, f"actor, {size} images", [memory[job, size]], "MB peak"))
-        growth = 100 * (memory[job, large] / memory[job, small] - 1)
-        figures.append(figure(job, f"actor's memory, {small} → {large} images", [growth], "%"))
+    for (job, name), values in speed.items():
+        figures.append(figure(job, f"{name}, without start-up", values, "images/s"))
+        least = alone[name] + sum(alone[stage] for stage in NEEDS[job])
+        shares = [least * value / cores() for value in values]
+        figures.append(figure(job, f"{name}, efficiency", shares, "of 1"))
     return figures
 
 
-def listed(archive: Path, count: int, path: Path) -> str:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def stage_seconds(weights: str, repeats: int) -> Mapping[str, float]:
+    """Core-seconds per image of each stage and of decoding each archive, on all cores at once."""
+    decoding = decode.measure_all_cores(repeats)
+    rows = rates("", stages.stages(*stages.prepare(weights, "all", "bfloat16")), repeats)
+    seconds = {row["what"]: cores() / row["median"] for row in rows}
+    return seconds | {name: cores() / median(values) for name, values in decoding.items()}
 
-    uris = [str(image) for image in sorted(archive.rglob("*.png"))[:count]]
-    pq.write_table(pa.table({"uri": uris}), path)
+
+def run(directory: Path, manifest: str, weights: str) -> dict[str, float]:
+    """Fit and score, both in seconds."""
+    model = str(directory / "model")
+    fitted = padim_ray.fit(manifest=manifest, model=model, weights=weights, calibration_images=0)
+    scored = padim_ray.score(
+        manifest=manifest, model=model, out=str(directory / "out"), heatmaps="none", report_images=0
+    )
+    return {"fit": fitted.seconds, "score": scored.seconds}
+
+
+def listed(files: list[Path], path: Path) -> str:
+    pq.write_table(pa.table({"uri": [str(file) for file in files]}), path)
     return str(path)
-
-
-@contextmanager
-def peak_memory(name: str) -> Iterator[list[float]]:
-    """Sample the private memory of the processes whose title holds `name`, in MB."""
-    peaks, stop = [0.0], threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(0.05):
-            peaks.extend(private_memory(name))
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield peaks
-    finally:
-        stop.set()
-        thread.join()
-
-
-def private_memory(name: str) -> Iterator[float]:
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if name.encode() not in (process / "cmdline").read_bytes():
-                continue
-            for line in (process / "status").read_text().splitlines():
-                if line.startswith("RssAnon:"):
-                    yield int(line.split()[1]) / 1000
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="padim-ray-bench-") as directory:
         base = Path(directory)
-        many_images(base / "archive", max(SIZES))
-        for row in measure(base, random_trunk(base / "resnet18.pth")):
-            print(f"{row['stage']:<7}{row['what']:<36}{row['median']:>9.1f} {row['unit']}")
+        for row in measure(base, random_trunk(base / "resnet18.pth"), repeats=3):
+            print(f"{row['stage']:<7}{row['what']:<40}{row['median']:>9.2f} {row['unit']}")

@@ -1,11 +1,17 @@
 """Repeated measurements and what is reported of them."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Figure = dict[str, Any]
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def figure(stage: str, what: str, values: Sequence[float], unit: str) -> Figure:

@@ -13,25 +13,20 @@ from padim_ray.anomaly_map import image_scores
 from padim_ray.artifact import SHARD_BYTES, GroupEntry, ModelVersion
 from padim_ray.calibration import Calibration
 from padim_ray.claim import claimed
+from padim_ray.embedder import Embedder
 from padim_ray.errors import ModelError
-from padim_ray.fused import TOGETHER
-from padim_ray.gaussian import Gaussian, squared_distances
+from padim_ray.gaussian import Gaussian
 from padim_ray.histogram import count_values
 from padim_ray.job_record import JOB
-from padim_ray.leave_one_out import (
-    MIN_IMAGES,
-    NEGLIGIBLE_FROM,
-    leave_one_out_squared_distances,
-)
+from padim_ray.leave_one_out import MIN_IMAGES
 from padim_ray.manifest import DEFAULT_GROUP
-from padim_ray.moments import Moments, accumulate_, empty_moments
+from padim_ray.moments import Moments, empty_moments
 from padim_ray.options import ModelOptions
 from padim_ray.patches import Embeddings, split_cells
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
-from padim_ray.trunk import StateDict, Trunk, native_precision
+from padim_ray.trunk import StateDict, native_precision
 
-GPU_BATCH = 128  # images per pass through the trunk
 PARTIAL_IMAGES = 512  # in a float32 sum, before it is merged into the float64 one
 EMPTY_MANIFEST = pa.table({name: pa.array([], pa.string()) for name in ("uri", "group")})
 
@@ -41,77 +36,6 @@ class Scores(NamedTuple):
 
     scores: torch.Tensor
     maps: torch.Tensor
-
-
-class Embedder:
-    """A trunk with its spec: images to embeddings, and these to moments or distances.
-
-    Args:
-        batch_size: images per pass through the trunk; default: as many as suit the device.
-    """
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        weights: StateDict,
-        device: torch.device | str,
-        batch_size: int | None = None,
-    ) -> None:
-        self.spec = spec
-        self.device = torch.device(device)
-        self.batch_size = batch_size or (TOGETHER if self.device.type == "cpu" else GPU_BATCH)
-        self.trunk = Trunk(
-            spec.backbone, spec.channels, weights, precision=spec.precision, device=device
-        )
-
-    @torch.inference_mode()
-    def embed(self, images: torch.Tensor) -> Embeddings:
-        """Images (B, 3, H, W), 0…255, to their features at all cells, on the device."""
-        return Embeddings.join(
-            [
-                self.spec.grid.nest(self.trunk(part.to(self.device, non_blocking=True)))
-                for part in images.split(self.batch_size)
-            ]
-        )
-
-    @torch.inference_mode()
-    def accumulate_(self, moments: Moments, embeddings: Embeddings) -> Moments:
-        """Add a batch of images, in place in the tensors of `moments`."""
-        for start, stop in embeddings.runs():
-            accumulate_(moments.cells(start, stop), embeddings.patches(start, stop))
-        return replace(moments, count=moments.count + len(embeddings))
-
-    @torch.inference_mode()
-    def distances(
-        self, embeddings: Embeddings, group: Gaussian, *, left_out_of: int | None = None
-    ) -> torch.Tensor:
-        """Mahalanobis distances (B, H_0, W_0).
-
-        Args:
-            left_out_of: the number of images in the Gaussians, if these are some of them and their
-                distances are to be those to the Gaussians without the image itself.
-        """
-        runs, regularization = embeddings.runs(), self.spec.regularization
-        if left_out_of:
-            if left_out_of < NEGLIGIBLE_FROM:  # what an image adds to R is of all cells
-                runs = [(0, runs[-1][1])]
-            squared = [
-                leave_one_out_squared_distances(
-                    group.cells(*run), embeddings.patches(*run), left_out_of, regularization
-                )
-                for run in runs
-            ]
-        else:
-            squared = [
-                squared_distances(group.cells(*run), embeddings.patches(*run)) for run in runs
-            ]
-        return self.spec.grid.unnest(torch.cat(squared)).sqrt_()
-
-
-def as_images(pixels: np.ndarray) -> torch.Tensor:
-    """(n, H, W, 3) uint8 pixels as channels-last images (n, 3, H, W)."""
-    writeable = pixels if pixels.flags.writeable else pixels.copy()  # tensors can't be read-only
-    return torch.from_numpy(writeable).permute(0, 3, 1, 2)
 
 
 class PadimModel:

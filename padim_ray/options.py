@@ -132,7 +132,7 @@ class JobOptions:
     """Larger files fail, before they are read."""
 
     batch_size: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
-    """Images per pass through the trunk. Default: 32 on CPUs, 128 on GPUs."""
+    """Images per pass through the trunk. Default: 8 on CPUs, 128 on GPUs."""
 
     actors: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
     """Workers that hold the trunk. Default: one per GPU; without GPUs, one per 8 cores."""

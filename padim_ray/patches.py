@@ -88,7 +88,7 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.levels[0])
 
-    def __getitem__(self, images: torch.Tensor) -> "Embeddings":
+    def __getitem__(self, images: torch.Tensor | slice) -> "Embeddings":
         """Those of some images."""
         return Embeddings(tuple(level[images] for level in self.levels))
 
@@ -116,9 +116,9 @@ class Embeddings:
         for level in self.levels:
             images, cells, channels = level.shape
             run = level[:, start * cells // coarsest : stop * cells // coarsest]
-            # contiguous on both sides, the transposition is done in blocks
-            rows = run.reshape(images, run.shape[1] * channels).T.contiguous().float()
-            patches.append(rows.view(run.shape[1], channels, images))
+            # from contiguous to contiguous, the transposition is done in blocks
+            rows = run.contiguous().view(images, run.shape[1] * channels).T.contiguous()
+            patches.append(rows.float().view(run.shape[1], channels, images))
         return patches
 
     def runs(self) -> list[tuple[int, int]]:

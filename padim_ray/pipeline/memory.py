@@ -1,17 +1,23 @@
-"""Keeping an actor's memory flat."""
+"""An actor's memory: large pages, and given back when it is freed."""
 
 import ctypes
+import os
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _LARGE = 4 * 2**20
 
 
-def return_freed_memory() -> None:
-    """Have the C library give large blocks back to the system as soon as they are freed.
+def prepare_memory() -> None:
+    """To be called before the process makes its first large tensor.
+
+    Tensors of megabytes come and go with every batch. In pages of 4 KB their first touches take
+    about as long as the arithmetic; PyTorch asks Linux for pages of 2 MB if it is told to.
 
     By default glibc keeps freed blocks of up to 32 MB in its heap, whose fragments make an actor
-    grow by a tenth over its first thousand images. Other C libraries have no such setting.
+    grow by a tenth over its first thousand images; now they are given back. Other C libraries have
+    no such setting.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)

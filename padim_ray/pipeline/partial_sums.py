@@ -11,14 +11,15 @@ from ray.data import ActorPoolStrategy
 from ray.data._internal.execution.interfaces import RefBundle
 
 from padim_ray import artifact
+from padim_ray.embedder import Embedder, as_images
 from padim_ray.errors import ImageError
 from padim_ray.manifest import shard_rows, shard_table
-from padim_ray.model import Embedder, as_images, state_shards
+from padim_ray.model import state_shards
 from padim_ray.moments import Moments, empty_moments
 from padim_ray.options import FitOptions
 from padim_ray.pipeline.columns import column_array
 from padim_ray.pipeline.decode import images_per_shard
-from padim_ray.pipeline.memory import return_freed_memory
+from padim_ray.pipeline.memory import prepare_memory
 from padim_ray.pipeline.merge import serialise
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.run import decode_images
@@ -81,7 +82,7 @@ class PartialSums:
 
     def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int | None) -> None:
         torch.set_num_threads(plan.threads)
-        return_freed_memory()
+        prepare_memory()
         weights = artifact.load_trunk_weights(root, spec.weights_sha256)
         self.embedder = Embedder(spec, weights, plan.device, batch_size)
 
@@ -101,7 +102,8 @@ class PartialSums:
         for start in range(0, images.num_rows, step):
             # a filter copies, so not before the slice: memory is bounded by the step
             part = images.slice(start, step)
-            part = part.filter(pc.is_null(part["error"]))
+            if part["error"].null_count < part.num_rows:
+                part = part.filter(pc.is_null(part["error"]))
             if part.num_rows:
                 total = self._accumulate(total, part, failures)
         group = images["group"][0].as_py()

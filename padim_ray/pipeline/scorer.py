@@ -10,12 +10,12 @@ from ray.data import ActorPoolStrategy
 
 from padim_ray.anomaly_map import image_scores
 from padim_ray.artifact import ModelVersion
+from padim_ray.embedder import Embedder, as_images
 from padim_ray.errors import ImageError
 from padim_ray.gaussian import Gaussian
-from padim_ray.model import Embedder, as_images
 from padim_ray.options import JobOptions
 from padim_ray.pipeline.columns import column_array, fixed_size_column
-from padim_ray.pipeline.memory import return_freed_memory
+from padim_ray.pipeline.memory import prepare_memory
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.run import decode_images
 
@@ -61,7 +61,7 @@ class ScoreImages:
         leave_one_out: bool = False,
     ) -> None:
         torch.set_num_threads(plan.threads)
-        return_freed_memory()
+        prepare_memory()
         self.version = version
         weights = version.load_trunk_weights()
         self.embedder = Embedder(version.spec, weights, plan.device, batch_size)

@@ -1,0 +1,112 @@
+"""Fit and score on a GPU beside its trunk alone, without Ray: `python -m benchmarks.gpu`.
+
+Images are in the host's memory already, as the jobs' actors get them: the rates hold where decoding
+keeps up. Runs on a CPU as well, to be tested there.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.archive import random_trunk
+from benchmarks.timing import rates
+from padim_ray.anomaly_map import image_scores
+from padim_ray.embedder import Embedder
+from padim_ray.gaussian import factorise, pool
+from padim_ray.moments import empty_moments
+from padim_ray.options import ModelOptions
+from padim_ray.spec import new_spec
+
+CASES = (("resnet18", "100"), ("resnet18", "all"), ("wide_resnet50_2", "550"))
+BATCHES = (32, 64, 128, 256, 512, 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        type=lambda case: tuple(case.split("/")),
+        default=CASES,
+        help="backbone/channels, such as resnet18/all",
+    )
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=2.0, help="per repetition")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="file for the rows as JSON")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        for backbone, channels in arguments.cases:
+            options = ModelOptions(
+                backbone=backbone,
+                weights=random_trunk(Path(directory) / f"{backbone}.pth", backbone),
+                n_features=channels if channels == "all" else int(channels),
+                image_size=arguments.image_size,
+            )
+            spec, weights = new_spec(options, "bfloat16")
+            for batch in arguments.batches:
+                embedder = Embedder(spec, weights, device, batch)
+                row = {"backbone": backbone, "channels": channels, "batch": batch}
+                row |= measure(embedder, arguments.repeats, arguments.seconds)
+                rows.append(row)
+                print(json.dumps(row, ensure_ascii=False), flush=True)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(rows, indent=1))
+
+
+def measure(embedder: Embedder, repeats: int, seconds: float) -> dict[str, float]:
+    """Median images/s of the trunk alone, of fit and of score; and the device's peak memory."""
+    spec, device = embedder.spec, embedder.device
+    height, width = spec.preprocessing.size
+    host = torch.randint(0, 256, (embedder.batch_size, height, width, 3), dtype=torch.uint8)
+    host = (host.pin_memory() if device.type == "cuda" else host).permute(0, 3, 1, 2)
+    there = host.to(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    state = empty_moments(spec.grid.cells, spec.grid.channels, device=device)
+    state = embedder.accumulate_(state, embedder.embed(host))
+    rule = spec.regularization
+    gaussian = factorise(state, rule.scale(state.count), rule.offset(pool(state)))
+
+    def trunk() -> object:
+        return embedder.trunk(there)
+
+    def fit() -> object:
+        return embedder.accumulate_(state, embedder.embed(host))
+
+    def score() -> object:
+        distances = embedder.distances(embedder.embed(host), gaussian)
+        return image_scores(spec.mapper.maps(distances)).cpu()
+
+    work = {work.__name__: counted(work, embedder) for work in (trunk, fit, score)}
+    figures = {row["what"]: row for row in rates("", work, repeats, seconds)}
+    result = {name: row["median"] for name, row in figures.items()}
+    for name in ("fit", "score"):
+        result[f"{name} / trunk"] = result[name] / result["trunk"]
+    if device.type == "cuda":
+        result["peak MB"] = torch.cuda.max_memory_allocated() / 1e6
+    return result
+
+
+def counted(work: Callable[[], object], embedder: Embedder) -> Callable[[], int]:
+    """Wait for the device after the work, and say how many images it was of."""
+
+    def run() -> int:
+        work()
+        if embedder.device.type == "cuda":
+            torch.cuda.synchronize()
+        return embedder.batch_size
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

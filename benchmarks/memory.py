@@ -1,0 +1,89 @@
+"""Peak memory of the actors against the number of images, and state against dense covariances.
+
+Memory is what an actor has for itself (RssAnon): the object store's pages, which it maps while
+reading, are shared, and bounded by Ray.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import padim_ray
+from benchmarks.archive import many_images
+from benchmarks.jobs import listed
+from benchmarks.timing import Figure, figure
+from padim_ray.options import ModelOptions
+from padim_ray.spec import new_spec
+
+SIZES = (100, 1000, 10_000)
+ACTORS = {"fit": "PartialSums", "score": "ScoreImages"}
+
+
+def measure(root: Path, weights: str, sizes: tuple[int, ...] = SIZES) -> list[Figure]:
+    """Fit and score N images with all of resnet18's channels."""
+    files = many_images(root / "memory", max(sizes), 300, "L", "JPEG")
+    peaks: dict[str, list[float]] = {job: [] for job in ACTORS}
+    figures = []
+    for size in sizes:
+        manifest = listed(files[:size], root / f"memory-{size}.parquet")
+        model, out = str(root / f"memory-model-{size}"), str(root / f"memory-out-{size}")
+        with peak_memory(ACTORS["fit"]) as seen:
+            padim_ray.fit(manifest=manifest, model=model, weights=weights, calibration_images=0)
+        peaks["fit"].append(max(seen))
+        with peak_memory(ACTORS["score"]) as seen:
+            padim_ray.score(manifest=manifest, model=model, out=out, heatmaps="none")
+        peaks["score"].append(max(seen))
+    for job, values in peaks.items():
+        for size, value in zip(sizes, values, strict=True):
+            figures.append(figure("memory", f"{job}'s actor, {size:,} images", [value], "MB"))
+        growth = 100 * (values[-1] / values[-2] - 1)
+        step = f"{sizes[-2]:,} → {sizes[-1]:,} images"
+        figures.append(figure("memory", f"{job}'s actor grows, {step}", [growth], "%"))
+    return figures + state_sizes(weights)
+
+
+def state_sizes(weights: str) -> list[Figure]:
+    """Numbers in a group's covariances, nested and packed, against one matrix per patch."""
+    figures = []
+    for n_features in ("all", 100):
+        spec, _ = new_spec(ModelOptions(weights=weights, n_features=n_features), "float32")
+        grid = spec.grid
+        channels = sum(grid.channels)
+        corners = sum(p * c * (c - 1) // 2 for p, c in zip(grid.cells, grid.channels, strict=True))
+        nested = 4e-6 * (grid.state_size - corners)
+        dense = 4e-6 * grid.cells[0] * channels**2
+        what = f"covariances, {channels} channels"
+        figures.append(figure("memory", f"{what}, nested", [nested], "MB"))
+        figures.append(figure("memory", f"{what}, dense", [dense], "MB"))
+    return figures
+
+
+@contextmanager
+def peak_memory(name: str) -> Iterator[list[float]]:
+    """Sample the private memory of the processes whose title holds `name`, in MB."""
+    peaks, stop = [0.0], threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(0.05):
+            peaks.extend(private_memory(name))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        stop.set()
+        thread.join()
+
+
+def private_memory(name: str) -> Iterator[float]:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if name.encode() not in (process / "cmdline").read_bytes():
+                continue
+            for line in (process / "status").read_text().splitlines():
+                if line.startswith("RssAnon:"):
+                    yield int(line.split()[1]) / 1000
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile

@@ -1,0 +1,124 @@
+"""What people use today, beside padim-ray: `make bench-peers` installs it.
+
+The same images, weights, size and machine, taking turns; start-up is left out of both by comparing
+a small with a large directory.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import padim_ray
+from benchmarks.archive import DIFFERENT, many_images
+from benchmarks.jobs import listed
+from benchmarks.timing import Figure, cores, figure
+from padim_ray import PadimModel
+from padim_ray.options import ModelOptions
+from padim_ray.pipeline.session import ray_session
+from padim_ray.spec import new_spec
+
+PYTHON = Path(".venv-peers/bin/python")
+SIZES = (100, 700)
+CHANNELS = 100  # of the peer
+SAME_MODEL = {"n_features": CHANNELS, "regularization": "paper", "epsilon": 0.01001}
+CASES: dict[str, dict[str, Any]] = {
+    "100 channels, bfloat16": {**SAME_MODEL, "precision": "bfloat16"},
+    "100 channels, float32": {**SAME_MODEL, "precision": "float32"},
+    "all channels, bfloat16": {"precision": "bfloat16"},
+}
+
+
+def measure(root: Path, weights: str, repeats: int) -> list[Figure]:
+    """anomalib's PaDiM with 100 channels, and the jobs in three ways."""
+    if not PYTHON.exists():
+        print("anomalib is not installed (make bench-peers): it is left out")
+        return []
+    directories = {
+        size: many_images(root / f"peers-{size}", size, 700, "RGB", "JPEG")[0].parent
+        for size in SIZES
+    }
+    theirs: dict[str, list[float]] = {"fit": [], "score": []}
+    ours = {name: {job: [] for job in theirs} for name in CASES}
+    megabytes = []
+    for repeat in range(repeats):
+        runs = [run_anomalib(directories[size], weights) for size in SIZES]
+        megabytes.append(runs[1]["megabytes"])
+        add_rates(theirs, runs)
+        with ray_session(None):
+            for name, options in CASES.items():
+                place = root / f"peers-{repeat}-{name}".replace(" ", "-")
+                runs = [run_padim_ray(place, directories[size], weights, options) for size in SIZES]
+                add_rates(ours[name], runs)
+    figures = [
+        figure("peers", "maps, greatest relative difference", [compare_maps(root, weights)], "")
+    ]
+    figures.append(figure("peers", f"anomalib, peak memory at {SIZES[1]} images", megabytes, "MB"))
+    for job, rates in theirs.items():
+        figures.append(figure("peers", f"anomalib, {job}", rates, "images/s"))
+        for name in CASES:
+            figures.append(
+                figure("peers", f"padim-ray, {job}, {name}", ours[name][job], "images/s")
+            )
+            ratios = [a / b for a, b in zip(ours[name][job], rates, strict=True)]
+            figures.append(figure("peers", f"ratio, {job}, {name}", ratios, "times"))
+    return figures
+
+
+def add_rates(rates: dict[str, list[float]], runs: list[dict[str, float]]) -> None:
+    small, large = runs
+    for job, values in rates.items():
+        values.append((SIZES[1] - SIZES[0]) / (large[job] - small[job]))
+
+
+def run_anomalib(directory: Path, weights: str, *, maps: Path | None = None) -> dict[str, float]:
+    """Seconds of `fit` and of `score`, and the peak memory."""
+    command = [
+        *(PYTHON, Path(__file__).with_name("anomalib_padim.py")),
+        *("--train", directory, "--test", directory, "--weights", weights),
+        *("--channels", json.dumps(kept_channels(weights))),
+        *("--workers", cores()),
+        *(("--maps", maps) if maps else ()),
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"anomalib failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def kept_channels(weights: str) -> list[int]:
+    """Our channels, counted through all layers."""
+    spec, _ = new_spec(ModelOptions(weights=weights, n_features=CHANNELS), "float32")
+    starts = dict(zip(spec.channels, (0, 64, 192), strict=True))
+    return [starts[layer] + index for layer, kept in spec.channels.items() for index in kept]
+
+
+def run_padim_ray(
+    place: Path, directory: Path, weights: str, options: dict[str, Any]
+) -> dict[str, float]:
+    files = sorted(directory.iterdir())
+    manifest = listed(files, place.with_name(f"{place.name}-{len(files)}.parquet"))
+    model, out = (str(place / f"{name}-{len(files)}") for name in ("model", "out"))
+    fitted = padim_ray.fit(
+        manifest=manifest, model=model, weights=weights, calibration_images=0, **options
+    )
+    scored = padim_ray.score(
+        manifest=manifest, model=model, out=out, heatmaps="none", report_images=0
+    )
+    return {"fit": fitted.seconds, "score": scored.seconds}
+
+
+def compare_maps(root: Path, weights: str) -> float:
+    """The same model in float32, of images that need no resizing."""
+    files = many_images(root / "peers-maps", DIFFERENT, 256, "RGB", "PNG")
+    run_anomalib(files[0].parent, weights, maps=root / "maps.npy")
+    theirs = np.load(root / "maps.npy").squeeze()
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    model = PadimModel(weights=weights, precision="float32", **SAME_MODEL)
+    model.update(images)
+    return float(np.abs(model.score(images).maps.numpy() / theirs - 1).max())

@@ -1,0 +1,104 @@
+"""Trunk, moments, distances and maps alone, in one process. `python -m benchmarks.stages`."""
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.timing import Figure, rates
+from padim_ray.anomaly_map import image_scores
+from padim_ray.embedder import Embedder
+from padim_ray.gaussian import factorise, pool
+from padim_ray.leave_one_out import NEGLIGIBLE_FROM
+from padim_ray.moments import empty_moments
+from padim_ray.options import ModelOptions
+from padim_ray.patches import Embeddings
+from padim_ray.pipeline.memory import prepare_memory
+from padim_ray.spec import new_spec
+
+BATCH = 128
+
+
+def measure(weights: str, repeats: int) -> list[Figure]:
+    """Images/s of resnet18 at 256×256."""
+    work: dict[str, Callable[[], int]] = {}
+    for precision in ("float32", "bfloat16"):
+        embedder, images = prepare(weights, "all", precision)
+        work[f"{precision}, all channels"] = lambda e=embedder, i=images: done(e.embed(i))
+        work[f"{precision}, by plain modules"] = lambda e=embedder, i=images[:32]: plain(e, i)
+    figures = rates("trunk", work, repeats)
+    for n_features in ("all", 100):
+        figures += rates(
+            f"{n_features} channels",
+            stages(*prepare(weights, n_features, "bfloat16"), counts=(90, NEGLIGIBLE_FROM)),
+            repeats,
+        )
+    return figures
+
+
+def prepare(weights: str, n_features: str | int, precision: str) -> tuple[Embedder, torch.Tensor]:
+    """A trunk, and images as jobs give it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = ModelOptions(weights=weights, n_features=n_features)
+    pixels = torch.randint(0, 256, (BATCH, 256, 256, 3), dtype=torch.uint8, device=device)
+    return Embedder(*new_spec(options, precision), device), pixels.permute(0, 3, 1, 2)
+
+
+def stages(
+    embedder: Embedder, images: torch.Tensor, counts: tuple[int, ...] = ()
+) -> dict[str, Callable[[], int]]:
+    """What an actor does with a batch, by name; leave-one-out distances for so many images."""
+    spec = embedder.spec
+    embeddings = embedder.embed(images)
+    state = empty_moments(spec.grid.cells, spec.grid.channels, device=embedder.device)
+    state = embedder.accumulate_(state, embeddings)
+    rule = spec.regularization
+    gaussian = factorise(state, rule.scale(state.count), rule.offset(pool(state)))
+    distances = embedder.distances(embeddings, gaussian)
+
+    def accumulate() -> int:
+        embedder.accumulate_(state, embeddings)
+        return done(embeddings)
+
+    def measure_distances(left_out_of: int | None = None) -> int:
+        part = embeddings[:16] if left_out_of else embeddings
+        embedder.distances(part, gaussian, left_out_of=left_out_of)
+        return done(part)
+
+    def draw_maps() -> int:
+        image_scores(spec.mapper.maps(distances))
+        return done(embeddings)
+
+    return {
+        "trunk": lambda: done(embedder.embed(images)),
+        "moments": accumulate,
+        "distances": measure_distances,
+        "map and score": draw_maps,
+        **{
+            f"leave-one-out of {count}": lambda count=count: measure_distances(count)
+            for count in counts
+        },
+    }
+
+
+def plain(embedder: Embedder, images: torch.Tensor) -> int:
+    embedder.trunk.plain(images)
+    return done(Embeddings((images,)))
+
+
+def done(embeddings: Embeddings) -> int:
+    """Wait for the device, and say how many images that were."""
+    if embeddings.levels[0].is_cuda:
+        torch.cuda.synchronize()
+    return len(embeddings)
+
+
+if __name__ == "__main__":
+    import tempfile
+    from pathlib import Path
+
+    from benchmarks.archive import random_trunk
+
+    prepare_memory()
+    with tempfile.TemporaryDirectory() as directory:
+        for row in measure(random_trunk(Path(directory) / "trunk.pth"), repeats=5):
+            print(f"{row['stage']:<16}{row['what']:<28}{row['median']:>8.0f} images/s")

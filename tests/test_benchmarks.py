@@ -1,0 +1,34 @@
+"""The benchmarks run; what they measure is not judged here."""
+
+import json
+import subprocess
+import sys
+
+
+def test_the_gpu_benchmark_runs_on_a_cpu_without_ray(tmp_path):
+    out = tmp_path / "gpu.json"
+    without_ray = "import sys; sys.modules['ray'] = None; from benchmarks.gpu import main; main()"
+    arguments = "--device cpu --batches 2 3 --cases resnet18/100 resnet18/all --image-size 32"
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            without_ray,
+            *arguments.split(),
+            "--seconds",
+            "0.01",
+            "--repeats",
+            "1",
+            "--out",
+            str(out),
+        ],
+        check=True,
+    )
+    rows = json.loads(out.read_text())
+    assert [(row["channels"], row["batch"]) for row in rows] == [
+        ("100", 2),
+        ("100", 3),
+        ("all", 2),
+        ("all", 3),
+    ]
+    assert all(row["fit"] > 0 and row["score"] > 0 and row["trunk"] > 0 for row in rows)
