@@ -26,7 +26,7 @@ from padim_ray.decoder import (
 )
 from padim_ray.errors import ImageError
 from padim_ray.fail_points import is_on
-from padim_ray.images import as_rgb, decode, model_input
+from padim_ray.images import as_rgb, decode, decode_scaled, model_input
 from padim_ray.masks import decode_mask, fit_mask
 from padim_ray.preprocessing import Preprocessing
 
@@ -73,8 +73,12 @@ def make(wanted: Wanted, content: bytes) -> Decoded:
     if isinstance(wanted, Mask):
         mask = decode_mask(content, wanted.max_pixels)
         return Decoded(fit_mask(mask, wanted.preprocessing), mask.shape[1], mask.shape[0])
-    image = decode(content, wanted.max_pixels)
-    height, width = image.shape[:2]
+    if isinstance(wanted, ModelInput) and wanted.preprocessing.scaled_jpeg:
+        smallest = wanted.preprocessing.resize
+        image, (width, height) = decode_scaled(content, wanted.max_pixels, smallest)
+    else:
+        image = decode(content, wanted.max_pixels)
+        height, width = image.shape[:2]
     if isinstance(wanted, ModelInput):
         return Decoded(model_input(image, wanted.preprocessing), width, height)
     picture = as_rgb(image)
@@ -88,9 +92,10 @@ def make(wanted: Wanted, content: bytes) -> Decoded:
 def _parse(request: dict[str, Any]) -> Wanted:
     kind = {kind.__name__: kind for kind in (ModelInput, UprightImage, Mask)}[request.pop("wanted")]
     if "preprocessing" in request:
-        sizes = request["preprocessing"].items()
-        pairs = {name: size and tuple(size) for name, size in sizes}
-        request["preprocessing"] = Preprocessing(**pairs)
+        values = request["preprocessing"].items()  # JSON has no tuples
+        request["preprocessing"] = Preprocessing(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in values}
+        )
     return kind(**request)
 
 

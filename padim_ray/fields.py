@@ -95,6 +95,13 @@ def number(value: Any, where: str) -> float:
     return float(value)
 
 
+def flag(value: Any, where: str) -> bool:
+    """True or false."""
+    if type(value) is not bool:
+        raise ModelError(f"{where} must be true or false, not {show(value)}")
+    return value
+
+
 def text(pattern: str) -> Check:
     """Text of this form, as a regular expression."""
 

@@ -62,6 +62,34 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
         return _decode_any(image, data) if pixels is None else pixels
 
 
+def decode_scaled(
+    data: bytes, max_pixels: int, smallest: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """As `decode`, but a JPEG may come at a half, a quarter or an eighth of its size.
+
+    libjpeg leaves out the fine frequencies, which costs less than decoding and averaging them.
+
+    Args:
+        smallest: height and width that are needed at least.
+
+    Returns:
+        The pixels, and the upright image's own width and height.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    with open_image(data, max_pixels, "decode") as image:
+        size = image.size
+        if image.mode in ("L", "RGB") and _orientation(image) not in _TURNS:
+            image.draft(image.mode, smallest[::-1])  # only JPEG has it
+        if image.size != size:
+            scaled = np.asarray(image)
+            if not (scaled[-1, -8:] == _MISSING).all():
+                return scaled, size
+    pixels = decode(data, max_pixels)  # which also finds out whether the end is missing
+    return pixels, pixels.shape[1::-1]
+
+
 @contextmanager
 def open_image(data: bytes, max_pixels: int, stage: str) -> Iterator[Image.Image]:
     """The image, of which only the header is read yet.

@@ -1,4 +1,4 @@
-"""What a model sees of an image: the geometry of resizing and cropping."""
+"""What a model sees of an image: resized and cropped."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,14 @@ from padim_ray.errors import ModelError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize to `resize` (height, width), whatever the aspect, then keep the centre `crop`."""
+    """Resize to `resize` (height, width), whatever the aspect, then keep the centre `crop`.
+
+    `scaled_jpeg`: decode large JPEGs at a half, a quarter or an eighth of their size already.
+    """
 
     resize: tuple[int, int]
     crop: tuple[int, int] | None = None
+    scaled_jpeg: bool = False
 
     def __post_init__(self) -> None:
         if self.crop and (self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]):

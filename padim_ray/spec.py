@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from padim_ray.anomaly_map import AnomalyMapper
 from padim_ray.errors import ModelError
-from padim_ray.fields import mapping, number, pair, read_fields, several, text, whole
+from padim_ray.fields import flag, mapping, number, pair, read_fields, several, text, whole
 from padim_ray.gaussian import Regularization
 from padim_ray.options import ModelOptions
 from padim_ray.patches import PatchGrid
@@ -31,6 +31,7 @@ _SIDES = pair(whole(1, MOST_PIXELS))
 _PREPROCESSING = {
     "resize": _SIDES,
     "crop": lambda value, where: None if value is None else _SIDES(value, where),
+    "scaled_jpeg": flag,
 }
 _REGULARIZATION = {
     "kind": text("shrink|paper"),
@@ -138,7 +139,7 @@ def new_spec(
     """
     check_layers(options.backbone, options.layers)
     channels = choose_channels(options.backbone, options.layers, options.n_features, options.seed)
-    preprocessing = Preprocessing(options.image_size, options.crop)
+    preprocessing = Preprocessing(options.image_size, options.crop, options.scaled_jpeg)
     check_size(preprocessing, max(STRIDES[layer] for layer in channels))
     weights = read_weights(options.weights, options.backbone, list(channels), storage_options)
     spec = ModelSpec(

@@ -1,3 +1,4 @@
+import io
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from padim_ray import decoder
 from padim_ray.decoder import ATTEMPTS, Decoded, Decoder, Mask, ModelInput, UprightImage, decode_all
@@ -262,3 +264,13 @@ def test_bombs_take_little_memory(fresh):
 def test_mutated_files_don_t_end_the_child(files):
     for answer in decode_all(files, UprightImage(1_000_000)):
         assert isinstance(answer, Decoded) or "the decoder" not in str(answer)
+
+
+def test_scaled_jpegs_keep_their_own_size():
+    buffer = io.BytesIO()
+    Image.new("RGB", (320, 240), (200, 100, 50)).save(buffer, "JPEG")
+    preprocessing = Preprocessing((32, 64), (32, 32), scaled_jpeg=True)
+    (decoded,) = decode_all([buffer.getvalue()], ModelInput(preprocessing, MAX_PIXELS))
+    assert (decoded.width, decoded.height) == (320, 240)
+    assert decoded.pixels.shape == (32, 32, 3)
+    assert np.abs(decoded.pixels.astype(int) - (200, 100, 50)).max() <= 2

@@ -9,7 +9,7 @@ from PIL import Image
 
 from padim_ray import images
 from padim_ray.errors import ImageError, ModelError
-from padim_ray.images import as_rgb, model_input
+from padim_ray.images import as_rgb, decode_scaled, model_input
 from padim_ray.preprocessing import Preprocessing
 from tests.corpus import mutated_files
 
@@ -164,6 +164,49 @@ def test_resizing_is_within_a_level_of_pillows(mode, size, seed):
     resized = model_input(np.asarray(image), Preprocessing((48, 64)))
     expected = np.asarray(image.resize((64, 48), Image.Resampling.BILINEAR).convert("RGB"))
     assert np.abs(resized.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@given(
+    size=st.tuples(st.integers(64, 700), st.integers(64, 700)),
+    smallest=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    seed=st.integers(0, 999),
+)
+def test_a_scaled_jpeg_is_large_enough_and_looks_the_same(mode, size, smallest, seed):
+    data = encode(photo(seed, size, mode), "JPEG", quality=90)
+    whole = decode(data)
+    scaled, (width, height) = decode_scaled(data, MAX_PIXELS, smallest)
+    assert (height, width) == whole.shape[:2]
+    factor = -(-height // scaled.shape[0])
+    assert factor in (1, 2, 4, 8)
+    assert scaled.shape[:2] == (-(-height // factor), -(-width // factor))
+    if factor == 1:
+        np.testing.assert_array_equal(scaled, whole)
+    else:
+        assert scaled.shape[0] >= smallest[0]
+        assert scaled.shape[1] >= smallest[1]
+        means = (pixels.mean((0, 1)) for pixels in (scaled, whole))
+        np.testing.assert_allclose(*means, atol=4)
+
+
+def test_what_is_no_upright_jpeg_is_not_scaled():
+    image = photo(3, (320, 240))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for data in (
+        encode(image, "PNG"),
+        encode(image, "JPEG", exif=turned),
+    ):
+        scaled, size = decode_scaled(data, MAX_PIXELS, (16, 16))
+        np.testing.assert_array_equal(scaled, decode(data))
+        assert size == scaled.shape[1::-1]
+
+
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+def test_a_cut_jpeg_fails_scaled_as_well(end):
+    data = encode(photo(3, (320, 240)), "JPEG")
+    with pytest.raises(ImageError, match="broken image"):
+        decode_scaled(data[: len(data) // 2] + end, MAX_PIXELS, (16, 16))
 
 
 def test_the_crop_is_the_centre():
