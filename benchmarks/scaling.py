@@ -9,17 +9,21 @@ driver can keep busy.
 import argparse
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.cluster_utils import Cluster
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+from padim_ray.manifest import shard_rows, shard_table, sort_images
 from padim_ray.pipeline.session import data_context, rows_of
 
 SHARD_IMAGES = 256
@@ -45,14 +49,53 @@ def write(shard: pa.Table) -> pa.Table:
     return pa.table({"shard": shard["shard"][:1], "count": [shard.num_rows]})
 
 
+def manifest_costs(rows: int) -> dict[str, float]:
+    """What the driver's list of images costs per million of them."""
+    rng = np.random.default_rng(0)
+    uris = [
+        f"s3://archive/line{number % 50:02d}/2026-11-20/cam1/{number:012d}.jpg"
+        for number in rng.permutation(rows)
+    ]
+    manifest = pa.table(
+        {
+            "uri": uris,
+            "group": [uri[13:19] for uri in uris],
+            "size": rng.integers(10**5, 10**6, rows),
+            "version_tag": [f"{number:032x}" for number in rng.integers(0, 2**62, rows)],
+        }
+    )
+    seconds = {}
+    started = time.perf_counter()
+    manifest = sort_images(manifest)
+    seconds["sorting"] = time.perf_counter() - started
+    started = time.perf_counter()
+    shards = [
+        shard_table(manifest, *shard) for shard in enumerate(shard_rows(manifest, SHARD_IMAGES))
+    ]
+    seconds["cutting into shards"] = time.perf_counter() - started
+    with tempfile.NamedTemporaryFile() as file:
+        pq.write_table(manifest, file.name)
+        stored = os.path.getsize(file.name)
+    millions = rows / 1e6
+    return {
+        "rows": rows,
+        "MB in memory per million": manifest.nbytes / 1e6 / millions,
+        "MB of Parquet per million": stored / 1e6 / millions,
+        "shards": len(shards),
+        **{f"{name}, s per million": value / millions for name, value in seconds.items()},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--actors", nargs="+", type=int, default=ACTORS)
     parser.add_argument("--shards", type=int, default=16, help="per actor")
     parser.add_argument("--seconds", type=float, default=2.0, help="that an actor takes for one")
+    parser.add_argument("--manifest", type=int, default=10**6, help="rows of one to measure")
     parser.add_argument("--out", type=Path, help="file for the rows as JSON")
     arguments = parser.parse_args()
-    rows = []
+    rows = [manifest_costs(arguments.manifest)]
+    print(json.dumps(rows[-1]), flush=True)
     with cluster():
         for actors in arguments.actors:
             rows.append(measure(actors, arguments.shards * actors, arguments.seconds))

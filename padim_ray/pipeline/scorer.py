@@ -1,6 +1,6 @@
 """The actor that scores images: trunk, distances, anomaly map."""
 
-from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,12 @@ from padim_ray.errors import ImageError
 from padim_ray.gaussian import Gaussian
 from padim_ray.options import JobOptions
 from padim_ray.pipeline.columns import column_array, fixed_size_column
+from padim_ray.pipeline.gaussians import GaussianCache
 from padim_ray.pipeline.memory import prepare_memory
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.run import decode_images
 
-SCORED_TOGETHER = 64  # images: enough for reading the Gaussians not to dominate
+SCORED_TOGETHER = 128  # images: enough for reading the Gaussians not to dominate
 GROUP_CACHE_BYTES = 2 * 2**30  # of Gaussians that an actor keeps loaded
 
 
@@ -32,10 +33,11 @@ def score_images(
     leave_one_out: bool = False,
 ) -> ray.data.Dataset:
     """Shards of the manifest to rows as `ScoreImages` makes them: a block per shard."""
+    groups = list(dict.fromkeys(shard["group"][0].as_py() for shard in shards))
     decoded = decode_images(shards, version.spec.preprocessing, options, plan)
     return decoded.map_batches(
         ScoreImages,
-        fn_constructor_args=[version, plan, options.batch_size],
+        fn_constructor_args=[version, plan, options.batch_size, groups],
         fn_constructor_kwargs={"leave_one_out": leave_one_out},
         batch_size=None,
         batch_format="pyarrow",
@@ -57,6 +59,7 @@ class ScoreImages:
         version: ModelVersion,
         plan: Plan,
         batch_size: int | None,
+        groups: Sequence[str],
         *,
         leave_one_out: bool = False,
     ) -> None:
@@ -66,7 +69,7 @@ class ScoreImages:
         weights = version.load_trunk_weights()
         self.embedder = Embedder(version.spec, weights, plan.device, batch_size)
         self.leave_one_out = leave_one_out
-        self.loaded: OrderedDict[str, Gaussian] = OrderedDict()
+        self.gaussians = GaussianCache(self._load, groups, GROUP_CACHE_BYTES)
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         size = self.version.spec.preprocessing.size
@@ -95,25 +98,16 @@ class ScoreImages:
             shard = shard.append_column(name, column)
         return shard
 
+    def _load(self, group: str) -> Gaussian:
+        return self.version.load_gaussian(group).to(self.embedder.device)
+
     @torch.inference_mode()
     def _score(self, pixels: np.ndarray, group: str) -> tuple[np.ndarray, np.ndarray]:
         """Scores (n,) and distances (n, H_0, W_0); NaN or infinite where the features are."""
         embeddings = self.embedder.embed(as_images(pixels))
         left_out_of = self.version.groups[group].images if self.leave_one_out else None
-        gaussian = self._gaussian(group)
-        distances = self.embedder.distances(embeddings, gaussian, left_out_of=left_out_of)
+        distances = self.embedder.distances(
+            embeddings, self.gaussians[group], left_out_of=left_out_of
+        )
         scores = image_scores(self.version.spec.mapper.maps(distances))
         return scores.cpu().numpy(), distances.cpu().numpy()
-
-    def _gaussian(self, group: str) -> Gaussian:
-        """Load a group's Gaussians, or take them from the bounded cache of those used last."""
-        if group not in self.loaded:
-            # room is made before loading; all groups are of one size
-            while self.loaded and self._size() * (len(self.loaded) + 1) > GROUP_CACHE_BYTES:
-                self.loaded.popitem(last=False)
-            self.loaded[group] = self.version.load_gaussian(group).to(self.embedder.device)
-        self.loaded.move_to_end(group)
-        return self.loaded[group]
-
-    def _size(self) -> int:
-        return next(iter(self.loaded.values())).nbytes
