@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-import torchvision
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -17,11 +16,20 @@ from padim_ray.errors import ModelError
 from padim_ray.fused import select_channels
 from padim_ray.storage import Location
 
-BACKBONES: tuple[str, ...] = tuple(
-    name
-    for name in torchvision.models.list_models()
-    if name.startswith(("resnet", "resnext", "wide_resnet"))
-)
+BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
+BACKBONES = {
+    "resnet18": BASIC,
+    "resnet34": BASIC,
+    "resnet50": BOTTLENECK,
+    "resnet101": BOTTLENECK,
+    "resnet152": BOTTLENECK,
+    "resnext50_32x4d": BOTTLENECK,
+    "resnext101_32x8d": BOTTLENECK,
+    "resnext101_64x4d": BOTTLENECK,
+    "wide_resnet50_2": BOTTLENECK,
+    "wide_resnet101_2": BOTTLENECK,
+}
+"""torchvision's ResNets, and how many channels their four layers have."""
 STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -93,6 +101,9 @@ class Trunk(nn.Module):
 
 def _build(backbone: str, layers: Sequence[str]) -> nn.Sequential:
     """The trunk with its parameters on the meta device: no memory, no random initialisation."""
+    # it takes two seconds to import, and processes that merge or write can do without
+    import torchvision
+
     with torch.device("meta"):
         model = torchvision.models.get_model(backbone, weights=None)
     deepest = max(layers, key=STRIDES.__getitem__)
@@ -166,9 +177,8 @@ def choose_channels(
         n_features: how many in all layers together, drawn by `seed`, or "all". None: all for
             resnet18 and resnet34, 550 for the others (the paper's choice for wide_resnet50_2).
     """
-    layers = sorted(set(layers), key=STRIDES.__getitem__)
-    stages = _build(backbone, layers)
-    widths = {layer: _width(getattr(stages, layer)) for layer in layers}
+    every = dict(zip(STRIDES, BACKBONES[backbone], strict=True))
+    widths = {layer: every[layer] for layer in STRIDES if layer in layers}
     total = sum(widths.values())
     if n_features is None:
         n_features = ALL if backbone in ("resnet18", "resnet34") else min(550, total)
@@ -182,10 +192,6 @@ def choose_channels(
         channels[layer] = [index for index in range(width) if first + index in kept]
         first += width
     return channels
-
-
-def _width(stage: nn.Module) -> int:
-    return [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
 
 
 def read_weights(
@@ -237,6 +243,8 @@ def _parse(path: Path, uri: str) -> Any:
 
 
 def _read_torchvision(name: str, backbone: str) -> StateDict:
+    import torchvision
+
     known = torchvision.models.get_model_weights(backbone)
     family, _, member = name.rpartition(".")
     if member not in known.__members__ or family not in ("", known.__name__):

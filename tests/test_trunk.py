@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -7,8 +10,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from padim_ray.errors import ModelError
 from padim_ray.trunk import (
+    BACKBONES,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    STRIDES,
     Trunk,
     choose_channels,
     native_precision,
@@ -57,6 +62,23 @@ def test_an_image_has_the_same_features_in_any_company(weights):
         parts = zip(*map(trunk, images(9).split(size)), strict=True)
         for level, part in zip(together, parts, strict=True):
             torch.testing.assert_close(torch.cat(part), level, rtol=1e-6, atol=1e-7)
+
+
+def test_the_backbones_are_torchvisions():
+    families = ("resnet", "resnext", "wide_resnet")
+    names = [name for name in torchvision.models.list_models() if name.startswith(families)]
+    assert sorted(BACKBONES) == sorted(names)
+    for name, widths in BACKBONES.items():
+        with torch.device("meta"):
+            model = torchvision.models.get_model(name)
+        layers = (getattr(model, layer) for layer in STRIDES)
+        convolutions = [[m for m in x.modules() if isinstance(m, torch.nn.Conv2d)] for x in layers]
+        assert widths == tuple(layer[-1].out_channels for layer in convolutions)
+
+
+def test_importing_the_library_does_not_import_torchvision():
+    code = "import sys, padim_ray.pipeline.merge; assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_only_the_layers_up_to_the_deepest_are_built(weights):
