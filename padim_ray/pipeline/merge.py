@@ -21,6 +21,7 @@ from padim_ray.artifact import save_tensors, shard_location, version_location
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import PooledScatter, Regularization
 from padim_ray.moments import Blocks, Moments
+from padim_ray.pipeline.memory import prepare_memory
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
@@ -92,6 +93,7 @@ def serialise(state: Moments) -> bytes:
 
 @ray.remote(max_retries=-1)
 def _merge_task(rows: list[int | None], *objects: Any) -> tuple["_Arrays", PooledScatter]:
+    prepare_memory()
     parts = (
         value.moments() if row is None else _deserialise(value["state"][row])
         for row, value in zip(rows, objects, strict=True)
@@ -218,6 +220,7 @@ def _write_task(
     shard: int,
 ) -> str | None:
     """Factorise and write one state shard; return what is wrong, if anything."""
+    prepare_memory()
     merged = state.moments()
     try:
         whitened = gaussian.factorise(merged, regularization.scale(merged.count), offset)
@@ -237,5 +240,6 @@ def save_task(state: _Arrays, file: Location) -> None:
 @ray.remote(max_retries=-1)
 def load_task(file: Location) -> _Arrays:
     """Read them back."""
+    prepare_memory()
     with file.as_local_file() as path:
         return _Arrays.of(moments.from_tensors(safetensors.torch.load_file(path)))
