@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import padim_ray
 from benchmarks import decode, stages
 from benchmarks.archive import ARCHIVES, many_images, random_trunk
-from benchmarks.timing import Figure, cores, figure, rates
+from benchmarks.timing import Figure, cores, figure, rates, steady_rate
 from padim_ray.pipeline.session import ray_session
 
 SIZES = (250, 2250)
@@ -45,7 +46,7 @@ def measure(root: Path, weights: str, repeats: int, sizes: tuple[int, int] = SIZ
                 ]
                 small, large = runs
                 for job in NEEDS:
-                    rate = (sizes[1] - sizes[0]) / (large[job] - small[job])
+                    rate = steady_rate(sizes, (small[job], large[job]))
                     speed.setdefault((job, name), []).append(rate)
     figures = []
     for (job, name), values in speed.items():
@@ -64,10 +65,12 @@ def stage_seconds(weights: str, repeats: int) -> Mapping[str, float]:
     return seconds | {name: cores() / median(values) for name, values in decoding.items()}
 
 
-def run(directory: Path, manifest: str, weights: str) -> dict[str, float]:
-    """Fit and score, both in seconds."""
+def run(directory: Path, manifest: str, weights: str, **options: Any) -> dict[str, float]:
+    """Fit, with these options, and score: both in seconds."""
     model = str(directory / "model")
-    fitted = padim_ray.fit(manifest=manifest, model=model, weights=weights, calibration_images=0)
+    fitted = padim_ray.fit(
+        manifest=manifest, model=model, weights=weights, calibration_images=0, **options
+    )
     scored = padim_ray.score(
         manifest=manifest, model=model, out=str(directory / "out"), heatmaps="none", report_images=0
     )

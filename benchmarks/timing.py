@@ -26,6 +26,11 @@ def figure(stage: str, what: str, values: Sequence[float], unit: str) -> Figure:
     }
 
 
+def steady_rate(sizes: tuple[int, int], seconds: tuple[float, float]) -> float:
+    """Images/s without start-up, from how long a small and a large set took."""
+    return (sizes[1] - sizes[0]) / (seconds[1] - seconds[0])
+
+
 def rates(
     stage: str, work: Mapping[str, Callable[[], int]], repeats: int, seconds: float = 0.3
 ) -> list[Figure]:

@@ -64,21 +64,18 @@ class Embedder:
             left_out_of: the number of images in the Gaussians, if these are some of them and their
                 distances are to be those to the Gaussians without the image itself.
         """
-        runs, regularization = embeddings.runs(), self.spec.regularization
-        if left_out_of:
-            if left_out_of < NEGLIGIBLE_FROM:  # what an image adds to R is of all cells
-                runs = [(0, runs[-1][1])]
-            squared = [
-                leave_one_out_squared_distances(
-                    group.cells(*run), embeddings.patches(*run), left_out_of, regularization
-                )
-                for run in runs
-            ]
-        else:
-            squared = [
-                squared_distances(group.cells(*run), embeddings.patches(*run)) for run in runs
-            ]
-        return self.spec.grid.unnest(torch.cat(squared)).sqrt_()
+        runs = embeddings.runs()
+        if left_out_of and left_out_of < NEGLIGIBLE_FROM:  # what an image adds to R is of all cells
+            runs = [(0, runs[-1][1])]
+
+        def squared(run: tuple[int, int]) -> torch.Tensor:
+            cells, patches = group.cells(*run), embeddings.patches(*run)
+            if left_out_of:
+                rule = self.spec.regularization
+                return leave_one_out_squared_distances(cells, patches, left_out_of, rule)
+            return squared_distances(cells, patches)
+
+        return self.spec.grid.unnest(torch.cat(list(map(squared, runs)))).sqrt_()
 
 
 def as_images(pixels: np.ndarray) -> torch.Tensor:

@@ -50,12 +50,16 @@ class FusedStages:
         layers = {
             name: layer for name, layer in stages.named_children() if name.startswith("layer")
         }
-        self.blocks = {name: [_Block(block, dtype) for block in layers[name]] for name in layers}
         self.channels = dict(channels)
         deepest = list(layers)[-1]
-        if len(channels[deepest]):  # of the last block, nothing else is needed
-            self.blocks[deepest][-1] = _Block(layers[deepest][-1], dtype, channels[deepest])
+        needed = {}
+        if len(channels[deepest]):  # nothing else of the last block
+            needed[layers[deepest][-1]] = channels[deepest]
             self.channels[deepest] = torch.arange(len(channels[deepest]))
+        self.blocks = {
+            name: [_Block(block, dtype, needed.get(block)) for block in layer]
+            for name, layer in layers.items()
+        }
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 3, H, W), uint8 or float in 0…255 → per level (B, c_ℓ, H_ℓ, W_ℓ)."""

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-import padim_ray
-from benchmarks.archive import DIFFERENT, many_images
-from benchmarks.jobs import listed
-from benchmarks.timing import Figure, cores, figure
+from benchmarks.archive import ARCHIVES, DIFFERENT, many_images
+from benchmarks.jobs import listed, run
+from benchmarks.timing import Figure, cores, figure, steady_rate
 from padim_ray import PadimModel
 from padim_ray.options import ModelOptions
 from padim_ray.pipeline.session import ray_session
@@ -38,21 +37,23 @@ def measure(root: Path, weights: str, repeats: int) -> list[Figure]:
     if not PYTHON.exists():
         print("anomalib is not installed (make bench-peers): it is left out")
         return []
-    directories = {
-        size: many_images(root / f"peers-{size}", size, 700, "RGB", "JPEG")[0].parent
-        for size in SIZES
+    files = {
+        size: many_images(root / f"peers-{size}", size, *ARCHIVES["JPEG 700²"]) for size in SIZES
     }
+    manifests = {size: listed(files[size], root / f"peers-{size}.parquet") for size in SIZES}
     theirs: dict[str, list[float]] = {"fit": [], "score": []}
     ours = {name: {job: [] for job in theirs} for name in CASES}
     megabytes = []
     for repeat in range(repeats):
-        runs = [run_anomalib(directories[size], weights) for size in SIZES]
+        runs = [run_anomalib(files[size][0].parent, weights) for size in SIZES]
         megabytes.append(runs[1]["megabytes"])
         add_rates(theirs, runs)
         with ray_session(None):
             for name, options in CASES.items():
                 place = root / f"peers-{repeat}-{name}".replace(" ", "-")
-                runs = [run_padim_ray(place, directories[size], weights, options) for size in SIZES]
+                runs = [
+                    run(place / str(size), manifests[size], weights, **options) for size in SIZES
+                ]
                 add_rates(ours[name], runs)
     figures = [
         figure("peers", "maps, greatest relative difference", [compare_maps(root, weights)], "")
@@ -72,7 +73,7 @@ def measure(root: Path, weights: str, repeats: int) -> list[Figure]:
 def add_rates(rates: dict[str, list[float]], runs: list[dict[str, float]]) -> None:
     small, large = runs
     for job, values in rates.items():
-        values.append((SIZES[1] - SIZES[0]) / (large[job] - small[job]))
+        values.append(steady_rate(SIZES, (small[job], large[job])))
 
 
 def run_anomalib(directory: Path, weights: str, *, maps: Path | None = None) -> dict[str, float]:
@@ -95,21 +96,6 @@ def kept_channels(weights: str) -> list[int]:
     spec, _ = new_spec(ModelOptions(weights=weights, n_features=CHANNELS), "float32")
     starts = dict(zip(spec.channels, (0, 64, 192), strict=True))
     return [starts[layer] + index for layer, kept in spec.channels.items() for index in kept]
-
-
-def run_padim_ray(
-    place: Path, directory: Path, weights: str, options: dict[str, Any]
-) -> dict[str, float]:
-    files = sorted(directory.iterdir())
-    manifest = listed(files, place.with_name(f"{place.name}-{len(files)}.parquet"))
-    model, out = (str(place / f"{name}-{len(files)}") for name in ("model", "out"))
-    fitted = padim_ray.fit(
-        manifest=manifest, model=model, weights=weights, calibration_images=0, **options
-    )
-    scored = padim_ray.score(
-        manifest=manifest, model=model, out=out, heatmaps="none", report_images=0
-    )
-    return {"fit": fitted.seconds, "score": scored.seconds}
 
 
 def compare_maps(root: Path, weights: str) -> float:
