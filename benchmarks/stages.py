@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.timing import Figure, rates
+from benchmarks.timing import Figure, cores, rates
 from padim_ray.anomaly_map import image_scores
 from padim_ray.embedder import Embedder
 from padim_ray.gaussian import factorise, pool
@@ -24,7 +24,10 @@ def measure(weights: str, repeats: int) -> list[Figure]:
     for precision in ("float32", "bfloat16"):
         embedder, images = prepare(weights, "all", precision)
         work[f"{precision}, all channels"] = lambda e=embedder, i=images: done(e.embed(i))
-        work[f"{precision}, by plain modules"] = lambda e=embedder, i=images[:32]: plain(e, i)
+        work[f"{precision}, threads within operators"] = lambda e=embedder, i=images: within(e, i)
+        work[f"{precision}, by plain modules"] = lambda e=embedder, i=images[:32]: within(
+            e, i, e.trunk.plain
+        )
     figures = rates("trunk", work, repeats)
     for n_features in ("all", 100):
         figures += rates(
@@ -40,7 +43,9 @@ def prepare(weights: str, n_features: str | int, precision: str) -> tuple[Embedd
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = ModelOptions(weights=weights, n_features=n_features)
     pixels = torch.randint(0, 256, (BATCH, 256, 256, 3), dtype=torch.uint8, device=device)
-    return Embedder(*new_spec(options, precision), device), pixels.permute(0, 3, 1, 2)
+    return Embedder(*new_spec(options, precision), device, threads=cores()), pixels.permute(
+        0, 3, 1, 2
+    )
 
 
 def stages(
@@ -80,8 +85,15 @@ def stages(
     }
 
 
-def plain(embedder: Embedder, images: torch.Tensor) -> int:
-    embedder.trunk.plain(images)
+def within(
+    embedder: Embedder,
+    images: torch.Tensor,
+    trunk: Callable[[torch.Tensor], list[torch.Tensor]] | None = None,
+) -> int:
+    """All cores at work on one operator after the other."""
+    torch.set_num_threads(cores())
+    (trunk or embedder.trunk)(images)
+    torch.set_num_threads(1)
     return done(Embeddings((images,)))
 
 

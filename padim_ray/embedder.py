@@ -1,6 +1,9 @@
 """What an actor does: images to embeddings by the trunk, and these to moments or distances."""
 
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +17,9 @@ from padim_ray.spec import ModelSpec
 from padim_ray.trunk import StateDict, Trunk
 
 GPU_BATCH = 128  # images per pass through the trunk
+LEFT_OUT_TOGETHER = 16  # images: no faster with more, and enough pieces for all threads
+
+Piece, Result = TypeVar("Piece"), TypeVar("Result")
 
 
 class Embedder:
@@ -21,6 +27,9 @@ class Embedder:
 
     Args:
         batch_size: images per pass through the trunk; default: as many as suit the device.
+        threads: that work on pieces (images, or runs of cells) side by side; then PyTorch has one
+            thread in this process. They never wait for each other, as threads within an operator
+            do after every operator. Default: as PyTorch is set.
     """
 
     def __init__(
@@ -29,6 +38,7 @@ class Embedder:
         weights: StateDict,
         device: torch.device | str,
         batch_size: int | None = None,
+        threads: int | None = None,
     ) -> None:
         self.spec = spec
         self.device = torch.device(device)
@@ -36,22 +46,32 @@ class Embedder:
         self.trunk = Trunk(
             spec.backbone, spec.channels, weights, precision=spec.precision, device=device
         )
+        self._pool = None
+        if threads is not None:
+            torch.set_num_threads(1)
+            self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> Embeddings:
         """Images (B, 3, H, W), 0…255, to their features at all cells, on the device."""
-        return Embeddings.join(
-            [
-                self.spec.grid.nest(self.trunk(part.to(self.device, non_blocking=True)))
-                for part in images.split(self.batch_size)
-            ]
-        )
+        embeddings = self.spec.grid.empty(len(images), self.trunk.dtype, self.device)
+
+        def embed(piece: tuple[torch.Tensor, Embeddings]) -> None:
+            part, out = piece
+            self.spec.grid.nest(self.trunk(part.to(self.device, non_blocking=True)), out)
+
+        parts = images.split(self.batch_size), embeddings.split(self.batch_size)
+        self._each(embed, zip(*parts, strict=True))
+        return embeddings
 
     @torch.inference_mode()
     def accumulate_(self, moments: Moments, embeddings: Embeddings) -> Moments:
         """Add a batch of images, in place in the tensors of `moments`."""
-        for start, stop in embeddings.runs():
-            accumulate_(moments.cells(start, stop), embeddings.patches(start, stop))
+
+        def accumulate(run: tuple[int, int]) -> None:
+            accumulate_(moments.cells(*run), embeddings.patches(*run))
+
+        self._each(accumulate, embeddings.runs())
         return replace(moments, count=moments.count + len(embeddings))
 
     @torch.inference_mode()
@@ -64,18 +84,29 @@ class Embedder:
             left_out_of: the number of images in the Gaussians, if these are some of them and their
                 distances are to be those to the Gaussians without the image itself.
         """
-        runs = embeddings.runs()
-        if left_out_of and left_out_of < NEGLIGIBLE_FROM:  # what an image adds to R is of all cells
-            runs = [(0, runs[-1][1])]
 
-        def squared(run: tuple[int, int]) -> torch.Tensor:
-            cells, patches = group.cells(*run), embeddings.patches(*run)
+        def squared(cells: Gaussian, patches: Sequence[torch.Tensor]) -> torch.Tensor:
             if left_out_of:
                 rule = self.spec.regularization
                 return leave_one_out_squared_distances(cells, patches, left_out_of, rule)
             return squared_distances(cells, patches)
 
-        return self.spec.grid.unnest(torch.cat(list(map(squared, runs)))).sqrt_()
+        if left_out_of and left_out_of < NEGLIGIBLE_FROM:  # what an image adds to R is of all cells
+            parts = embeddings.split(LEFT_OUT_TOGETHER)
+            pieces = self._each(lambda part: squared(group, part.patches()), parts)
+            joined = torch.cat(pieces, 1)
+        else:
+            pieces = self._each(
+                lambda run: squared(group.cells(*run), embeddings.patches(*run)), embeddings.runs()
+            )
+            joined = torch.cat(pieces)
+        return self.spec.grid.unnest(joined).sqrt_()
+
+    def _each(self, function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
+        """Of each piece what the function makes of it, in order."""
+        if self._pool is None:
+            return list(map(function, pieces))
+        return list(self._pool.map(torch.inference_mode()(function), pieces))
 
 
 def as_images(pixels: np.ndarray) -> torch.Tensor:

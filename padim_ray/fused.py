@@ -5,6 +5,7 @@ the operators that its compiler uses. Calling them directly gives the compiler's
 start-up. The plain modules in `trunk` are the reference that tests compare with.
 """
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -168,7 +169,7 @@ class _FirstLayer:
         like = nn.Conv2d(12, len(weight), 4, device="meta")
         self.convolution = _Convolution(weight.float(), bias.float(), like, dtype)
         self.dtype = dtype
-        self.cells: torch.Tensor | None = None
+        self.buffers = threading.local()
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return _max_pool(self.convolution(self._cells(images), "relu"))
@@ -177,14 +178,15 @@ class _FirstLayer:
         """Blocks of 2×2 pixels, with a border of two blocks before and one after."""
         rows, columns = images.shape[2] // 2, images.shape[3] // 2
         shape = (TOGETHER, rows + 3, columns + 3, 12)
-        if self.cells is None or self.cells.shape != shape:
-            self.cells = self.border.repeat(4).expand(shape).clone()
-        inside = self.cells[:, 2:-1, 2:-1]
+        cells = getattr(self.buffers, "cells", None)
+        if cells is None or cells.shape != shape:
+            cells = self.buffers.cells = self.border.repeat(4).expand(shape).clone()
+        inside = cells[:, 2:-1, 2:-1]
         pixels = images.permute(0, 2, 3, 1).contiguous().view(len(images), rows, 2, columns, 6)
         for row in (0, 1):
             half = inside[: len(images), :, :, 6 * row : 6 * row + 6]
             half.copy_(pixels[:, :, row]).sub_(self.shift)
-        return self.cells.permute(0, 3, 1, 2)
+        return cells.permute(0, 3, 1, 2)
 
 
 def _max_pool(x: torch.Tensor) -> torch.Tensor:

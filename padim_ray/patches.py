@@ -62,15 +62,22 @@ class PatchGrid:
         ]  # own cell first; lexsort's last key is the primary one: the coarsest
         return np.lexsort(ancestors)
 
-    def nest(self, features: Sequence[torch.Tensor]) -> "Embeddings":
-        """Feature maps (B, c_ℓ, H_ℓ, W_ℓ) per level, as cells in nested order."""
-        rows = [maps.permute(0, 2, 3, 1).flatten(1, 2) for maps in features]
+    def empty(self, images: int, dtype: torch.dtype, device: torch.device) -> "Embeddings":
+        """Room for so many images' features."""
+        shapes = zip(self.cells, self.channels, strict=True)
         return Embeddings(
-            tuple(
-                level.index_select(1, order.to(level.device))
-                for level, order in zip(rows, self.orders, strict=True)
-            )
+            tuple(torch.empty(images, *shape, dtype=dtype, device=device) for shape in shapes)
         )
+
+    def nest(
+        self, features: Sequence[torch.Tensor], out: "Embeddings | None" = None
+    ) -> "Embeddings":
+        """Feature maps (B, c_ℓ, H_ℓ, W_ℓ) per level, as cells in nested order."""
+        out = out or self.empty(len(features[0]), features[0].dtype, features[0].device)
+        for maps, order, level in zip(features, self.orders, out.levels, strict=True):
+            rows = maps.permute(0, 2, 3, 1).flatten(1, 2)
+            torch.index_select(rows, 1, order.to(rows.device), out=level)
+        return out
 
     def unnest(self, values: torch.Tensor) -> torch.Tensor:
         """Level 0's values in nested order as images: (P_0, B) → (B, H_0, W_0)."""
@@ -92,12 +99,10 @@ class Embeddings:
         """Those of some images."""
         return Embeddings(tuple(level[images] for level in self.levels))
 
-    @classmethod
-    def join(cls, parts: Sequence["Embeddings"]) -> "Embeddings":
-        """Several batches as one."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(tuple(map(torch.cat, zip(*(part.levels for part in parts), strict=True))))
+    def split(self, images: int) -> list["Embeddings"]:
+        """Views of so many images each."""
+        parts = (level.split(images) for level in self.levels)
+        return list(map(Embeddings, zip(*parts, strict=True)))
 
     def are_finite(self) -> torch.Tensor:
         """Which images' features are all finite: (B,) bool."""

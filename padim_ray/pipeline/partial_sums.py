@@ -6,7 +6,6 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from ray.data import ActorPoolStrategy
 from ray.data._internal.execution.interfaces import RefBundle
 
@@ -81,10 +80,9 @@ class PartialSums:
     """
 
     def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int | None) -> None:
-        torch.set_num_threads(plan.threads)
         prepare_memory()
         weights = artifact.load_trunk_weights(root, spec.weights_sha256)
-        self.embedder = Embedder(spec, weights, plan.device, batch_size)
+        self.embedder = Embedder(spec, weights, plan.device, batch_size, plan.threads)
 
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
         start = 0

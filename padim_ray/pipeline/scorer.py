@@ -63,11 +63,10 @@ class ScoreImages:
         *,
         leave_one_out: bool = False,
     ) -> None:
-        torch.set_num_threads(plan.threads)
         prepare_memory()
         self.version = version
         weights = version.load_trunk_weights()
-        self.embedder = Embedder(version.spec, weights, plan.device, batch_size)
+        self.embedder = Embedder(version.spec, weights, plan.device, batch_size, plan.threads)
         self.leave_one_out = leave_one_out
         self.gaussians = GaussianCache(self._load, groups, GROUP_CACHE_BYTES)
 

@@ -1,0 +1,64 @@
+"""An embedder's threads beside PyTorch's own."""
+
+import numpy as np
+import pytest
+import torch
+
+from padim_ray.embedder import Embedder, as_images
+from padim_ray.gaussian import factorise, pool
+from padim_ray.leave_one_out import NEGLIGIBLE_FROM
+from padim_ray.moments import empty_moments
+from padim_ray.options import ModelOptions
+from padim_ray.spec import new_spec
+
+IMAGES = 43
+
+
+@pytest.fixture
+def embedders(weights):
+    """The same model in one thread, and in three."""
+    threads = torch.get_num_threads()
+    options = ModelOptions(weights=weights, image_size=(64,), n_features=100)
+    spec = new_spec(options, "float32")
+    yield Embedder(*spec, "cpu"), Embedder(*spec, "cpu", threads=3)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def images():
+    pixels = np.random.default_rng().integers(0, 256, (IMAGES, 64, 64, 3), np.uint8)
+    return as_images(pixels)
+
+
+def fitted(embedder, images):
+    grid = embedder.spec.grid
+    empty = empty_moments(grid.cells, grid.channels)
+    return embedder.accumulate_(empty, embedder.embed(images))
+
+
+def test_threads_share_out_images_and_cells(embedders, images):
+    one, three = embedders
+    moments, others = fitted(one, images), fitted(three, images)
+    for level, other in zip(one.embed(images).levels, three.embed(images).levels, strict=True):
+        assert torch.equal(level, other)
+    assert moments.count == others.count == IMAGES
+    for blocks, other_blocks in zip(moments.scatters, others.scatters, strict=True):
+        for block, other in zip(blocks, other_blocks, strict=True):
+            torch.testing.assert_close(other, block, rtol=1e-5, atol=1e-5 * float(block.max()))
+
+
+@pytest.mark.parametrize("left_out_of", [None, IMAGES, NEGLIGIBLE_FROM])
+def test_distances_of_threads(embedders, images, left_out_of):
+    one, _ = embedders
+    moments, rule = fitted(one, images), one.spec.regularization
+    gaussian = factorise(moments, rule.scale(IMAGES), rule.offset(pool(moments)))
+    distances, others = (
+        embedder.distances(embedder.embed(images), gaussian, left_out_of=left_out_of)
+        for embedder in embedders
+    )
+    torch.testing.assert_close(others, distances, rtol=1e-5, atol=0)
+
+
+def test_what_a_thread_raises_is_raised(embedders):
+    with pytest.raises(RuntimeError):
+        embedders[1].embed(torch.zeros(30, 4, 64, 64))
