@@ -1,14 +1,14 @@
 """The jobs at steady state: images/s, and how near to what their stages allow.
 
 `python -m benchmarks.jobs` runs this alone. Start-up is left out by comparing a small with a large
-archive; efficiency is the core-seconds per image that the stages need alone, on all cores, divided
-by those that the job took: cores × time, busy or not.
+archive; efficiency is the time per image that the stages take all cores alone, measured before and
+after the jobs, divided by the job's.
 """
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pyarrow as pa
@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import padim_ray
 from benchmarks import decode, stages
 from benchmarks.archive import ARCHIVES, many_images, random_trunk
-from benchmarks.timing import Figure, cores, figure, rates, steady_rate
+from benchmarks.timing import Figure, clock, figure, rates, steady_rate
 from padim_ray.pipeline.session import ray_session
 
-SIZES = (250, 2250)
+SIZES = (1000, 3000)
 NEEDS = {
-    "fit": ("trunk", "moments"),
-    "score": ("trunk", "distances", "map and score"),
+    "fit": ("decode", "trunk", "moments"),
+    "score": ("decode", "trunk", "distances", "map and score"),
 }
 
 
@@ -35,46 +35,48 @@ def measure(root: Path, weights: str, repeats: int, sizes: tuple[int, int] = SIZ
         for files in [many_images(root / name.replace(" ", "-"), max(sizes), *kind)]
         for size in sizes
     }
-    speed: dict[tuple[str, str], list[float]] = {}
-    alone = stage_seconds(weights, repeats)
+    measured: dict[tuple[str, str], dict[str, list[float]]] = {}
     with ray_session(None):
         for repeat in range(repeats):
             for name in ARCHIVES:
-                runs = [
-                    run(root / f"{repeat}-{name}-{size}", manifests[name, size], weights)
-                    for size in sizes
-                ]
-                small, large = runs
-                for job in NEEDS:
+                place = root / f"{repeat}-{name}"
+                before = stage_seconds(weights, name)
+                small, large = (
+                    run(place / str(size), manifests[name, size], weights) for size in sizes
+                )
+                after = stage_seconds(weights, name)
+                shutil.rmtree(place)
+                for job, needed in NEEDS.items():
                     rate = steady_rate(sizes, (small[job], large[job]))
-                    speed.setdefault((job, name), []).append(rate)
+                    alone = sum(before[stage] + after[stage] for stage in needed) / 2
+                    values = measured.setdefault((job, name), {})
+                    values.setdefault("rate", []).append(rate)
+                    values.setdefault("efficiency", []).append(alone * rate)
+                    values.setdefault("start", []).append(small[job] - sizes[0] / rate)
     figures = []
-    for (job, name), values in speed.items():
-        figures.append(figure(job, f"{name}, without start-up", values, "images/s"))
-        least = alone[name] + sum(alone[stage] for stage in NEEDS[job])
-        shares = [least * value / cores() for value in values]
-        figures.append(figure(job, f"{name}, efficiency", shares, "of 1"))
+    for (job, name), values in measured.items():
+        figures.append(figure(job, f"{name}, without start-up", values["rate"], "images/s"))
+        figures.append(figure(job, f"{name}, efficiency", values["efficiency"], "of 1"))
+        figures.append(figure(job, f"{name}, start-up and end", values["start"], "s"))
     return figures
 
 
-def stage_seconds(weights: str, repeats: int) -> Mapping[str, float]:
-    """Core-seconds per image of each stage and of decoding each archive, on all cores at once."""
-    decoding = decode.measure_all_cores(repeats)
-    rows = rates("", stages.stages(*stages.prepare(weights, "all", "bfloat16")), repeats)
-    seconds = {row["what"]: cores() / row["median"] for row in rows}
-    return seconds | {name: cores() / median(values) for name, values in decoding.items()}
+def stage_seconds(weights: str, archive: str) -> Mapping[str, float]:
+    """Seconds per image that each stage alone takes all cores."""
+    work = stages.stages(*stages.prepare(weights, "all", "bfloat16"))
+    seconds = {row["what"]: 1 / row["median"] for row in rates("", work, repeats=1, seconds=1)}
+    return seconds | {"decode": 1 / decode.measure_all_cores(archive)}
 
 
 def run(directory: Path, manifest: str, weights: str, **options: Any) -> dict[str, float]:
     """Fit, with these options, and score: both in seconds."""
-    model = str(directory / "model")
-    fitted = padim_ray.fit(
-        manifest=manifest, model=model, weights=weights, calibration_images=0, **options
-    )
-    scored = padim_ray.score(
+    started, model = clock(), str(directory / "model")
+    padim_ray.fit(manifest=manifest, model=model, weights=weights, calibration_images=0, **options)
+    fitted = clock()
+    padim_ray.score(
         manifest=manifest, model=model, out=str(directory / "out"), heatmaps="none", report_images=0
     )
-    return {"fit": fitted.seconds, "score": scored.seconds}
+    return {"fit": fitted - started, "score": clock() - fitted}
 
 
 def listed(files: list[Path], path: Path) -> str:

@@ -6,7 +6,7 @@ MODEL/
   versions/000003/
     model.json                               format version, spec, groups
     manifest.parquet                         every image that the model was given, failed ones too
-    groups/<group>/moments-00000-of-00012.safetensors    exact state, float64, to update from
+    groups/<group>/moments-00000-of-00012.safetensors    exact state, to update from
     groups/<group>/gaussian-00000-of-00012.safetensors   mean and whitening, all that scoring loads
     groups/<group>/calibration.parquet       leave-one-out scores, ascending
     groups/<group>/pixels.parquet            histogram of their anomaly maps' values
@@ -83,7 +83,7 @@ class ModelVersion:
         return load_trunk_weights(self.root, self.spec.weights_sha256)
 
     def load_gaussian(self, group: str) -> Gaussian:
-        like = self._like(torch.float32)
+        like = self._like()
 
         def expect(start: int, stop: int) -> Mapping[str, torch.Tensor]:
             means = tuple(mean.float() for mean in like.means)
@@ -94,7 +94,7 @@ class ModelVersion:
         )
 
     def load_moments(self, group: str) -> Moments:
-        like, images = self._like(torch.float64), self.groups[group].images
+        like, images = self._like(), self.groups[group].images
 
         def expect(start: int, stop: int) -> Mapping[str, torch.Tensor]:
             return moments.to_tensors(like.cells(start, stop))
@@ -106,10 +106,10 @@ class ModelVersion:
 
         return moments.concatenate(self._load_shards(group, "moments", expect, parse))
 
-    def _like(self, dtype: torch.dtype) -> Moments:
+    def _like(self) -> Moments:
         """What a group's state looks like, without memory for it."""
         grid = self.spec.grid
-        return empty_moments(grid.cells, grid.channels, dtype=dtype, device="meta")
+        return empty_moments(grid.cells, grid.channels, device="meta")
 
     def _load_shards(
         self,

@@ -153,7 +153,7 @@ def factorise(
     whitening: list[list[torch.Tensor]] = [[] for _ in range(levels)]
     for level in reversed(range(levels)):
         own, *cross = (
-            block.double() * scale + constant
+            torch.add(constant, block, alpha=scale)
             for block, constant in zip(moments.scatters[level], offset[level], strict=True)
         )
         coarser = range(level + 1, levels)

@@ -79,7 +79,7 @@ class PadimModel:
         self._version: ModelVersion | None = None  # what groups not in the dictionaries come from
         self._updated: set[str] = set()  # groups that got images since
         self._partials: dict[str, Moments] = {}  # float32 sums of the latest images
-        self._moments: dict[str, Moments] = {}  # float64
+        self._moments: dict[str, Moments] = {}
         self._gaussians: dict[str, Gaussian] = {}
         self._calibrations: dict[str, Calibration] = {}
 

@@ -9,7 +9,7 @@ where x_k is the cell's ancestor at level k. Cells are in nested order (see `pat
 block is one batched matrix product over level k's cells, without repeating anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -24,7 +24,7 @@ class Moments:
     """Count, means and scatters over any run of coarsest cells with their descendants.
 
     `means`: per level (P_ℓ, c_ℓ), float64. `scatters`: centred sums of outer products, not divided
-    by n−1, float32 while a partial sum is short and float64 from the merge on.
+    by n−1, float32 where they are summed up and kept, float64 where they are merged.
     """
 
     count: int
@@ -202,11 +202,14 @@ def _add_scatters(
 
 
 def to_tensors(moments: Moments) -> dict[str, torch.Tensor]:
-    """Named tensors to save; symmetric corners keep their lower triangle only."""
+    """Named tensors to save; symmetric corners keep their lower triangle only.
+
+    Scatters are saved in float32: that rounds them no more than the sums of images already are.
+    """
     return {
         "count": torch.tensor(moments.count),
         **{f"mean.{level}": mean for level, mean in enumerate(moments.means)},
-        **pack_blocks("scatter", moments.scatters),
+        **pack_blocks("scatter", moments.to(torch.float32).scatters),
     }
 
 
@@ -227,11 +230,19 @@ def pack_blocks(name: str, blocks: Blocks) -> dict[str, torch.Tensor]:
     """Blocks as tensors `name`.ℓ.k; of a level's own block only the lower triangle's rows."""
     packed = {}
     for level, (own, *cross) in enumerate(blocks):
-        rows, columns = torch.tril_indices(*own.shape[1:], device=own.device)
-        packed[f"{name}.{level}.{level}"] = own[:, rows, columns]
+        corner = own.new_empty(len(own), own.shape[1] * (own.shape[1] + 1) // 2)
+        for row, columns in _triangle(own.shape[1]):  # much faster than by a list of all indices
+            corner[:, columns] = own[:, row, : row + 1]
+        packed[f"{name}.{level}.{level}"] = corner
         for k, block in enumerate(cross, start=level + 1):
             packed[f"{name}.{level}.{k}"] = block.contiguous()
     return packed
+
+
+def _triangle(size: int) -> Iterator[tuple[int, slice]]:
+    """The rows of a lower triangle, and where each is in what it is packed into."""
+    for row in range(size):
+        yield row, slice(row * (row + 1) // 2, (row + 1) * (row + 2) // 2)
 
 
 def unpack_blocks(
@@ -241,11 +252,11 @@ def unpack_blocks(
     blocks = []
     for level, size in enumerate(channels):
         packed = tensors[f"{name}.{level}.{level}"]
-        rows, columns = torch.tril_indices(size, size, device=packed.device)
         own = packed.new_zeros(len(packed), size, size)
-        own[:, rows, columns] = packed
+        for row, columns in _triangle(size):
+            own[:, row, : row + 1] = packed[:, columns]
         if symmetric:
-            own[:, columns, rows] = packed
+            own += own.mT.triu(1)
         cross = (tensors[f"{name}.{level}.{k}"] for k in range(level + 1, len(channels)))
         blocks.append((own, *cross))
     return tuple(blocks)

@@ -87,7 +87,7 @@ def test_what_is_saved_is_read_back(model, place):
     assert {name: entry.images for name, entry in version.groups.items()} == model.counts
     for group in model.counts:
         for kept, read in [
-            (model._moments[group], version.load_moments(group)),
+            (model._moments[group].to(torch.float32), version.load_moments(group)),
             (model._gaussians[group], version.load_gaussian(group)),
         ]:
             blocks = "scatters" if isinstance(kept, Moments) else "whitening"
@@ -95,7 +95,7 @@ def test_what_is_saved_is_read_back(model, place):
                 assert torch.equal(a, b) and a.dtype == b.dtype
             for row_a, row_b in zip(getattr(kept, blocks), getattr(read, blocks), strict=True):
                 for a, b in zip(row_a, row_b, strict=True):
-                    assert torch.allclose(a, b, rtol=1e-12, atol=1e-12) and a.dtype == b.dtype
+                    assert torch.allclose(a, b, rtol=2e-7, atol=1e-12) and a.dtype == b.dtype
     loaded = PadimModel.load(place.uri, place.options)
     maps = [either.score(images(9, 2), group="nut").maps for either in (model, loaded)]
     assert torch.equal(*maps)
@@ -294,7 +294,7 @@ def test_the_state_is_a_quarter_of_the_dense_ones_at_most(backbone, n_features, 
         tuple(map(len, channels.values())),
     )
     # the meta device knows shapes and types, and needs no memory
-    state = empty_moments(grid.cells, grid.channels, dtype=torch.float64, device="meta")
+    state = empty_moments(grid.cells, grid.channels, device="meta")
     means = tuple(mean.float() for mean in state.means)
     scoring = Gaussian(means, state.to(torch.float32).scatters)
     dense = grid.cells[0] * (n_features + n_features**2)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import safetensors.torch
 import torch
@@ -42,48 +41,55 @@ class MergeTree:
     """
 
     cpus: float
-    _waiting: dict[tuple[Key, int], list["_Source"]] = field(default_factory=dict)
+    _waiting: dict[tuple[Key, int], list["Source"]] = field(default_factory=dict)
 
     def add(self, key: Key, block: ray.ObjectRef, row: int) -> None:
         """Take the partial sum in a row of a block of the pipeline's output."""
-        self._add(key, _Source(block, row), rank=0)
+        self._add(key, Source(block, row), rank=0)
 
-    def _add(self, key: Key, source: "_Source", rank: int) -> None:
+    def _add(self, key: Key, source: "Source", rank: int) -> None:
         waiting = self._waiting.setdefault((key, rank), [])
         waiting.append(source)
         if len(waiting) == FAN_IN:
             del self._waiting[key, rank]
-            self._add(key, _Source(self._merge(waiting, self.cpus)[0], None), rank + 1)
+            self._add(key, _merge(waiting, self.cpus).source, rank + 1)
 
-    def _merge(self, sources: list["_Source"], cpus: float) -> list[ray.ObjectRef]:
-        merge = _merge_task.options(num_cpus=cpus, num_returns=2)
-        return merge.remote([source.row for source in sources], *[s.ref for s in sources])
-
-    def add_merged(self, key: Key, state: ray.ObjectRef) -> None:
-        """Take moments that a task returned: merged ones, or ones from an earlier round."""
-        self._waiting.setdefault((key, MERGED), []).append(_Source(state, None))
+    def add_merged(self, key: Key, source: "Source") -> None:
+        """Take merged moments, or ones from an earlier round."""
+        self._waiting.setdefault((key, MERGED), []).append(source)
 
     def finish(self, group: str, cpus: float) -> dict[int, "Merged"]:
         """Merge what is left of a group, by tasks that ask for `cpus`: its state shards."""
-        left: dict[int, list[_Source]] = {}
+        left: dict[int, list[Source]] = {}
         for (key, rank), _ in sorted(self._waiting.items(), key=lambda item: item[0][1]):
             if key[0] == group:
                 left.setdefault(key[1], []).extend(self._waiting.pop((key, rank)))
-        return {shard: Merged(*self._merge(parts, cpus)) for shard, parts in left.items()}
+        return {shard: _merge(parts, cpus) for shard, parts in left.items()}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where moments are: in a row of a block, or (None) what a task of this module returned."""
+
+    ref: ray.ObjectRef
+    row: int | None = None
 
 
 @dataclass(frozen=True)
 class Merged:
-    """References to a key's moments, and to their scatter summed over the cells."""
+    """A key's moments, and a reference to their scatter summed over the cells."""
 
-    state: ray.ObjectRef
+    source: Source
     pooled: ray.ObjectRef
 
 
-@dataclass(frozen=True)
-class _Source:
-    ref: ray.ObjectRef
-    row: int | None  # None: not a block, but what `_merge_task` returned
+def _merge(sources: list[Source], cpus: float) -> Merged:
+    if len(sources) == 1:
+        (source,) = sources
+        return Merged(source, _pool_task.options(num_cpus=cpus).remote(source.row, source.ref))
+    merge = _merge_task.options(num_cpus=cpus, num_returns=2)
+    state, pooled = merge.remote([source.row for source in sources], *[s.ref for s in sources])
+    return Merged(Source(state), pooled)
 
 
 def serialise(state: Moments) -> bytes:
@@ -94,18 +100,25 @@ def serialise(state: Moments) -> bytes:
 @ray.remote(max_retries=-1)
 def _merge_task(rows: list[int | None], *objects: Any) -> tuple["_Arrays", PooledScatter]:
     prepare_memory()
-    parts = (
-        value.moments() if row is None else _deserialise(value["state"][row])
-        for row, value in zip(rows, objects, strict=True)
-    )
+    parts = map(_moments, rows, objects)
     total = next(parts).to(torch.float64)
     for part in parts:
         total = moments.merge(total, part.to(torch.float64))
     return _Arrays.of(total), gaussian.pool(total)
 
 
-def _deserialise(state: pa.Scalar) -> Moments:
-    return moments.from_tensors(safetensors.torch.load(state.as_buffer().to_pybytes()))
+@ray.remote(max_retries=-1)
+def _pool_task(row: int | None, value: Any) -> PooledScatter:
+    prepare_memory()
+    return gaussian.pool(_moments(row, value))
+
+
+def _moments(row: int | None, value: Any) -> Moments:
+    """What a `Source` refers to."""
+    if row is None:
+        return value.moments()
+    state = value["state"][row].as_buffer().to_pybytes()
+    return moments.from_tensors(safetensors.torch.load(state))
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ def factorise_and_write(
     offset = ray.put(regularization.offset(sum(pools[1:], pools[0])))
     written = [
         _write_task.options(num_cpus=cpus).remote(
-            part.state, regularization, offset, target, group, shard
+            part.source.row, part.source.ref, regularization, offset, target, group, shard
         )
         for shard, part in merged.items()
     ]
@@ -212,7 +225,8 @@ class Target:
 
 @ray.remote(max_retries=-1)
 def _write_task(
-    state: _Arrays,
+    row: int | None,
+    value: Any,
     regularization: Regularization,
     offset: Blocks,
     target: Target,
@@ -221,7 +235,7 @@ def _write_task(
 ) -> str | None:
     """Factorise and write one state shard; return what is wrong, if anything."""
     prepare_memory()
-    merged = state.moments()
+    merged = _moments(row, value)
     try:
         whitened = gaussian.factorise(merged, regularization.scale(merged.count), offset)
     except ModelError as error:
@@ -231,15 +245,24 @@ def _write_task(
     return None
 
 
-@ray.remote(max_retries=-1)
-def save_task(state: _Arrays, file: Location) -> None:
-    """Write merged moments."""
-    save_tensors(file, moments.to_tensors(state.moments()))
+def save(part: Merged, file: Location, cpus: float) -> ray.ObjectRef:
+    """Write merged moments, by a task that asks for `cpus`."""
+    return _save_task.options(num_cpus=cpus).remote(part.source.row, part.source.ref, file)
 
 
 @ray.remote(max_retries=-1)
-def load_task(file: Location) -> _Arrays:
+def _save_task(row: int | None, value: Any, file: Location) -> None:
+    prepare_memory()
+    save_tensors(file, moments.to_tensors(_moments(row, value)))
+
+
+def load(file: Location, cpus: float) -> Source:
     """Read them back."""
+    return Source(_load_task.options(num_cpus=cpus).remote(file))
+
+
+@ray.remote(max_retries=-1)
+def _load_task(file: Location) -> _Arrays:
     prepare_memory()
     with file.as_local_file() as path:
         return _Arrays.of(moments.from_tensors(safetensors.torch.load_file(path)))

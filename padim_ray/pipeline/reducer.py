@@ -17,8 +17,8 @@ from padim_ray.pipeline.merge import (
     Target,
     check_counts,
     factorise_and_write,
-    load_task,
-    save_task,
+    load,
+    save,
 )
 from padim_ray.rounds import PartialGroup, Round
 
@@ -67,8 +67,7 @@ class Reducer:
         self._group_rows = partial.images + partial.failed
         for shard in range(self.target.shards if partial.images else 0):
             file = self._round.moments(self.target.location, shard, self.target.shards)
-            state = load_task.options(num_cpus=self.cpus).remote(file)
-            self._tree.add_merged((partial.group, shard), state)
+            self._tree.add_merged((partial.group, shard), load(file, self.cpus))
 
     def add(self, block: ray.ObjectRef) -> None:
         """Take a block of rows as `PartialSums` makes them.
@@ -117,9 +116,8 @@ class Reducer:
             saved = []
             for shard, part in merged.items():
                 file = following.moments(self.target.location, shard, self.target.shards)
-                save = save_task.options(num_cpus=self.cpus)
-                saved.append(save.remote(part.state, file))
-                self._tree.add_merged((partial.group, shard), part.state)
+                saved.append(save(part, file, self.cpus))
+                self._tree.add_merged((partial.group, shard), part.source)
             ray.get(saved)
         following.commit(self.target.location, self._uncommitted)
         self._round, self._uncommitted = following, {}
