@@ -8,9 +8,11 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import safetensors.torch
 import torch
@@ -26,6 +28,7 @@ from padim_ray.storage import Location
 log = logging.getLogger("padim_ray")
 
 FAN_IN = 4
+ALIGNED = 64  # bytes, as Arrow has it
 MERGED = 10**6  # rank of what is merged only when its group or round ends
 
 Key = tuple[str, int]
@@ -92,9 +95,17 @@ def _merge(sources: list[Source], cpus: float) -> Merged:
     return Merged(Source(state), pooled)
 
 
-def serialise(state: Moments) -> bytes:
-    """Moments as bytes, for a row of a block."""
-    return safetensors.torch.save(moments.to_tensors(state))
+def serialise(state: Moments) -> pa.Buffer:
+    """Moments in one buffer, for a row of a block: they are read from there without a copy."""
+    blocks = [block for row in state.scatters for block in row]
+    tensors = [pa.Tensor.from_numpy(tensor.numpy()) for tensor in (*state.means, *blocks)]
+    size = sum(map(pa.ipc.get_tensor_size, tensors))
+    # one of PyTorch's own, whose pages are large; rows that follow each other stay aligned
+    buffer = pa.py_buffer(torch.zeros(-(-size // ALIGNED) * ALIGNED, dtype=torch.uint8).numpy())
+    with pa.FixedSizeBufferWriter(buffer) as writer:
+        for tensor in tensors:
+            pa.ipc.write_tensor(tensor, writer)
+    return buffer
 
 
 @ray.remote(max_retries=-1)
@@ -115,10 +126,20 @@ def _pool_task(row: int | None, value: Any) -> PooledScatter:
 
 def _moments(row: int | None, value: Any) -> Moments:
     """What a `Source` refers to."""
-    if row is None:
-        return value.moments()
-    state = value["state"][row].as_buffer().to_pybytes()
-    return moments.from_tensors(safetensors.torch.load(state))
+    return value.moments() if row is None else _deserialise(value.slice(row, 1))
+
+
+def _deserialise(partial: pa.Table) -> Moments:
+    """The moments in a row of a block, as views of it."""
+    buffer = partial["state"][0].as_buffer()
+    tensors: list[np.ndarray] = []
+    with pa.BufferReader(buffer) as reader:
+        while buffer.size - reader.tell() >= ALIGNED:
+            tensors.append(pa.ipc.read_tensor(reader).to_numpy())
+    means = [tensor for tensor in tensors if tensor.ndim == 2]
+    blocks = iter(tensors[len(means) :])
+    rows = [tuple(islice(blocks, len(means) - level)) for level in range(len(means))]
+    return _Arrays(partial["count"][0].as_py(), tuple(means), tuple(rows)).moments()
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class PartialSums:
                 total = self._accumulate(total, part, failures)
         group = images["group"][0].as_py()
         if not total.count:
-            yield describe_sum(group, 0, 0, b"", failures)
+            yield describe_sum(group, 0, 0, pa.py_buffer(b""), failures)
             return
         for shard, (start, stop) in enumerate(state_shards(spec)):
             state = serialise(total.cells(start, stop).to("cpu"))
@@ -125,7 +125,7 @@ class PartialSums:
 
 
 def describe_sum(
-    group: str, shard: int, count: int, state: bytes, failures: dict[str, str]
+    group: str, shard: int, count: int, state: pa.Buffer, failures: dict[str, str]
 ) -> pa.Table:
     """A row as `PartialSums` makes them."""
     return pa.table(
@@ -134,6 +134,8 @@ def describe_sum(
             "shard": pa.array([shard], pa.int32()),
             "count": pa.array([count], pa.int64()),
             "failures": pa.array([list(failures.items())], pa.map_(pa.string(), pa.string())),
-            "state": pa.array([state], pa.large_binary()),
+            "state": pa.LargeBinaryArray.from_buffers(  # without a copy
+                pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, state.size])), state]
+            ),
         }
     )

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 GRID = PatchGrid(((8, 8), (4, 4)), (3, 4))
 SHARDS = split_cells(GRID.cells[-1], 3)
 FAILED = {"x": "decode: empty file", "y": "fetch: gone"}
+NOTHING = pa.py_buffer(b"")
 ROUNDED = 2**-24  # of a scatter, when it is written
 PARTS = FAN_IN**2 + FAN_IN + 2  # enough for two ranks of the tree, and some left over
 
@@ -101,7 +102,7 @@ def test_a_partial_sum_that_is_counted_twice_is_noticed(tmp_path):
 def test_what_a_round_holds_is_not_needed_again(tmp_path, killed_after):
     parts = {"a": parts_of(1, 5), "b": parts_of(2, 3)}
     blocks = [block for group, states in parts.items() for block in partial_sums(group, states)]
-    failed = ray.put(describe_sum("b", 0, 0, b"", {"x": "decode: empty file"}))
+    failed = ray.put(describe_sum("b", 0, 0, NOTHING, {"x": "decode: empty file"}))
     blocks.insert(6, failed)
     lengths = [5] * 6 + [1] + [5] * 2
     listed = {"a": 25, "b": 16}
@@ -131,14 +132,14 @@ def test_what_a_round_holds_is_not_needed_again(tmp_path, killed_after):
 def test_too_many_failures_end_it_at_once(tmp_path):
     reducer = reducer_for(tmp_path, a=7, max_failed=1)
     with pytest.raises(TooManyFailed, match="2 of the 2 images read so far failed"):
-        reducer.add(ray.put(describe_sum("a", 0, 0, b"", FAILED)))
+        reducer.add(ray.put(describe_sum("a", 0, 0, NOTHING, FAILED)))
 
 
 def test_failed_images_are_not_counted(tmp_path):
     reducer = reducer_for(tmp_path, a=7)
     (block,) = partial_sums("a", parts_of(1, 1))
     reducer.add(block)
-    reducer.add(ray.put(describe_sum("a", 0, 0, b"", FAILED)))
+    reducer.add(ray.put(describe_sum("a", 0, 0, NOTHING, FAILED)))
     reducer.finish(0.1)
     assert (reducer.entries["a"].images, reducer.entries["a"].failed) == (5, 2)
     assert reducer.failures == FAILED
@@ -146,7 +147,7 @@ def test_failed_images_are_not_counted(tmp_path):
 
 def test_a_group_without_readable_images_is_named_with_its_first_failure(tmp_path):
     reducer = reducer_for(tmp_path, a=2)
-    reducer.add(ray.put(describe_sum("a", 0, 0, b"", FAILED)))
+    reducer.add(ray.put(describe_sum("a", 0, 0, NOTHING, FAILED)))
     with pytest.raises(ModelError, match=r"'a' has 0 readable images.*failure: decode: empty file"):
         reducer.finish(0.1)
 
