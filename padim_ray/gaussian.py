@@ -23,6 +23,9 @@ from padim_ray.moments import (
     read_levels,
     unpack_blocks,
 )
+from padim_ray.patches import split_cells
+
+FACTORISED_TOGETHER = 2**20  # numbers of scatters: 8 MiB in float64
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,14 @@ def factorise(
             f"has {moments.count} readable image{'s' * (moments.count != 1)}, "
             "and a covariance needs at least 2"
         )
+    coarsest = moments.means[-1]
+    numbers = sum(block.numel() for row in moments.scatters for block in row)
+    # on CPUs a few cells at a time, whose intermediate results stay in the cache
+    runs = split_cells(len(coarsest), 1 if coarsest.is_cuda else -(-numbers // FACTORISED_TOGETHER))
+    return concatenate([_factorise(moments.cells(*run), scale, offset, dtype) for run in runs])
+
+
+def _factorise(moments: Moments, scale: float, offset: Blocks, dtype: torch.dtype) -> Gaussian:
     levels = moments.levels
     cells = [len(mean) for mean in moments.means]
     whitening: list[list[torch.Tensor]] = [[] for _ in range(levels)]
