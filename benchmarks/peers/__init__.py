@@ -5,6 +5,7 @@ a small with a large directory.
 """
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from padim_ray.pipeline.session import ray_session
 from padim_ray.spec import new_spec
 
 PYTHON = Path(".venv-peers/bin/python")
-SIZES = (100, 700)
+THEIR_SIZES = (100, 600)
+OUR_SIZES = (250, 1500)  # more, since a second of noise is more of ours
 CHANNELS = 100  # of the peer
 SAME_MODEL = {"n_features": CHANNELS, "regularization": "paper", "epsilon": 0.01001}
 CASES: dict[str, dict[str, Any]] = {
@@ -37,28 +39,33 @@ def measure(root: Path, weights: str, repeats: int) -> list[Figure]:
     if not PYTHON.exists():
         print("anomalib is not installed (make bench-peers): it is left out")
         return []
-    files = {
-        size: many_images(root / f"peers-{size}", size, *ARCHIVES["JPEG 700²"]) for size in SIZES
-    }
-    manifests = {size: listed(files[size], root / f"peers-{size}.parquet") for size in SIZES}
+    kind = ARCHIVES["JPEG 700²"]
+    directories = {size: root / f"peers-{size}" for size in THEIR_SIZES}
+    for size, directory in directories.items():
+        many_images(directory, size, *kind)
+    files = many_images(root / "peers", max(OUR_SIZES), *kind)
+    manifests = {size: listed(files[:size], root / f"peers-{size}.parquet") for size in OUR_SIZES}
     theirs: dict[str, list[float]] = {"fit": [], "score": []}
     ours = {name: {job: [] for job in theirs} for name in CASES}
     megabytes = []
     for repeat in range(repeats):
-        runs = [run_anomalib(files[size][0].parent, weights) for size in SIZES]
+        runs = [run_anomalib(directory, weights) for directory in directories.values()]
         megabytes.append(runs[1]["megabytes"])
-        add_rates(theirs, runs)
+        add_rates(theirs, THEIR_SIZES, runs)
         with ray_session(None):
             for name, options in CASES.items():
                 place = root / f"peers-{repeat}-{name}".replace(" ", "-")
                 runs = [
-                    run(place / str(size), manifests[size], weights, **options) for size in SIZES
+                    run(place / str(size), manifest, weights, **options)
+                    for size, manifest in manifests.items()
                 ]
-                add_rates(ours[name], runs)
+                shutil.rmtree(place)
+                add_rates(ours[name], OUR_SIZES, runs)
     figures = [
         figure("peers", "maps, greatest relative difference", [compare_maps(root, weights)], "")
     ]
-    figures.append(figure("peers", f"anomalib, peak memory at {SIZES[1]} images", megabytes, "MB"))
+    what = f"anomalib, peak memory at {THEIR_SIZES[1]} images"
+    figures.append(figure("peers", what, megabytes, "MB"))
     for job, rates in theirs.items():
         figures.append(figure("peers", f"anomalib, {job}", rates, "images/s"))
         for name in CASES:
@@ -70,10 +77,12 @@ def measure(root: Path, weights: str, repeats: int) -> list[Figure]:
     return figures
 
 
-def add_rates(rates: dict[str, list[float]], runs: list[dict[str, float]]) -> None:
+def add_rates(
+    rates: dict[str, list[float]], sizes: tuple[int, int], runs: list[dict[str, float]]
+) -> None:
     small, large = runs
     for job, values in rates.items():
-        values.append(steady_rate(SIZES, (small[job], large[job])))
+        values.append(steady_rate(sizes, (small[job], large[job])))
 
 
 def run_anomalib(directory: Path, weights: str, *, maps: Path | None = None) -> dict[str, float]:
