@@ -1,5 +1,6 @@
 """The actor that sums up images: trunk, moments of a batch."""
 
+import math
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -26,7 +27,9 @@ from padim_ray.pipeline.session import data_context
 from padim_ray.spec import ModelSpec
 from padim_ray.storage import Location
 
-MIN_PARTIAL_IMAGES = 512
+WEIGHT = 8  # times a partial sum's bytes: its images', where there are enough
+WORTH = 16  # this part of a partial sum's bytes in images takes as long as merging it
+MIN_PARTIAL_IMAGES = 512  # unless there are fewer for an actor
 MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made of
 ACCUMULATED_TOGETHER = 128  # images: enough for the state's memory traffic not to dominate
 
@@ -62,14 +65,15 @@ def partial_sums(
 def images_per_partial(images: int, actors: int, spec: ModelSpec) -> int:
     """How many images one partial sum is made of.
 
-    So many that the sums don't weigh more than the images themselves, but no fewer than 512 nor
-    more than a GiB of them; and on small sets as few as share the work among the actors.
+    So many that their bytes are a multiple of the sum's, up to a GiB of them; on small sets as few
+    as share the work among the actors, but not so few that merging takes longer than summing up.
     """
     height, width = spec.preprocessing.size
     image_bytes = 3 * height * width
-    weighty = 4 * spec.grid.state_size // image_bytes
-    most = max(1, MAX_PARTIAL_BYTES // image_bytes)
-    return min(max(weighty, MIN_PARTIAL_IMAGES), most, -(-images // actors))
+    as_heavy = 4 * spec.grid.state_size / image_bytes  # images, as one partial sum
+    most = min(max(WEIGHT * as_heavy, MIN_PARTIAL_IMAGES), MAX_PARTIAL_BYTES / image_bytes)
+    shared = max(images / actors, as_heavy / WORTH)
+    return max(1, math.ceil(min(most, shared)))
 
 
 class PartialSums:
