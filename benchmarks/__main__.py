@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import decode, jobs, memory, peers, stages
+from benchmarks import decode, jobs, memory, peers, stages, start
 from benchmarks.archive import random_trunk
 from benchmarks.picture import draw_picture
 from benchmarks.timing import Figure, cores
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable[[Path, str, int], list[Figure]]] = {
     "decode": lambda root, weights, repeats: decode.measure(repeats),
     "stages": lambda root, weights, repeats: stages.measure(weights, repeats),
     "jobs": jobs.measure,
+    "start": start.measure,
     "memory": lambda root, weights, repeats: memory.measure(root, weights),
     "peers": peers.measure,
 }
