@@ -5,15 +5,18 @@ reading, are shared, and bounded by Ray.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 import padim_ray
-from benchmarks.archive import many_images
-from benchmarks.jobs import listed
+from benchmarks.archive import many_images, random_trunk
+from benchmarks.jobs import listed, run
 from benchmarks.timing import Figure, figure
 from padim_ray.options import ModelOptions
+from padim_ray.pipeline.session import ray_session
 from padim_ray.spec import new_spec
 
 SIZES = (100, 1000, 10_000)
@@ -28,10 +31,10 @@ def measure(root: Path, weights: str, sizes: tuple[int, ...] = SIZES) -> list[Fi
     for size in sizes:
         manifest = listed(files[:size], root / f"memory-{size}.parquet")
         model, out = str(root / f"memory-model-{size}"), str(root / f"memory-out-{size}")
-        with peak_memory(ACTORS["fit"]) as seen:
+        with sample(lambda: private_memory(ACTORS["fit"])) as seen:
             padim_ray.fit(manifest=manifest, model=model, weights=weights, calibration_images=0)
         peaks["fit"].append(max(seen))
-        with peak_memory(ACTORS["score"]) as seen:
+        with sample(lambda: private_memory(ACTORS["score"])) as seen:
             padim_ray.score(manifest=manifest, model=model, out=out, heatmaps="none")
         peaks["score"].append(max(seen))
     for job, values in peaks.items():
@@ -40,7 +43,17 @@ def measure(root: Path, weights: str, sizes: tuple[int, ...] = SIZES) -> list[Fi
         growth = 100 * (values[-1] / values[-2] - 1)
         step = f"{sizes[-2]:,} → {sizes[-1]:,} images"
         figures.append(figure("memory", f"{job}'s actor grows, {step}", [growth], "%"))
-    return figures + state_sizes(weights)
+    return figures + wide_trunk(root, files[: sizes[0]]) + state_sizes(weights)
+
+
+def wide_trunk(root: Path, files: list[Path]) -> list[Figure]:
+    """The paper's larger model, which is heavier than any number of images."""
+    weights = random_trunk(root / "wide_resnet50_2.pth", "wide_resnet50_2")
+    manifest = listed(files, root / "memory-wide.parquet")
+    with ray_session(None), sample(lambda: [sum(proportional_memory())]) as seen:
+        run(root / "memory-wide", manifest, weights, backbone="wide_resnet50_2")
+    what = f"wide_resnet50_2, {len(files)} images, all processes"
+    return [figure("memory", what, [max(seen)], "MB")]
 
 
 def state_sizes(weights: str) -> list[Figure]:
@@ -60,24 +73,25 @@ def state_sizes(weights: str) -> list[Figure]:
 
 
 @contextmanager
-def peak_memory(name: str) -> Iterator[list[float]]:
-    """Sample the private memory of the processes whose title holds `name`, in MB."""
-    peaks, stop = [0.0], threading.Event()
+def sample(measured: Callable[[], Iterable[float]]) -> Iterator[list[float]]:
+    """Measure again and again while the block runs."""
+    values, stop = [0.0], threading.Event()
 
-    def sample() -> None:
+    def repeat() -> None:
         while not stop.wait(0.05):
-            peaks.extend(private_memory(name))
+            values.extend(measured())
 
-    thread = threading.Thread(target=sample, daemon=True)
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
-        yield peaks
+        yield values
     finally:
         stop.set()
         thread.join()
 
 
 def private_memory(name: str) -> Iterator[float]:
+    """Of the processes whose title holds `name`, in MB."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if name.encode() not in (process / "cmdline").read_bytes():
@@ -87,3 +101,11 @@ def private_memory(name: str) -> Iterator[float]:
                     yield int(line.split()[1]) / 1000
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
+
+
+def proportional_memory() -> Iterator[float]:
+    """Of this process and all below it, in MB; pages that they share count once."""
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        with suppress(psutil.Error):  # it ended meanwhile
+            yield process.memory_full_info().pss / 1e6
