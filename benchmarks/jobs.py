@@ -7,7 +7,7 @@ after the jobs, divided by the job's.
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,17 @@ def measure(root: Path, weights: str, repeats: int, sizes: tuple[int, int] = SIZ
         for files in [many_images(root / name.replace(" ", "-"), max(sizes), *kind)]
         for size in sizes
     }
+    work = stages.stages(*stages.prepare(weights, "all", "bfloat16"))
     measured: dict[tuple[str, str], dict[str, list[float]]] = {}
     with ray_session(None):
         for repeat in range(repeats):
             for name in ARCHIVES:
                 place = root / f"{repeat}-{name}"
-                before = stage_seconds(weights, name)
+                before = stage_seconds(work, name)
                 small, large = (
                     run(place / str(size), manifests[name, size], weights) for size in sizes
                 )
-                after = stage_seconds(weights, name)
+                after = stage_seconds(work, name)
                 shutil.rmtree(place)
                 for job, needed in NEEDS.items():
                     rate = steady_rate(sizes, (small[job], large[job]))
@@ -61,9 +62,8 @@ def measure(root: Path, weights: str, repeats: int, sizes: tuple[int, int] = SIZ
     return figures
 
 
-def stage_seconds(weights: str, archive: str) -> Mapping[str, float]:
+def stage_seconds(work: Mapping[str, Callable[[], int]], archive: str) -> Mapping[str, float]:
     """Seconds per image that each stage alone takes all cores."""
-    work = stages.stages(*stages.prepare(weights, "all", "bfloat16"))
     seconds = {row["what"]: 1 / row["median"] for row in rates("", work, repeats=1, seconds=1)}
     return seconds | {"decode": 1 / decode.measure_all_cores(archive)}
 

@@ -24,10 +24,9 @@ def measure(weights: str, repeats: int) -> list[Figure]:
     for precision in ("float32", "bfloat16"):
         embedder, images = prepare(weights, "all", precision)
         work[f"{precision}, all channels"] = lambda e=embedder, i=images: done(e.embed(i))
-        work[f"{precision}, threads within operators"] = lambda e=embedder, i=images: within(e, i)
-        work[f"{precision}, by plain modules"] = lambda e=embedder, i=images[:32]: within(
-            e, i, e.trunk.plain
-        )
+        trunk = embedder.trunk
+        work[f"{precision}, threads within operators"] = lambda t=trunk, i=images: within(t, i)
+        work[f"{precision}, by plain modules"] = lambda t=trunk.plain, i=images[:32]: within(t, i)
     figures = rates("trunk", work, repeats)
     for n_features in ("all", 100):
         figures += rates(
@@ -43,9 +42,8 @@ def prepare(weights: str, n_features: str | int, precision: str) -> tuple[Embedd
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = ModelOptions(weights=weights, n_features=n_features)
     pixels = torch.randint(0, 256, (BATCH, 256, 256, 3), dtype=torch.uint8, device=device)
-    return Embedder(*new_spec(options, precision), device, threads=cores()), pixels.permute(
-        0, 3, 1, 2
-    )
+    embedder = Embedder(*new_spec(options, precision), device, threads=cores())
+    return embedder, pixels.permute(0, 3, 1, 2)
 
 
 def stages(
@@ -85,14 +83,10 @@ def stages(
     }
 
 
-def within(
-    embedder: Embedder,
-    images: torch.Tensor,
-    trunk: Callable[[torch.Tensor], list[torch.Tensor]] | None = None,
-) -> int:
+def within(trunk: Callable[[torch.Tensor], list[torch.Tensor]], images: torch.Tensor) -> int:
     """All cores at work on one operator after the other."""
     torch.set_num_threads(cores())
-    (trunk or embedder.trunk)(images)
+    trunk(images)
     torch.set_num_threads(1)
     return done(Embeddings((images,)))
 

@@ -296,7 +296,7 @@ def test_the_state_is_a_quarter_of_the_dense_ones_at_most(backbone, n_features, 
     # the meta device knows shapes and types, and needs no memory
     state = empty_moments(grid.cells, grid.channels, device="meta")
     means = tuple(mean.float() for mean in state.means)
-    scoring = Gaussian(means, state.to(torch.float32).scatters)
+    scoring = Gaussian(means, state.scatters)
     dense = grid.cells[0] * (n_features + n_features**2)
     assert saved_bytes(moments.to_tensors(state)) * 4 <= 8 * dense
     assert saved_bytes(gaussian.to_tensors(scoring)) * 4 <= 4 * dense
