@@ -111,10 +111,7 @@ def serialise(state: Moments) -> pa.Buffer:
 @ray.remote(max_retries=-1)
 def _merge_task(rows: list[int | None], *objects: Any) -> tuple["_Arrays", PooledScatter]:
     prepare_memory()
-    parts = map(_moments, rows, objects)
-    total = next(parts).to(torch.float64)
-    for part in parts:
-        total = moments.merge(total, part.to(torch.float64))
+    total = moments.merge_all(list(map(_moments, rows, objects)))  # views: no memory for the list
     return _Arrays.of(total), gaussian.pool(total)
 
 
