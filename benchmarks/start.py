@@ -17,7 +17,7 @@ class Nothing:
     def __call__(self, block):
         return block
 
-ray.init(include_dashboard=False, log_to_driver=False)
+ray.init("local", include_dashboard=False, log_to_driver=False)
 blocks = ray.data.range(200, override_num_blocks=4)
 actor = ray.data.ActorPoolStrategy(size=1)
 assert len(blocks.map_batches(Nothing, compute=actor, num_cpus=0.5).take_all()) == 200
