@@ -2,8 +2,11 @@
 
 import base64
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -23,7 +26,7 @@ QUALITIES = (
 )
 """Longest side and WebP quality: a picture takes the first that fits its share of the bytes."""
 LEAST_BYTES_PER_PIXEL = 1 / 10  # of a photograph: not worth trying with less
-FETCHED_TOGETHER = 16
+TOGETHER = 16  # rows whose images are in memory
 MOST_REGIONS = 40  # boxes in one image
 
 
@@ -77,21 +80,20 @@ def build_gallery(
     columns = captured_columns(rows)
     left = len(rows) + sum(row.get("heatmap_uri") is not None for row in rows)
     remaining = PICTURE_BYTES
+    wanted = UprightImage(_most_pixels(rows), QUALITIES[0][0])
     gallery = []
-    for row, *images in _shrunk(rows, root, storage_options, sources or {}):
-        pictures: list[Picture | None] = [None, None]
-        problems: list[str | None] = [None, None]
-        for kind, image in enumerate(images):
-            match image:
-                case ImageError():
-                    problems[kind] = str(image)
-                case Image.Image():
-                    encoded = _encode(image, remaining // left)
-                    remaining -= len(encoded)
-                    pictures[kind] = _picture(encoded)
-                    problems[kind] = None if encoded else "left out: the page would be too large"
-            left -= image is not None
-        gallery.append(_gallery_image(row, columns, pictures, problems, root))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(rows), TOGETHER):
+            window = rows[start : start + TOGETHER]
+            encode = partial(_encode, share=remaining // left)
+            uris = [(sources or {}).get(row["uri"], row["uri"]) for row in window]
+            images = list(pool.map(encode, _shrink(_fetch(uris, storage_options), wanted)))
+            heatmap_uris = [row.get("heatmap_uri") for row in window]
+            heatmaps = list(pool.map(encode, _shrink(_fetch(heatmap_uris, root.options), wanted)))
+            for encoded in images + heatmaps:
+                remaining -= len(encoded) if isinstance(encoded, bytes) else 0
+                left -= encoded is not None
+            gallery += map(partial(_gallery_image, columns, root), window, images, heatmaps)
     return gallery
 
 
@@ -107,13 +109,13 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def _gallery_image(
-    row: Row,
     columns: Sequence[str],
-    pictures: Sequence[Picture | None],
-    problems: Sequence[str | None],
     root: Location,
+    row: Row,
+    image: bytes | ImageError | None,
+    heatmap: bytes | ImageError | None,
 ) -> GalleryImage:
-    thumbnail, heat = pictures
+    (thumbnail, problem), (heat, heat_problem) = _picture(image), _picture(heatmap)
     shape = thumbnail or heat
     regions = sorted(row.get("regions") or (), key=lambda region: -region["peak"])
     return GalleryImage(
@@ -129,29 +131,17 @@ def _gallery_image(
         regions=regions[:MOST_REGIONS],
         region_count=len(regions),
         thumbnail=thumbnail,
-        problem=problems[0],
+        problem=problem,
         heat=heat,
-        heat_problem=problems[1],
+        heat_problem=heat_problem,
         heatmap_uri=row.get("heatmap_uri"),
         heatmap_link=relative_link(row.get("heatmap_uri"), root),
     )
 
 
-def _shrunk(
-    rows: Sequence[Row],
-    root: Location,
-    storage_options: Mapping[str, Any],
-    sources: Mapping[str, str],
-) -> Iterator[tuple[Row, Image.Image | ImageError, Image.Image | ImageError | None]]:
-    """Each row with its image and its heatmap, at the gallery's largest size."""
-    # a job may have allowed larger images than usual: those that it scored are shown
-    largest = max((row["width"] or 0) * (row["height"] or 0) for row in rows) if rows else 0
-    wanted = UprightImage(max(largest, MAX_IMAGE_PIXELS), QUALITIES[0][0])
-    for start in range(0, len(rows), FETCHED_TOGETHER):
-        window = rows[start : start + FETCHED_TOGETHER]
-        images = _fetch([sources.get(row["uri"], row["uri"]) for row in window], storage_options)
-        heatmaps = _fetch([row.get("heatmap_uri") for row in window], root.options)
-        yield from zip(window, _shrink(images, wanted), _shrink(heatmaps, wanted), strict=True)
+def _most_pixels(rows: Sequence[Row]) -> int:
+    """A job may have allowed larger images than usual: those that it scored are shown."""
+    return max((MAX_IMAGE_PIXELS, *((row["width"] or 0) * (row["height"] or 0) for row in rows)))
 
 
 def _fetch(
@@ -179,8 +169,10 @@ def _shrink(
         yield Image.fromarray(image.pixels) if isinstance(image, Decoded) else image
 
 
-def _encode(image: Image.Image, share: int) -> bytes:
-    """WebP of at most `share` bytes; nothing if it can't be had."""
+def _encode(image: Image.Image | ImageError | None, share: int) -> bytes | ImageError | None:
+    """WebP of at most `share` bytes, empty if it can't be had; anything but an image stays."""
+    if not isinstance(image, Image.Image):
+        return image
     least = LEAST_BYTES_PER_PIXEL
     for side, quality in QUALITIES:
         smaller = image.copy()
@@ -196,8 +188,14 @@ def _encode(image: Image.Image, share: int) -> bytes:
     return b""
 
 
-def _picture(encoded: bytes) -> Picture | None:
-    if not encoded:
-        return None
+def _picture(encoded: bytes | ImageError | None) -> tuple[Picture | None, str | None]:
+    """A picture, or why there is none."""
+    match encoded:
+        case None:
+            return None, None
+        case ImageError():
+            return None, str(encoded)
+        case b"":
+            return None, "left out: the page would be too large"
     with Image.open(io.BytesIO(encoded)) as image:
-        return Picture(data_uri(encoded, "webp"), *image.size)
+        return Picture(data_uri(encoded, "webp"), *image.size), None
