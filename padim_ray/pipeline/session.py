@@ -19,6 +19,10 @@ from padim_ray.pipeline.resources import Node
 
 log = logging.getLogger("padim_ray")
 
+LOCAL_WORKERS = 2 * (os.cpu_count() or 1) + 8
+"""Processes that a Ray started here keeps. Its own limit is the number of CPUs, actors included: it
+would end each helper that had nothing to do for a second, and start and import everything anew."""
+
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
@@ -33,6 +37,8 @@ def ray_session(address: str | None) -> Iterator[None]:
         return
     on_termination = signal.getsignal(signal.SIGTERM)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(LOCAL_WORKERS))
     try:
         ray.init(
             address=address,
