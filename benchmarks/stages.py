@@ -14,6 +14,7 @@ from padim_ray.options import ModelOptions
 from padim_ray.patches import Embeddings
 from padim_ray.pipeline.memory import prepare_memory
 from padim_ray.spec import new_spec
+from padim_ray.trunk import Trunk, read_weights
 
 BATCH = 128
 
@@ -26,7 +27,8 @@ def measure(weights: str, repeats: int) -> list[Figure]:
         work[f"{precision}, all channels"] = lambda e=embedder, i=images: done(e.embed(i))
         trunk = embedder.trunk
         work[f"{precision}, threads within operators"] = lambda t=trunk, i=images: within(t, i)
-        work[f"{precision}, by plain modules"] = lambda t=trunk.plain, i=images[:32]: within(t, i)
+        modules = _modules(embedder, weights)
+        work[f"{precision}, by PyTorch's modules"] = lambda t=modules, i=images[:32]: within(t, i)
     figures = rates("trunk", work, repeats)
     for n_features in ("all", 100):
         figures += rates(
@@ -44,6 +46,16 @@ def prepare(weights: str, n_features: str | int, precision: str) -> tuple[Embedd
     pixels = torch.randint(0, 256, (BATCH, 256, 256, 3), dtype=torch.uint8, device=device)
     embedder = Embedder(*new_spec(options, precision), device, threads=cores())
     return embedder, pixels.permute(0, 3, 1, 2)
+
+
+def _modules(embedder: Embedder, weights: str) -> Trunk:
+    """The same trunk by PyTorch's own operators."""
+    spec = embedder.spec
+    state = read_weights(weights, spec.backbone, list(spec.channels))
+    precision, device = spec.precision, embedder.device
+    return Trunk(
+        spec.backbone, spec.channels, state, precision=precision, device=device, fuse=False
+    )
 
 
 def stages(

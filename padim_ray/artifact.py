@@ -21,8 +21,9 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TypeVar
@@ -54,7 +55,7 @@ from padim_ray.storage import Location, safe_segment
 from padim_ray.trunk import StateDict, weights_sha256
 
 MODEL = "model.json"
-LOADING_THREADS = 4  # a store sends several streams faster than one
+LOADING_THREADS = 2  # a store sends two streams faster than one; more take more memory
 SHARD_BYTES = 64 * 2**20  # of a group's unpacked float32 state
 # what files may be at the most: hostile ones must not take all memory
 MANIFEST_BYTES = 16 * 2**30
@@ -83,52 +84,64 @@ class ModelVersion:
         return load_trunk_weights(self.root, self.spec.weights_sha256)
 
     def load_gaussian(self, group: str) -> Gaussian:
-        like = self._like()
+        def empty(device: str) -> Gaussian:
+            like = self._empty_moments(group, device)
+            return Gaussian(tuple(mean.float() for mean in like.means), like.scatters)
 
-        def expect(start: int, stop: int) -> Mapping[str, torch.Tensor]:
-            means = tuple(mean.float() for mean in like.means)
-            return gaussian.to_tensors(Gaussian(means, like.scatters).cells(start, stop))
-
-        return gaussian.concatenate(
-            self._load_shards(group, "gaussian", expect, gaussian.from_tensors)
-        )
+        tensors = gaussian.to_tensors, gaussian.from_tensors
+        return self._load_state(group, "gaussian", empty, *tensors)
 
     def load_moments(self, group: str) -> Moments:
-        like, images = self._like(), self.groups[group].images
-
-        def expect(start: int, stop: int) -> Mapping[str, torch.Tensor]:
-            return moments.to_tensors(like.cells(start, stop))
-
         def parse(tensors: Mapping[str, torch.Tensor]) -> Moments:
+            images = self.groups[group].images
             if tensors["count"].item() != images:
                 raise ModelError(f"it is not of {images} images, as model.json says")
             return moments.from_tensors(tensors)
 
-        return moments.concatenate(self._load_shards(group, "moments", expect, parse))
+        empty = partial(self._empty_moments, group)
+        return self._load_state(group, "moments", empty, moments.to_tensors, parse)
 
-    def _like(self) -> Moments:
-        """What a group's state looks like, without memory for it."""
+    def _empty_moments(self, group: str, device: str) -> Moments:
         grid = self.spec.grid
-        return empty_moments(grid.cells, grid.channels, device="meta")
+        state = empty_moments(grid.cells, grid.channels, device=device)
+        return replace(state, count=self.groups[group].images)
 
-    def _load_shards(
+    @torch.inference_mode(mode=False)  # whatever mode asks for it, any may use what is loaded
+    def _load_state(
         self,
         group: str,
         kind: str,
-        expect: Callable[[int, int], Mapping[str, torch.Tensor]],
+        empty: Callable[[str], State],
+        to_tensors: Callable[[State], Mapping[str, torch.Tensor]],
         parse: Callable[[Mapping[str, torch.Tensor]], State],
-    ) -> list[State]:
+    ) -> State:
+        """Read a group's shards into one state, a few at a time: memory for little more than it.
+
+        Args:
+            empty: a state of the group's shape, on the device that it is given.
+        """
         count = self.groups[group].shards
         runs = split_cells(self.spec.grid.cells[-1], count)
         if len(runs) != count:
             raise ModelError(f"{self.root.uri} can't have {count} shards of group {show(group)}")
+        like = empty("meta")
 
         def load(index: int) -> State:
             file = shard_location(self.root, self.number, group, kind, index, count)
-            return load_tensors(self.root, file, expect(*runs[index]), parse)
+            return load_tensors(self.root, file, to_tensors(like.cells(*runs[index])), parse)
+
+        if count == 1:
+            return load(0)
+        whole = empty("cpu")
+
+        def take(index: int) -> None:
+            part = load(index)
+            for target, source in zip(whole.cells(*runs[index]).tensors, part.tensors, strict=True):
+                target.copy_(source)
 
         with ThreadPoolExecutor(LOADING_THREADS) as pool:
-            return list(pool.map(load, range(count)))
+            list(pool.map(take, range(count)))
+        return whole
 
     def load_calibration(self, group: str) -> Calibration | None:
         """Read what leave-one-out gave; None if the group isn't calibrated."""

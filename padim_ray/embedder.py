@@ -17,7 +17,7 @@ from padim_ray.spec import ModelSpec
 from padim_ray.trunk import StateDict, Trunk
 
 GPU_BATCH = 128  # images per pass through the trunk
-LEFT_OUT_TOGETHER = 16  # images: no faster with more, and enough pieces for all threads
+LEFT_OUT_TOGETHER = 8  # images: with 16, a tenth faster in twice the memory
 
 Piece, Result = TypeVar("Piece"), TypeVar("Result")
 

@@ -130,9 +130,12 @@ class Gaussian:
         )
 
     @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.means, *(block for row in self.whitening for block in row)]
+
+    @property
     def nbytes(self) -> int:
-        blocks = [block for row in self.whitening for block in row]
-        return sum(tensor.nbytes for tensor in (*self.means, *blocks))
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 def factorise(

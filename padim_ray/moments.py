@@ -35,6 +35,10 @@ class Moments:
     def levels(self) -> int:
         return len(self.means)
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.means, *(block for row in self.scatters for block in row)]
+
     def to(self, target: torch.dtype | torch.device | str) -> "Moments":
         """Copy to another device, or the scatters to another type."""
         is_type = isinstance(target, torch.dtype)

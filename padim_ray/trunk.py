@@ -42,8 +42,10 @@ StateDict = Mapping[str, torch.Tensor]
 class Trunk(nn.Module):
     """Images to the chosen channels of each used layer's feature map.
 
-    Batch norms are folded into the convolutions, and the tensors are channels-last. On CPUs,
-    `fused` computes the same; `plain` is what it is compared with.
+    Batch norms are folded into the convolutions, and the tensors are channels-last.
+
+    Args:
+        fuse: on CPUs, where this PyTorch can, compute the same by `fused`, not by modules.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Trunk(nn.Module):
         *,
         precision: Precision = "float32",
         device: torch.device | str = "cpu",
+        fuse: bool = True,
     ) -> None:
         super().__init__()
         stages = _build(backbone, tuple(channels))
@@ -71,23 +74,21 @@ class Trunk(nn.Module):
         )
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        is_fused = torch.device(device).type == "cpu" and fused.is_available()
-        self.fused = (
-            fused.FusedStages(stages, self.channels, mean, std, self.dtype) if is_fused else None
-        )
-        self.stages = stages.to(device, self.dtype, memory_format=torch.channels_last)
+        self.fused = self.stages = None  # one of them
+        if fuse and torch.device(device).type == "cpu" and fused.is_available():
+            self.fused = fused.FusedStages(stages, self.channels, mean, std, self.dtype)
+        else:
+            self.stages = stages.to(device, self.dtype, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 3, H, W), 0…255 → per level, finest first, (B, c_ℓ, H_ℓ, W_ℓ)."""
-        return self.fused(images) if self.fused else self.plain(images)
-
-    @torch.inference_mode()
-    def plain(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The same by PyTorch's modules, one after the other."""
+        if self.fused:
+            return self.fused(images)
+        assert self.stages is not None
         if len(images) == 1:
             # one image alone takes other kernels, which round differently than a batch's do
-            return [level[:1] for level in self.plain(images.expand(2, -1, -1, -1))]
+            return [level[:1] for level in self(images.expand(2, -1, -1, -1))]
         x = (images - self.mean) / self.std
         x = x.to(self.dtype, memory_format=torch.channels_last)
         features = []

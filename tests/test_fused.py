@@ -15,7 +15,7 @@ LAYERS = [["layer1"], ["layer1", "layer2", "layer3"], ["layer2", "layer4"]]
 
 @st.composite
 def trunks(draw):
-    """A random trunk that keeps all, some or none of the channels, and one that keeps all."""
+    """A random trunk that keeps all, some or none of the channels; one of modules keeps all."""
     backbone = draw(st.sampled_from(SMALL))
     widths = dict(zip(STRIDES, BACKBONES[backbone], strict=True))
     channels = {}
@@ -26,7 +26,7 @@ def trunks(draw):
     torch.manual_seed(draw(st.integers(0, 2**32)))
     state_dict = randomise(torchvision.models.get_model(backbone)).state_dict()
     every = {layer: range(widths[layer]) for layer in channels}
-    return Trunk(backbone, channels, state_dict), Trunk(backbone, every, state_dict)
+    return Trunk(backbone, channels, state_dict), Trunk(backbone, every, state_dict, fuse=False)
 
 
 def random_images(count, height, width):
@@ -40,7 +40,7 @@ def test_float32_features_are_the_modules(both, count, size, as_floats):
     images = random_images(count, *size)
     assert trunk.fused is not None
     fused = trunk(images.float() if as_floats else images)
-    levels = zip(fused, trunk.channels.values(), every.plain(images), strict=True)
+    levels = zip(fused, trunk.channels.values(), every(images), strict=True)
     for level, kept, expected in levels:
         atol = 1e-5 * float(expected.abs().max())  # a channel's errors follow those it sums up
         torch.testing.assert_close(level, expected[:, kept], rtol=1e-5, atol=atol)
@@ -52,9 +52,12 @@ def test_bfloat16_features_are_no_further_from_float32_than_the_modules(weights,
     channels = choose_channels("resnet18", layers, n_features, 42)
     state = read_weights(weights, "resnet18", layers)
     images = random_images(8, 96, 64)
-    exact = Trunk("resnet18", channels, state).plain(images)
-    rounded = Trunk("resnet18", channels, state, precision="bfloat16")
-    for level, fused, plain in zip(exact, rounded(images), rounded.plain(images), strict=True):
+    exact = Trunk("resnet18", channels, state, fuse=False)(images)
+    rounded, modules = (
+        Trunk("resnet18", channels, state, precision="bfloat16", fuse=fuse)(images)
+        for fuse in (True, False)
+    )
+    for level, fused, plain in zip(exact, rounded, modules, strict=True):
         assert fused.dtype == torch.bfloat16
         assert (fused - level).norm() < 1.05 * (plain - level).norm()
 
@@ -76,7 +79,8 @@ def test_features_are_the_same_bit_for_bit_in_any_company(weights, precision):
 def test_without_the_operators_the_modules_are_used(weights, monkeypatch):
     monkeypatch.setattr("padim_ray.fused.OPERATORS", ("of_another_pytorch",))
     channels = choose_channels("resnet18", ["layer1"], 3, 42)
-    trunk = Trunk("resnet18", channels, read_weights(weights, "resnet18", ["layer1"]))
+    state = read_weights(weights, "resnet18", ["layer1"])
+    trunk, modules = (Trunk("resnet18", channels, state, fuse=fuse) for fuse in (True, False))
     images = random_images(3, 64, 64)
     assert trunk.fused is None
-    assert all(map(torch.equal, trunk(images), trunk.plain(images)))
+    assert all(map(torch.equal, trunk(images), modules(images)))

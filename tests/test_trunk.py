@@ -82,7 +82,9 @@ def test_importing_the_library_does_not_import_torchvision():
 
 
 def test_only_the_layers_up_to_the_deepest_are_built(weights):
-    trunk = Trunk("resnet18", {"layer1": [0]}, read_weights(weights, "resnet18", ["layer1"]))
+    trunk = Trunk(
+        "resnet18", {"layer1": [0]}, read_weights(weights, "resnet18", ["layer1"]), fuse=False
+    )
     assert [name for name, _ in trunk.stages.named_children()][-1] == "layer1"
 
 

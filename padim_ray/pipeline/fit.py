@@ -100,6 +100,7 @@ def _run(options: FitOptions) -> Summary:
                 record = JobRecord(identity, {"precision": _precision(options, plan)}, images)
                 record.write(place)
             artifact.save_trunk_weights(root, weights)
+            del weights  # hundreds of MB, for the whole job
             spec = replace(spec, precision=record.settings["precision"])
             before, causes = _Fit(options, root, number, spec, images, claim, stages).run()
         remove_rounds(place)

@@ -22,7 +22,7 @@ from padim_ray.artifact import save_tensors, shard_location, version_location
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import PooledScatter, Regularization
 from padim_ray.moments import Blocks, Moments
-from padim_ray.pipeline.memory import prepare_memory
+from padim_ray.pipeline.memory import give_back_memory, prepare_memory
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
@@ -260,6 +260,8 @@ def _write_task(
         return f"Group {group!r} {error}"
     save_tensors(target.file(group, "moments", shard), moments.to_tensors(merged))
     save_tensors(target.file(group, "gaussian", shard), gaussian.to_tensors(whitened))
+    del merged, whitened
+    give_back_memory()
     return None
 
 
