@@ -25,16 +25,23 @@ assert len(blocks.map_batches(Nothing, compute=actor, num_cpus=0.5).take_all()) 
 
 
 def measure(root: Path, weights: str, repeats: int) -> list[Figure]:
-    """Seconds of Ray Data with one actor that does nothing, of fit and of score, taking turns."""
+    """Seconds of Ray Data with one actor that does nothing, of fit and of score, taking turns.
+
+    Of few images, what a fit does to calibrate and a score to draw takes longer than all else.
+    """
     files = many_images(root / "start", IMAGES, *ARCHIVES["JPEG 700²"])
     manifest = listed(files, root / "start.parquet")
     model = str(root / "start-model")
     padim_ray = str(Path(sys.executable).with_name("padim-ray"))
-    images = ["--manifest", manifest, "--model", model]
+    images = ["--manifest", manifest, "--model", model, "--overwrite"]
+    fit = [padim_ray, "fit", *images, "--weights", weights]
+    score = [padim_ray, "score", *images, "--out", str(root / "start-out")]
     commands = {
         "Ray alone": [sys.executable, "-c", RAY_ALONE],
-        "fit": [padim_ray, "fit", *images, "--weights", weights, "--overwrite"],
-        "score": [padim_ray, "score", *images, "--out", str(root / "start-out"), "--overwrite"],
+        "fit, no calibration": [*fit, "--calibration-images", "0"],
+        "score, no pictures": [*score, "--heatmaps", "none", "--report-images", "0"],
+        "fit": fit,
+        "score, 200 heatmaps": score,
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(repeats):
