@@ -3,11 +3,12 @@
 A cluster of several node processes on this machine runs the scoring pipeline's shape (shards,
 decoding tasks, a pool of actors, writing tasks) with the work replaced: decoding makes tiny blocks,
 the trunk sleeps. What is left is bookkeeping, whose CPU time per shard says how many actors one
-driver can keep busy.
+driver can keep busy. Before that, what a list of images and a group's sums weigh.
 """
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
@@ -23,8 +24,13 @@ import ray.data
 from ray.cluster_utils import Cluster
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+from benchmarks.archive import random_trunk
 from padim_ray.manifest import shard_rows, shard_table, sort_images
+from padim_ray.options import ModelOptions
+from padim_ray.pipeline.merge import FAN_IN
+from padim_ray.pipeline.partial_sums import images_per_partial
 from padim_ray.pipeline.session import data_context, rows_of
+from padim_ray.spec import new_spec
 
 SHARD_IMAGES = 256
 NODES = 4
@@ -86,6 +92,28 @@ def manifest_costs(rows: int) -> dict[str, float]:
     }
 
 
+def object_store_costs(images: int, n_features: int | str) -> dict[str, float]:
+    """What a group of so many images puts into the object store, against its pixels as uint8."""
+    with tempfile.TemporaryDirectory() as directory:
+        weights = random_trunk(Path(directory) / "resnet18.pth")
+        spec, _ = new_spec(ModelOptions(weights=weights, n_features=n_features), "bfloat16")
+    height, width = spec.preprocessing.size
+    pixels = 3 * height * width * images
+    state = 4 * spec.grid.state_size
+    together = images_per_partial(images, 1, spec)
+    partials = -(-images // together)
+    merges = max(0, -(-(partials - 1) // (FAN_IN - 1)))
+    distances = 4 * math.prod(spec.mapper.patches) * images
+    return {
+        "images": images,
+        "channels": sum(spec.grid.channels),
+        "state, MB": state / 1e6,
+        "images in a partial sum": together,
+        "fit, bytes per byte of pixels": 1 + state * (partials + 2 * merges) / pixels,  # float64
+        "score, bytes per byte of pixels": 1 + distances / pixels,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--actors", nargs="+", type=int, default=ACTORS)
@@ -95,7 +123,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the rows as JSON")
     arguments = parser.parse_args()
     rows = [manifest_costs(arguments.manifest)]
-    print(json.dumps(rows[-1]), flush=True)
+    rows += [object_store_costs(10**6, n_features) for n_features in (100, "all")]
+    for row in rows:
+        print(json.dumps(row), flush=True)
     with cluster():
         for actors in arguments.actors:
             rows.append(measure(actors, arguments.shards * actors, arguments.seconds))
