@@ -8,7 +8,6 @@ driver can keep busy. Before that, what a list of images and a group's sums weig
 
 import argparse
 import json
-import math
 import os
 import tempfile
 import time
@@ -103,7 +102,7 @@ def object_store_costs(images: int, n_features: int | str) -> dict[str, float]:
     together = images_per_partial(images, 1, spec)
     partials = -(-images // together)
     merges = max(0, -(-(partials - 1) // (FAN_IN - 1)))
-    distances = 4 * math.prod(spec.mapper.patches) * images
+    distances = 4 * spec.grid.cells[0] * images
     return {
         "images": images,
         "channels": sum(spec.grid.channels),

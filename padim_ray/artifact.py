@@ -88,8 +88,9 @@ class ModelVersion:
             like = self._empty_moments(group, device)
             return Gaussian(tuple(mean.float() for mean in like.means), like.scatters)
 
-        tensors = gaussian.to_tensors, gaussian.from_tensors
-        return self._load_state(group, "gaussian", empty, *tensors)
+        return self._load_state(
+            group, "gaussian", empty, gaussian.to_tensors, gaussian.from_tensors
+        )
 
     def load_moments(self, group: str) -> Moments:
         def parse(tensors: Mapping[str, torch.Tensor]) -> Moments:

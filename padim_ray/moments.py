@@ -79,11 +79,6 @@ def join_cells(
     return means, blocks
 
 
-def concatenate(parts: Sequence[Moments]) -> Moments:
-    """Join the moments of consecutive runs of cells, as `Moments.cells` cuts them."""
-    return Moments(parts[0].count, *join_cells([(part.means, part.scatters) for part in parts]))
-
-
 def empty_moments(
     cells: Sequence[int],
     channels: Sequence[int],

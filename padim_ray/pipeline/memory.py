@@ -3,7 +3,6 @@
 import ctypes
 import os
 
-_LIBC = ctypes.CDLL(None)
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _LARGE = 4 * 2**20
 _M_ARENA_MAX = -8
@@ -17,13 +16,11 @@ def prepare_memory() -> None:
 
     By default glibc keeps freed blocks of up to 32 MB in heaps, of which every thread may have its
     own, and whose fragments make an actor grow by a tenth over its first thousand images; now large
-    blocks are given back, and threads share one heap. Other C libraries have no such setting.
+    blocks are given back, and threads share one heap.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    mallopt = getattr(_LIBC, "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        mallopt(_M_ARENA_MAX, 1)
+    _tell_glibc("mallopt", _M_MMAP_THRESHOLD, _LARGE)
+    _tell_glibc("mallopt", _M_ARENA_MAX, 1)
 
 
 def give_back_memory() -> None:
@@ -31,6 +28,11 @@ def give_back_memory() -> None:
 
     Freed blocks below the size that `prepare_memory` sets stay in the heap: hundreds of MB.
     """
-    trim = getattr(_LIBC, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _tell_glibc("malloc_trim", 0)
+
+
+def _tell_glibc(name: str, *arguments: int) -> None:
+    """Call a function of its allocator; other C libraries have none such."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)

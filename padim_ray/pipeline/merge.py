@@ -97,8 +97,7 @@ def _merge(sources: list[Source], cpus: float) -> Merged:
 
 def serialise(state: Moments) -> pa.Buffer:
     """Moments in one buffer, for a row of a block: they are read from there without a copy."""
-    blocks = [block for row in state.scatters for block in row]
-    tensors = [pa.Tensor.from_numpy(tensor.numpy()) for tensor in (*state.means, *blocks)]
+    tensors = [pa.Tensor.from_numpy(tensor.numpy()) for tensor in state.tensors]
     size = sum(map(pa.ipc.get_tensor_size, tensors))
     # one of PyTorch's own, whose pages are large; rows that follow each other stay aligned
     buffer = pa.py_buffer(torch.zeros(-(-size // ALIGNED) * ALIGNED, dtype=torch.uint8).numpy())

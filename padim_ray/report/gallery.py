@@ -77,7 +77,7 @@ def build_gallery(
     sources: Mapping[str, str] | None = None,
 ) -> list[GalleryImage]:
     """Fetch images and heatmaps, and shrink them until all fit in `PICTURE_BYTES` together."""
-    columns = captured_columns(rows)
+    columns, sources = captured_columns(rows), sources or {}
     left = len(rows) + sum(row.get("heatmap_uri") is not None for row in rows)
     remaining = PICTURE_BYTES
     wanted = UprightImage(_most_pixels(rows), QUALITIES[0][0])
@@ -86,7 +86,7 @@ def build_gallery(
         for start in range(0, len(rows), TOGETHER):
             window = rows[start : start + TOGETHER]
             encode = partial(_encode, share=remaining // left)
-            uris = [(sources or {}).get(row["uri"], row["uri"]) for row in window]
+            uris = [sources.get(row["uri"], row["uri"]) for row in window]
             images = list(pool.map(encode, _shrink(_fetch(uris, storage_options), wanted)))
             heatmap_uris = [row.get("heatmap_uri") for row in window]
             heatmaps = list(pool.map(encode, _shrink(_fetch(heatmap_uris, root.options), wanted)))

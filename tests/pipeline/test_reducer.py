@@ -20,7 +20,7 @@ from padim_ray.pipeline.reducer import Reducer
 from padim_ray.rounds import Round
 from padim_ray.storage import Location
 from tests.features import nest, random_features
-from tests.test_moments import assert_close, of
+from tests.test_moments import assert_close, join_moments, of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -69,7 +69,7 @@ def test_many_partial_sums_become_the_moments_of_all(tmp_path):
     reducer.finish(0.1)
     for group, states in parts.items():
         expected = merge_all(states)
-        merged = moments.concatenate(load(reducer, group, "moments", moments.from_tensors))
+        merged = join_moments(load(reducer, group, "moments", moments.from_tensors))
         assert_close(merged, expected, ROUNDED)
         rule = Regularization()
         whole = factorise(expected, rule.scale(expected.count), rule.offset(pool(expected)))
@@ -124,7 +124,7 @@ def test_what_a_round_holds_is_not_needed_again(tmp_path, killed_after):
         "b": (15, 1),
     }
     for group, states in parts.items():
-        merged = moments.concatenate(load(reducer, group, "moments", moments.from_tensors))
+        merged = join_moments(load(reducer, group, "moments", moments.from_tensors))
         assert_close(merged, merge_all(states), 7 * ROUNDED)  # by each round
     assert Round.latest(reducer.target.location).rows == 41
 
