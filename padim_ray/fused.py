@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from padim_ray.resnet import Block
+
 TOGETHER = 8  # images: few enough that an activation is read from the cache
 OPERATORS = (
     "_convolution_pointwise",
@@ -118,14 +120,10 @@ class _Convolution:
 
 
 class _Block:
-    """torchvision's BasicBlock or Bottleneck, of which only the `kept` channels are needed."""
+    """A block of the ResNet, of which only the `kept` channels are needed."""
 
-    def __init__(
-        self, block: nn.Module, dtype: torch.dtype, kept: torch.Tensor | None = None
-    ) -> None:
-        *inner, last = (
-            getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)
-        )
+    def __init__(self, block: Block, dtype: torch.dtype, kept: torch.Tensor | None = None) -> None:
+        *inner, last = block.convolutions
         self.kept = kept
         self.inner = [_Convolution.of(convolution, dtype) for convolution in inner]
         weight, bias = last.weight, last.bias

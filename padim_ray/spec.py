@@ -13,9 +13,9 @@ from padim_ray.options import ModelOptions
 from padim_ray.patches import PatchGrid
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.redaction import redact
+from padim_ray.resnet import STRIDES
 from padim_ray.trunk import (
     ALL,
-    STRIDES,
     Precision,
     StateDict,
     check_layers,

@@ -1,4 +1,4 @@
-"""The pretrained trunk: a torchvision ResNet up to its deepest used layer, and its weights."""
+"""The pretrained trunk: a ResNet up to its deepest used layer, and its weights."""
 
 import hashlib
 import random
@@ -11,26 +11,12 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from padim_ray import fused
+from padim_ray import fused, resnet
 from padim_ray.errors import ModelError
 from padim_ray.fused import select_channels
+from padim_ray.resnet import BACKBONES, STRIDES
 from padim_ray.storage import Location
 
-BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
-BACKBONES = {
-    "resnet18": BASIC,
-    "resnet34": BASIC,
-    "resnet50": BOTTLENECK,
-    "resnet101": BOTTLENECK,
-    "resnet152": BOTTLENECK,
-    "resnext50_32x4d": BOTTLENECK,
-    "resnext101_32x8d": BOTTLENECK,
-    "resnext101_64x4d": BOTTLENECK,
-    "wide_resnet50_2": BOTTLENECK,
-    "wide_resnet101_2": BOTTLENECK,
-}
-"""torchvision's ResNets, and how many channels their four layers have."""
-STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -59,7 +45,7 @@ class Trunk(nn.Module):
         fuse: bool = True,
     ) -> None:
         super().__init__()
-        stages = _build(backbone, tuple(channels))
+        stages = resnet.build(backbone, tuple(channels))
         load_state_dict(stages, state_dict)
         _fold_batch_norms(stages)
         stages.requires_grad_(False).eval()
@@ -99,21 +85,6 @@ class Trunk(nn.Module):
                 if name in self.channels:
                     features.append(select_channels(x, self.channels[name]))
         return features
-
-
-def _build(backbone: str, layers: Sequence[str]) -> nn.Sequential:
-    """The trunk with its parameters on the meta device: no memory, no random initialisation."""
-    # it takes two seconds to import, and processes that merge or write can do without
-    import torchvision
-
-    with torch.device("meta"):
-        model = torchvision.models.get_model(backbone, weights=None)
-    deepest = max(layers, key=STRIDES.__getitem__)
-    names = ["conv1", "bn1", "relu", "maxpool", *STRIDES]
-    stages = nn.Sequential()
-    for name in names[: names.index(deepest) + 1]:
-        stages.add_module(name, getattr(model, name))
-    return stages
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
@@ -179,8 +150,8 @@ def choose_channels(
         n_features: how many in all layers together, drawn by `seed`, or "all". None: all for
             resnet18 and resnet34, 550 for the others (the paper's choice for wide_resnet50_2).
     """
-    every = dict(zip(STRIDES, BACKBONES[backbone], strict=True))
-    widths = {layer: every[layer] for layer in STRIDES if layer in layers}
+    every = BACKBONES[backbone].channels
+    widths = {layer: width for layer, width in every.items() if layer in layers}
     total = sum(widths.values())
     if n_features is None:
         n_features = ALL if backbone in ("resnet18", "resnet34") else min(550, total)
@@ -211,7 +182,7 @@ def read_weights(
         state_dict = _read_file(Location.of(source, storage_options))
     else:
         state_dict = _read_torchvision(source, backbone)
-    stages = _build(backbone, layers)
+    stages = resnet.build(backbone, layers)
     load_state_dict(stages, state_dict)
     return {
         name: tensor.contiguous()
@@ -245,7 +216,7 @@ def _parse(path: Path, uri: str) -> Any:
 
 
 def _read_torchvision(name: str, backbone: str) -> StateDict:
-    import torchvision
+    import torchvision  # see `resnet` for what it costs
 
     known = torchvision.models.get_model_weights(backbone)
     family, _, member = name.rpartition(".")

@@ -13,8 +13,9 @@ from padim_ray.artifact import current_number, open_version, publish, save_tenso
 from padim_ray.gaussian import Gaussian
 from padim_ray.moments import Moments, empty_moments
 from padim_ray.patches import PatchGrid
+from padim_ray.resnet import STRIDES
 from padim_ray.storage import Location
-from padim_ray.trunk import STRIDES, choose_channels, weights_sha256
+from padim_ray.trunk import choose_channels, weights_sha256
 from tests.test_model import images
 
 GROUPS = ["bolt", "../x", "a/b", ".", "..", "", "漢字", "é", "e\u0301", "%2E", "a b", "x" * 300]

@@ -6,7 +6,8 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from padim_ray.trunk import BACKBONES, STRIDES, Trunk, choose_channels, read_weights
+from padim_ray.resnet import BACKBONES
+from padim_ray.trunk import Trunk, choose_channels, read_weights
 from tests.test_trunk import randomise
 
 SMALL = ["resnet18", "resnet50", "resnext50_32x4d"]
@@ -17,7 +18,7 @@ LAYERS = [["layer1"], ["layer1", "layer2", "layer3"], ["layer2", "layer4"]]
 def trunks(draw):
     """A random trunk that keeps all, some or none of the channels; one of modules keeps all."""
     backbone = draw(st.sampled_from(SMALL))
-    widths = dict(zip(STRIDES, BACKBONES[backbone], strict=True))
+    widths = BACKBONES[backbone].channels
     channels = {}
     for layer in draw(st.sampled_from(LAYERS)):
         indices = list(range(widths[layer]))
