@@ -157,7 +157,7 @@ def measure(actors: int, shards: int, seconds: float) -> dict[str, float]:
     before, started = time.process_time(), time.perf_counter()
     with data_context(preserve_order=False):
         written = (
-            ray.data.from_arrow(tables)
+            ray.data.from_blocks(tables)
             .map_batches(
                 decode,
                 batch_size=None,

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 LOWER_SHARE = 0.9  # of a run's images, which drift is measured on: defects are among the others
 SIGNIFICANCE = 0.001
@@ -49,6 +48,8 @@ def measure_drift(p_values: np.ndarray, calibration_images: int) -> Drift | None
     """
     if not len(p_values) or not calibration_images:
         return None
+    from scipy import stats  # half a second, which fitting can do without
+
     lowest_scored = np.sort(p_values)[-math.ceil(LOWER_SHARE * len(p_values)) :]
     uniform = stats.uniform(1 - LOWER_SHARE, LOWER_SHARE)
     sizes = LOWER_SHARE * np.array([len(p_values), calibration_images])

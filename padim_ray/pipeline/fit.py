@@ -30,7 +30,7 @@ from padim_ray.pipeline.recovery import until_done
 from padim_ray.pipeline.reducer import Reducer, check_count
 from padim_ray.pipeline.resources import Plan, plan_resources
 from padim_ray.pipeline.run import check_images_option, read_images_table
-from padim_ray.pipeline.session import cluster_nodes, ray_session
+from padim_ray.pipeline.session import cluster_nodes, is_only_node, ray_session
 from padim_ray.pipeline.summary import Summary, timed
 from padim_ray.rounds import Round, remove_rounds
 from padim_ray.sources import without_sources
@@ -243,6 +243,8 @@ def _precision(options: FitOptions, plan: Plan) -> Precision:
     """What `auto` means, asked on a worker like those that will compute."""
     if options.precision != "auto":
         return options.precision
+    if plan.device == "cpu" and is_only_node():
+        return native_precision()  # a worker would first import PyTorch, for seconds
     probe = ray.remote(native_precision).options(num_cpus=plan.actor_cpus, num_gpus=plan.actor_gpus)
     return ray.get(probe.remote(plan.device))
 

@@ -46,7 +46,8 @@ def decode_images(
     shards: list[pa.Table], preprocessing: Preprocessing, options: JobOptions, plan: Plan
 ) -> ray.data.Dataset:
     """The pipelines' first stage: one block per shard of the manifest."""
-    return ray.data.from_arrow(shards).map_batches(
+    # `from_arrow` would ask for each block's size by a task
+    return ray.data.from_blocks(shards).map_batches(
         FetchAndDecode(preprocessing, fetcher(options), options.max_image_pixels),
         batch_size=None,
         batch_format="pyarrow",

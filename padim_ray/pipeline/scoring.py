@@ -202,7 +202,7 @@ class ScoringJob:
             self.options.max_image_pixels,
         )
         with data_context(preserve_order=False):
-            drawn = ray.data.from_arrow(tables).map_batches(
+            drawn = ray.data.from_blocks(tables).map_batches(
                 draw,
                 batch_size=None,
                 batch_format="pyarrow",

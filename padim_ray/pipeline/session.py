@@ -79,6 +79,12 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
+def is_only_node() -> bool:
+    """Whether all that the cluster computes is computed on this process's machine."""
+    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    return alive == [ray.get_runtime_context().get_node_id()]
+
+
 @contextmanager
 def rows_of(dataset: ray.data.Dataset) -> Iterator[Iterator[dict[str, Any]]]:
     """A data set's rows, computed while they are read: no longer than the block lasts.
