@@ -66,8 +66,8 @@ def measure(embedder: Embedder, repeats: int, seconds: float) -> dict[str, float
     """Median images/s of the trunk alone, of fit and of score; and the device's peak memory."""
     spec, device = embedder.spec, embedder.device
     height, width = spec.preprocessing.size
-    host = torch.randint(0, 256, (embedder.batch_size, height, width, 3), dtype=torch.uint8)
-    host = (host.pin_memory() if device.type == "cuda" else host).permute(0, 3, 1, 2)
+    pixels = torch.randint(0, 256, (embedder.together, height, width, 3), dtype=torch.uint8)
+    host = pixels.permute(0, 3, 1, 2)
     there = host.to(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -77,7 +77,7 @@ def measure(embedder: Embedder, repeats: int, seconds: float) -> dict[str, float
     gaussian = factorise(state, rule.scale(state.count), rule.offset(pool(state)))
 
     def trunk() -> object:
-        return embedder.trunk(there)
+        return [embedder.trunk(batch) for batch in there.split(embedder.batch_size)]
 
     def fit() -> object:
         return embedder.accumulate_(state, embedder.embed(host))
@@ -103,7 +103,7 @@ def counted(work: Callable[[], object], embedder: Embedder) -> Callable[[], int]
         work()
         if embedder.device.type == "cuda":
             torch.cuda.synchronize()
-        return embedder.batch_size
+        return embedder.together
 
     return run
 

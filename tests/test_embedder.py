@@ -62,3 +62,13 @@ def test_distances_of_threads(embedders, images, left_out_of):
 def test_what_a_thread_raises_is_raised(embedders):
     with pytest.raises(RuntimeError):
         embedders[1].embed(torch.zeros(30, 4, 64, 64))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_images_are_the_same_when_they_arrive_on_a_gpu_one_batch_after_the_other(weights, images):
+    spec = new_spec(ModelOptions(weights=weights, image_size=(64,)), "float32")
+    embedder = Embedder(*spec, "cuda", batch_size=8)
+    there = embedder.embed(images.to("cuda"))
+    for _ in range(20):  # a copy that isn't waited for would differ now and then
+        for level, other in zip(embedder.embed(images).levels, there.levels, strict=True):
+            assert torch.equal(level, other)

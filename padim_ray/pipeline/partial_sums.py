@@ -31,7 +31,6 @@ WEIGHT = 8  # times a partial sum's bytes: its images', where there are enough
 WORTH = 16  # this part of a partial sum's bytes in images takes as long as merging it
 MIN_PARTIAL_IMAGES = 512  # unless there are fewer for an actor
 MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made of
-ACCUMULATED_TOGETHER = 128  # images: enough for the state's memory traffic not to dominate
 
 
 def partial_sums(
@@ -100,7 +99,7 @@ class PartialSums:
         pairs = zip(images["uri"].to_pylist(), images["error"].to_pylist(), strict=True)
         failures = {uri: error for uri, error in pairs if error}
         total = empty_moments(spec.grid.cells, spec.grid.channels, device=self.embedder.device)
-        step = max(ACCUMULATED_TOGETHER, self.embedder.batch_size)
+        step = self.embedder.together
         for start in range(0, images.num_rows, step):
             # a filter copies, so not before the slice: memory is bounded by the step
             part = images.slice(start, step)

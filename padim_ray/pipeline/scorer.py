@@ -20,7 +20,6 @@ from padim_ray.pipeline.memory import prepare_memory
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.run import decode_images
 
-SCORED_TOGETHER = 128  # images: enough for reading the Gaussians not to dominate
 GROUP_CACHE_BYTES = 2 * 2**30  # of Gaussians that an actor keeps loaded
 
 
@@ -78,7 +77,7 @@ class ScoreImages:
         distances = np.zeros((shard.num_rows, *self.version.spec.mapper.patches), np.float32)
         if not all(errors):
             group = shard["group"][0].as_py()
-            step = max(SCORED_TOGETHER, self.embedder.batch_size)
+            step = self.embedder.together
             for start in range(0, shard.num_rows, step):
                 part = slice(start, start + step)
                 scores[part], distances[part] = self._score(pixels[part], group)
