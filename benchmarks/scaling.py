@@ -3,16 +3,18 @@
 A cluster of several node processes on this machine runs the scoring pipeline's shape (shards,
 decoding tasks, a pool of actors, writing tasks) with the work replaced: decoding makes tiny blocks,
 the trunk sleeps. What is left is bookkeeping, whose CPU time per shard says how many actors one
-driver can keep busy. Before that, what a list of images and a group's sums weigh.
+driver can keep busy. Before that, what a list of images and a group's sums weigh, and how real work
+scales from one core with one actor to all of them.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,10 @@ import ray.data
 from ray.cluster_utils import Cluster
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-from benchmarks.archive import random_trunk
+import padim_ray
+from benchmarks.archive import ARCHIVES, many_images, random_trunk
+from benchmarks.jobs import listed
+from benchmarks.timing import clock, steady_rate
 from padim_ray.manifest import shard_rows, shard_table, sort_images
 from padim_ray.options import ModelOptions
 from padim_ray.pipeline.merge import FAN_IN
@@ -113,19 +118,72 @@ def object_store_costs(images: int, n_features: int | str) -> dict[str, float]:
     }
 
 
+def scoring_rates(cores: list[int], images: int, repeats: int) -> Iterator[dict[str, float]]:
+    """Images/s of `score` at steady state on so many cores, with an actor of one thread for each.
+
+    In turns; efficiency is against as many times the rate of the first number of cores.
+    """
+    with tempfile.TemporaryDirectory(prefix="padim-ray-bench-") as directory:
+        root = Path(directory)
+        files = many_images(root / "archive", images, *ARCHIVES["JPEG 700²"])
+        sizes = (images // 3, images)
+        manifests = [listed(files[:size], root / f"{size}.parquet") for size in sizes]
+        model, weights = str(root / "model"), random_trunk(root / "resnet18.pth")
+        spawn = multiprocessing.get_context("spawn")
+        with spawn.Pool(1, maxtasksperchild=1) as pool:
+            pool.apply(_fit, (manifests[0], model, weights))
+            for repeat in range(repeats):
+                rates = {}
+                for count in cores:
+                    seconds = pool.apply(_score_on, (count, manifests, model, str(root / "out")))
+                    rates[count] = steady_rate(sizes, seconds)
+                    yield {
+                        "repeat": repeat,
+                        "cores and actors": count,
+                        "images/s": rates[count],
+                        "efficiency": rates[count] * cores[0] / (rates[cores[0]] * count),
+                    }
+
+
+def _fit(manifest: str, model: str, weights: str) -> None:
+    padim_ray.fit(manifest=manifest, model=model, weights=weights, calibration_images=0)
+
+
+def _score_on(cores: int, manifests: list[str], model: str, out: str) -> tuple[float, ...]:
+    """Seconds of each manifest, on the first `cores` cores of this process."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
+    times = [clock()]
+    for manifest in manifests:
+        padim_ray.score(
+            manifest=manifest,
+            **{"model": model, "out": out, "actors": cores, "overwrite": True},
+            **{"heatmaps": "none", "report_images": 0},
+        )
+        times.append(clock())
+    return tuple(np.diff(times))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--actors", nargs="+", type=int, default=ACTORS)
+    parser.add_argument("--actors", nargs="*", type=int, default=ACTORS)
     parser.add_argument("--shards", type=int, default=16, help="per actor")
     parser.add_argument("--seconds", type=float, default=2.0, help="that an actor takes for one")
     parser.add_argument("--manifest", type=int, default=10**6, help="rows of one to measure")
+    parser.add_argument("--cores", nargs="+", type=int, default=(1, 2), help="for real work")
+    parser.add_argument("--images", type=int, default=1500, help="of real work; 0: none")
+    parser.add_argument("--repeats", type=int, default=3, help="of real work")
     parser.add_argument("--out", type=Path, help="file for the rows as JSON")
     arguments = parser.parse_args()
     rows = [manifest_costs(arguments.manifest)]
     rows += [object_store_costs(10**6, n_features) for n_features in (100, "all")]
     for row in rows:
         print(json.dumps(row), flush=True)
-    with cluster():
+    if arguments.images:
+        for row in scoring_rates(arguments.cores, arguments.images, arguments.repeats):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    with cluster() if arguments.actors else nullcontext():
         for actors in arguments.actors:
             rows.append(measure(actors, arguments.shards * actors, arguments.seconds))
             print(json.dumps(rows[-1]), flush=True)

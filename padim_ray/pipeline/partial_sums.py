@@ -27,7 +27,7 @@ from padim_ray.pipeline.session import data_context
 from padim_ray.spec import ModelSpec
 from padim_ray.storage import Location
 
-WEIGHT = 8  # times a partial sum's bytes: its images', where there are enough
+WEIGHT = 10  # times a partial sum's bytes: its images', where there are enough
 WORTH = 16  # this part of a partial sum's bytes in images takes as long as merging it
 MIN_PARTIAL_IMAGES = 512  # unless there are fewer for an actor
 MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made of
