@@ -7,7 +7,16 @@ from typing import Any
 from padim_ray.credentials import RedactingFilter
 from padim_ray.errors import ModelError, PadimError
 
-__all__ = ["ModelError", "PadimError", "PadimModel", "evaluate", "fit", "score"]
+__all__ = [
+    "ModelError",
+    "PadimError",
+    "PadimModel",
+    "evaluate",
+    "fit",
+    "forget",
+    "score",
+    "update",
+]
 __version__ = "0.1.0"
 
 logging.getLogger("padim_ray").addFilter(RedactingFilter())  # in every process
@@ -16,6 +25,7 @@ logging.getLogger("padim_ray").addFilter(RedactingFilter())  # in every process
 _LAZY = {
     "PadimModel": "model",
     **{job: f"pipeline.{job}" for job in ("fit", "score", "evaluate")},
+    **dict.fromkeys(("update", "forget"), "pipeline.change"),
 }
 
 

@@ -19,9 +19,9 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as package_version
@@ -35,7 +35,13 @@ from safetensors import SafetensorError
 
 from padim_ray import __version__, gaussian, moments
 from padim_ray.calibration import Calibration, count_pixels, read_scores
-from padim_ray.description import FORMAT_VERSION, MOST_BYTES, GroupEntry, read_description
+from padim_ray.description import (
+    FORMAT_VERSION,
+    MOST_BYTES,
+    Description,
+    GroupEntry,
+    read_description,
+)
 from padim_ray.errors import ModelError
 from padim_ray.fail_points import kill_at
 from padim_ray.fields import show
@@ -79,6 +85,15 @@ class ModelVersion:
         content = read_file(self.root, location, MOST_BYTES, Path.read_bytes)
         return hashlib.sha256(content).hexdigest()
 
+    def home(self, group: str) -> int:
+        """The number of the version whose directory holds a group's files."""
+        return self.groups[group].version or self.number
+
+    def file(self, group: str, kind: str, shard: int) -> Location:
+        """Where a shard of a group's "moments" or "gaussian" is."""
+        shards = self.groups[group].shards
+        return shard_location(self.root, self.home(group), group, kind, shard, shards)
+
     def load_trunk_weights(self) -> StateDict:
         """Read the trunk's weights; ModelError if they aren't those that the model names."""
         return load_trunk_weights(self.root, self.spec.weights_sha256)
@@ -92,7 +107,9 @@ class ModelVersion:
             group, "gaussian", empty, gaussian.to_tensors, gaussian.from_tensors
         )
 
-    def load_moments(self, group: str) -> Moments:
+    def load_moments(self, group: str, shard: int | None = None) -> Moments:
+        """A group's moments; or those in one of its state shards."""
+
         def parse(tensors: Mapping[str, torch.Tensor]) -> Moments:
             images = self.groups[group].images
             if tensors["count"].item() != images:
@@ -100,7 +117,7 @@ class ModelVersion:
             return moments.from_tensors(tensors)
 
         empty = partial(self._empty_moments, group)
-        return self._load_state(group, "moments", empty, moments.to_tensors, parse)
+        return self._load_state(group, "moments", empty, moments.to_tensors, parse, shard)
 
     def _empty_moments(self, group: str, device: str) -> Moments:
         grid = self.spec.grid
@@ -115,11 +132,13 @@ class ModelVersion:
         empty: Callable[[str], State],
         to_tensors: Callable[[State], Mapping[str, torch.Tensor]],
         parse: Callable[[Mapping[str, torch.Tensor]], State],
+        shard: int | None = None,
     ) -> State:
         """Read a group's shards into one state, a few at a time: memory for little more than it.
 
         Args:
             empty: a state of the group's shape, on the device that it is given.
+            shard: the only one that is wanted.
         """
         count = self.groups[group].shards
         runs = split_cells(self.spec.grid.cells[-1], count)
@@ -128,11 +147,11 @@ class ModelVersion:
         like = empty("meta")
 
         def load(index: int) -> State:
-            file = shard_location(self.root, self.number, group, kind, index, count)
+            file = self.file(group, kind, index)
             return load_tensors(self.root, file, to_tensors(like.cells(*runs[index])), parse)
 
-        if count == 1:
-            return load(0)
+        if shard is not None or count == 1:
+            return load(shard or 0)
         whole = empty("cpu")
 
         def take(index: int) -> None:
@@ -150,7 +169,7 @@ class ModelVersion:
         if not images:
             return None
         height, width = self.spec.preprocessing.size
-        scores, pixels = _calibration_locations(self.root, self.number, group)
+        scores, pixels = _calibration_locations(self.root, self.home(group), group)
         return Calibration(
             read_table(
                 *(self.root, scores, {"score": pa.float32()}, range(images, images + 1)),
@@ -176,17 +195,53 @@ class ModelVersion:
         )
 
 
-def open_version(root: Location) -> ModelVersion:
-    """The current version of the model at `root`.
+def open_version(root: Location, number: int | None = None) -> ModelVersion:
+    """A version of the model at `root`: the current one, or another that was published.
 
     Raises:
-        ModelError: if there is no model, one of another format, or one that can't be one.
+        ModelError: if there is no such version, one of another format, or one that can't be one.
     """
-    number = current_number(root)
-    if number is None:
+    spec, groups, *_ = describe_version(root, number := check_number(root, number))
+    return ModelVersion(root, number, spec, groups)
+
+
+def check_number(root: Location, number: int | None = None) -> int:
+    """The number of a published version; None stands for the current one.
+
+    Raises:
+        ModelError: if there is no such version.
+    """
+    current = current_number(root)
+    if current is None:
         raise ModelError(f"There is no model at {root.uri}")
-    location = version_location(root, number) / MODEL
-    return ModelVersion(root, number, *read_description(root, location))
+    if number in (None, current):
+        return current
+    if number < 1 or not is_published(root, number):
+        known = ", ".join(map(str, published_numbers(root)))
+        raise ModelError(f"{root.uri} has no version {number}; it has {known}")
+    return number
+
+
+def describe_version(root: Location, number: int) -> Description:
+    """What a published version's model.json says; ModelError if it can't be a model's."""
+    return read_description(root, version_location(root, number) / MODEL)
+
+
+def published_numbers(root: Location) -> list[int]:
+    """The versions that are there, ascending: also those that a roll-back left behind."""
+    return [number for number in version_numbers(root) if is_published(root, number)]
+
+
+def version_numbers(root: Location) -> list[int]:
+    """The versions that have a directory, ascending: also unfinished and abandoned ones."""
+    names = (root / "versions").list_directories()
+    return sorted(int(name) for name in names if re.fullmatch("[0-9]{6,9}", name))
+
+
+def next_number(root: Location) -> int:
+    """The version that a fit makes, or has begun to make: no published one has a higher number."""
+    numbers = reversed(version_numbers(root))
+    return next((number for number in numbers if is_published(root, number)), 0) + 1
 
 
 def current_number(root: Location) -> int | None:
@@ -227,8 +282,12 @@ def publish(
     spec: ModelSpec,
     groups: Mapping[str, GroupEntry],
     manifest: pa.Table,
+    why: str,
 ) -> None:
     """Make a version whose group files are already written the current one.
+
+    Args:
+        why: what made it, in a line for people.
 
     Raises:
         ModelError: if somebody else has published this version.
@@ -239,13 +298,14 @@ def publish(
     content = {
         "format_version": FORMAT_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "why": why,
         "created_by": secrets.token_hex(8),  # nobody else writes the same
         "versions": {  # padim-ray's own also where it runs from its sources, not installed
             "padim-ray": __version__,
             **{name: package_version(name) for name in ("torch", "torchvision")},
         },
         "spec": spec.to_json(),
-        "groups": {name: asdict(entry) for name, entry in sorted(groups.items())},
+        "groups": {name: entry.to_json() for name, entry in sorted(groups.items())},
     }
     try:
         (location / MODEL).create(json.dumps(content, indent=1, ensure_ascii=False).encode())
@@ -263,6 +323,21 @@ def is_published(root: Location, number: int) -> bool:
 def make_current(root: Location, number: int) -> None:
     """Have readers open this version from now on."""
     (root / "CURRENT").write(f"{number:06d}\n".encode())
+
+
+def remove_version(root: Location, number: int, kept_groups: Collection[str] = ()) -> None:
+    """Delete a version, but groups whose files others refer to.
+
+    If a kill leaves half of it, it isn't a published one any more.
+    """
+    location = version_location(root, number)
+    (location / MODEL).remove()
+    kept = tuple(f"{_group(root, number, group).uri}/" for group in kept_groups)
+    if not kept:
+        location.remove_all()
+    for file in location.list_files() if kept else []:
+        if not file.uri.startswith(kept):
+            file.remove()
 
 
 def save_calibration(root: Location, number: int, group: str, calibration: Calibration) -> None:

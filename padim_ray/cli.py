@@ -1,4 +1,4 @@
-"""The command line: `padim-ray fit|score|evaluate|report`, and the scripts in jobs/."""
+"""The command line, `padim-ray`, and the scripts in jobs/."""
 
 import json
 import logging
@@ -16,7 +16,14 @@ from cyclopts import App, Parameter
 from padim_ray import __version__
 from padim_ray.credentials import RedactingFilter, Secrets, hidden_credentials
 from padim_ray.errors import PadimError, TooManyFailed
-from padim_ray.options import RUN, EvaluateOptions, FitOptions, ScoreOptions, StorageOptions
+from padim_ray.options import (
+    RUN,
+    EvaluateOptions,
+    FitOptions,
+    ScoreOptions,
+    StorageOptions,
+    VersionOptions,
+)
 from padim_ray.redaction import redact
 from padim_ray.stopping import StopSignal
 from padim_ray.storage import Location
@@ -33,6 +40,32 @@ def fit(options: FitOptions) -> int:
     from padim_ray.pipeline.fit import run_fit  # ray and torch, which --help can do without
 
     run_fit(options)
+    return SUCCESS
+
+
+def update(options: VersionOptions) -> int:
+    """Add images to a model, which becomes what fitting to all of them would make.
+
+    Those that are in the model already are skipped.
+
+    padim-ray update --images 's3://archive/{group}/train/good/*.png' --model s3://models/line7
+    """
+    from padim_ray.pipeline.change import run_update
+
+    run_update(options)
+    return SUCCESS
+
+
+def forget(options: VersionOptions) -> int:
+    """Take images out of a model, which becomes what fitting without them would make.
+
+    They must still be there, and unchanged.
+
+    padim-ray forget --manifest mistakes.parquet --model s3://models/line7
+    """
+    from padim_ray.pipeline.change import run_forget
+
+    run_forget(options)
     return SUCCESS
 
 
@@ -82,13 +115,79 @@ def report(out: str, /, *, report_images: int = 200, storage_options: StorageOpt
     return SUCCESS
 
 
+def info(
+    model: str,
+    /,
+    *,
+    version: int | None = None,
+    json: bool = False,  # as the option is called
+    storage_options: StorageOptions = None,
+) -> int:
+    """Show a model's versions, settings and groups.
+
+    Parameters
+    ----------
+    model
+        Directory of the model: a path, or a URI such as s3://models/line7.
+    version
+        The version whose settings and groups are shown. Default: the current one.
+    json
+        Print JSON, for programs.
+    storage_options
+        JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
+    """
+    from padim_ray import console
+    from padim_ray.versions import inspect
+
+    with hidden_credentials(storage_options):
+        found = inspect(Location.of(model, storage_options), version)
+    console.print_json(found.to_json()) if json else console.print_info(found)
+    return SUCCESS
+
+
+def rollback(model: str, version: int, /, *, storage_options: StorageOptions = None) -> int:
+    """Make an earlier version of a model the current one again. Later versions stay.
+
+    Parameters
+    ----------
+    model
+        Directory of the model: a path, or a URI such as s3://models/line7.
+    version
+        The version that is to be current.
+    storage_options
+        JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
+    """
+    from padim_ray.versions import roll_back
+
+    with hidden_credentials(storage_options):
+        roll_back(Location.of(model, storage_options), version)
+    return SUCCESS
+
+
+def prune(model: str, /, *, keep: int, storage_options: StorageOptions = None) -> int:
+    """Delete a model's old versions. Jobs that still read one of them fail.
+
+    Parameters
+    ----------
+    model
+        Directory of the model: a path, or a URI such as s3://models/line7.
+    keep
+        How many of the latest versions stay; the current one does in any case.
+    storage_options
+        JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
+    """
+    from padim_ray import versions
+
+    with hidden_credentials(storage_options):
+        versions.prune(Location.of(model, storage_options), keep)
+    return SUCCESS
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """`padim-ray`: exits with 0, 2 (a mistake), 3 (too many images failed) or 143 (SIGTERM)."""
     app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
-    app.command(fit)
-    app.command(score)
-    app.command(evaluate)
-    app.command(report)
+    for command in (fit, update, forget, score, evaluate, report, info, rollback, prune):
+        app.command(command)
     _run(app, arguments)
 
 

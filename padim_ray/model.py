@@ -249,7 +249,7 @@ class PadimModel:
         """
         root = Location.of(uri, storage_options)
         with claimed(root, "save"):
-            number = (artifact.current_number(root) or 0) + 1
+            number = artifact.next_number(root)
             while (artifact.version_location(root, number) / JOB).exists():
                 number += 1  # the number of a fit that isn't finished
             self._save(root, number)
@@ -277,7 +277,10 @@ class PadimModel:
             groups[group] = GroupEntry(state.count, failed, len(runs), calibrated)
         # images that came as tensors have no names: they are in the counts only
         manifest = self._version.load_manifest() if self._version else EMPTY_MANIFEST
-        artifact.publish(root, number, self.spec, groups, manifest)
+        images = sum(entry.images for entry in groups.values())
+        artifact.publish(
+            root, number, self.spec, groups, manifest, f"saved from Python with {images} images"
+        )
 
     @classmethod
     def load(

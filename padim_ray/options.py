@@ -188,22 +188,31 @@ class JobOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class FitOptions(ModelOptions, JobOptions):
-    """Options of `fit`."""
-
-    calibration_images: Annotated[int, Parameter(group=MODEL)] = 2000
-    """Training images per group, at most, whose leave-one-out scores thresholds and p-values are
-    made from; chosen by --seed. 0: none, and no thresholds."""
+class VersionOptions(JobOptions):
+    """Options of the jobs that make a new version of a model."""
 
     round_images: Annotated[int, Parameter(group=RUN)] = 20_000
     """Images after which progress is committed: at most so many are read again if the job is
     killed. Each time costs writing one group's moments."""
 
     def __post_init__(self) -> None:
-        JobOptions.__post_init__(self)
-        ModelOptions.__post_init__(self)
+        super().__post_init__()
         if self.round_images < 1:
             raise PadimError(f"--round-images must be at least 1, but is {self.round_images}")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(ModelOptions, VersionOptions):
+    """Options of `fit`."""
+
+    calibration_images: Annotated[int, Parameter(group=MODEL)] = 2000
+    """Training images per group, at most, whose leave-one-out scores thresholds and p-values are
+    made from; chosen by --seed. 0: none, and no thresholds."""
+
+    def __post_init__(self) -> None:
+        VersionOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
         _check_number("calibration_images", self.calibration_images)
 
     @property

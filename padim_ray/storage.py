@@ -156,6 +156,23 @@ class Location:
         paths = self._attempt("list", lambda: self.fs.find(self.path))
         return [Location(self.uri_of(path), self.options) for path in sorted(paths)]
 
+    def list_directories(self) -> list[str]:
+        """The names of the directories right below this one, sorted; none if it doesn't exist."""
+        self.fs.invalidate_cache()
+        try:
+            children = self._attempt("list", lambda: self.fs.ls(self.path, detail=True))
+        except FileNotFoundError:
+            return []
+        names = (child["name"] for child in children if child["type"] == "directory")
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in names)
+
+    def file_sizes(self) -> dict[str, int]:
+        """Bytes of all files below this directory, by their path relative to it."""
+        self.fs.invalidate_cache()
+        found = self._attempt("list", lambda: self.fs.find(self.path, detail=True))
+        below = len(self.path.rstrip("/")) + 1
+        return {path[below:]: info["size"] for path, info in sorted(found.items())}
+
     def write(self, data: bytes) -> None:
         """Write atomically: readers see the whole file or none of it."""
         with self.replaced_by() as temporary:

@@ -126,7 +126,7 @@ def test_a_version_is_published_once(model, place):
     model.save(place.uri, place.options)
     version = open_version(place)
     with pytest.raises(ModelError, match="was published by another job meanwhile"):
-        publish(place, 1, model.spec, version.groups, version.load_manifest())
+        publish(place, 1, model.spec, version.groups, version.load_manifest(), "a test")
 
 
 def test_an_unfinished_fit_keeps_its_number(model, place):

@@ -43,6 +43,8 @@ OPTIONS = {
     --ridge --epsilon --seed --precision --sigma --calibration-images
     --round-images
 """,
+    "update": SHARED + "--round-images",
+    "forget": SHARED + "--round-images",
     "score": SHARED + SCORING,
     "evaluate": SHARED + SCORING + "--masks --normal",
 }

@@ -1,7 +1,7 @@
-"""The calibration pass of fitting: training images' leave-one-out scores, group by group."""
+"""The calibration pass of a new version: training images' leave-one-out scores, group by group."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -12,7 +12,7 @@ from padim_ray.calibration import Calibration
 from padim_ray.histogram import BINS
 from padim_ray.leave_one_out import MIN_IMAGES
 from padim_ray.manifest import sample_images, shard_rows, shard_table
-from padim_ray.options import FitOptions
+from padim_ray.options import JobOptions
 from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.pixels import CountPixels
 from padim_ray.pipeline.resources import Plan
@@ -22,8 +22,16 @@ from padim_ray.pipeline.session import data_context, rows_of
 log = logging.getLogger("padim_ray")
 
 
+@dataclass(frozen=True)
+class Sample:
+    """The training images that calibrate a group: at most so many, chosen by the seed."""
+
+    calibration_images: int
+    seed: int
+
+
 def calibrate(
-    manifest: pa.Table, version: ModelVersion, options: FitOptions, plan: Plan
+    manifest: pa.Table, version: ModelVersion, sample: Sample, options: JobOptions, plan: Plan
 ) -> tuple[dict[str, GroupEntry], np.ndarray]:
     """Calibrate a version that is about to be published.
 
@@ -36,16 +44,16 @@ def calibrate(
     """
     scores = np.full(manifest.num_rows, np.nan, np.float32)
     entries = dict(version.groups)
-    rows = sample_images(manifest, options.calibration_images, options.seed)
+    rows = sample_images(manifest, sample.calibration_images, sample.seed)
     groups = manifest["group"].take(rows).to_pylist()
     rows = rows[[entries[group].images >= MIN_IMAGES for group in groups]]
     if not len(rows):
         return entries, scores
     with data_context(preserve_order=True):
-        sample = manifest.take(rows)
-        per_shard = images_per_shard(sample.num_rows, version.spec.preprocessing)
-        shards = shard_rows(sample, per_shard)
-        tables = [shard_table(sample, *shard) for shard in enumerate(shards)]
+        images = manifest.take(rows)
+        per_shard = images_per_shard(images.num_rows, version.spec.preprocessing)
+        shards = shard_rows(images, per_shard)
+        tables = [shard_table(images, *shard) for shard in enumerate(shards)]
         scored = score_images(tables, version, options, plan, leave_one_out=True)
         counted = scored.map_batches(
             CountPixels(version.spec.mapper),

@@ -6,8 +6,8 @@ on its own, anywhere in the cluster.
 
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from padim_ray import gaussian, moments
-from padim_ray.artifact import save_tensors, shard_location, version_location
+from padim_ray.artifact import ModelVersion, save_tensors, shard_location, version_location
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import PooledScatter, Regularization
 from padim_ray.moments import Blocks, Moments
@@ -74,7 +74,7 @@ class MergeTree:
 class Source:
     """Where moments are: in a row of a block, or (None) what a task of this module returned."""
 
-    ref: ray.ObjectRef
+    ref: ray.ObjectRef | None
     row: int | None = None
 
 
@@ -162,6 +162,78 @@ class _Arrays:
                 tuple(map(torch.from_numpy, self.means)),
                 tuple(tuple(map(torch.from_numpy, row)) for row in self.scatters),
             )
+
+
+@dataclass(frozen=True)
+class Base:
+    """What there is already: versions whose moments images are added to, or taken from.
+
+    `is_copied`: groups without such images are written anew as well, because they come from other
+    models. Else the new version refers to their files.
+    """
+
+    versions: tuple[ModelVersion, ...] = ()
+    takes: bool = False
+    is_copied: bool = False
+
+    def images(self, group: str) -> int:
+        """In the group's moments, over all versions."""
+        return sum(version.groups[group].images for version in self._with(group))
+
+    @property
+    def groups(self) -> list[str]:
+        return sorted({group for version in self.versions for group in version.groups})
+
+    def combine(
+        self, group: str, merged: Mapping[int, Merged], shards: int, cpus: float
+    ) -> dict[int, Merged]:
+        """Add a group's state shards to those of the versions, or take them from there.
+
+        Args:
+            merged: sums of images, by number of the shard; empty if there are none.
+
+        Raises:
+            ModelError: if a version has its shards cut otherwise.
+        """
+        versions = self._with(group)
+        for version in versions:
+            if version.groups[group].shards != shards:
+                raise ModelError(
+                    f"{version.root.uri} was written by another padim-ray: it has group {group!r} "
+                    f"in {version.groups[group].shards} shards, not {shards}; fit it again"
+                )
+        task = _combine_task.options(num_cpus=cpus, num_returns=2)
+        combined = {}
+        for shard in range(shards):
+            source = merged[shard].source if merged else Source(None)
+            state, pooled = task.remote(versions, group, shard, self.takes, source.row, source.ref)
+            combined[shard] = Merged(Source(state), pooled)
+        return combined
+
+    def _with(self, group: str) -> list[ModelVersion]:
+        """The versions that have a group, with nothing of others: tasks are sent them."""
+        return [
+            replace(version, groups={group: version.groups[group]})
+            for version in self.versions
+            if group in version.groups
+        ]
+
+
+@ray.remote(max_retries=-1)
+def _combine_task(
+    versions: Sequence[ModelVersion],
+    group: str,
+    shard: int,
+    takes: bool,
+    row: int | None,
+    value: Any,
+) -> tuple["_Arrays", PooledScatter]:
+    prepare_memory()
+    total = moments.merge_all([version.load_moments(group, shard) for version in versions])
+    if value is not None:
+        part = _moments(row, value).to(torch.float64)
+        total = moments.subtract(total, part) if takes else moments.merge(total, part)
+    return _Arrays.of(total), gaussian.pool(total)
 
 
 def factorise_and_write(

@@ -13,6 +13,8 @@ from padim_ray.errors import ModelError
 from padim_ray.failures import Failures, count_causes
 from padim_ray.gaussian import Regularization
 from padim_ray.pipeline.merge import (
+    Base,
+    Merged,
     MergeTree,
     Target,
     check_counts,
@@ -24,6 +26,8 @@ from padim_ray.rounds import PartialGroup, Round
 
 log = logging.getLogger("padim_ray")
 
+SHOWN = 20  # images in an error's message
+
 
 @dataclass
 class Reducer:
@@ -33,7 +37,7 @@ class Reducer:
 
     `version`: where. `listed`: images of each group. `rows`: images of the manifest, from its first
     on, that are summed up or failed. `failures`: error of each failed image, by uri. `entries`: the
-    groups that are finished.
+    groups that are finished. `base`: what the images are added to, or taken from.
     """
 
     regularization: Regularization
@@ -42,6 +46,7 @@ class Reducer:
     listed: Mapping[str, int]
     round_images: int
     count_failures: Failures
+    base: Base = field(default_factory=Base)
     rows: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     entries: dict[str, GroupEntry] = field(default_factory=dict)
@@ -93,6 +98,12 @@ class Reducer:
             self.commit()
         self._group = partial["group"]
         failures = partial["failures"]
+        if failures and self.base.takes:
+            shown = "; ".join(f"{uri}: {error}" for uri, error in list(failures.items())[:SHOWN])
+            raise ModelError(
+                f"{len(failures)} images can't be taken out of the model, because they aren't what "
+                f"it was fitted to any more: {shown}{'; …' * (len(failures) > SHOWN)}"
+            )
         images = partial["count"] + len(failures)
         self.rows += images
         self._group_rows += images
@@ -139,20 +150,29 @@ class Reducer:
                 f"{self._group_rows} of {self.listed[self._group]} images of group "
                 f"{self._group!r} were read"
             )
-        count = self._group_rows - self._group_failed
-        check_count(self._group, count, self._first_failure)
-        factorise_and_write(
-            self._group,
-            self._tree.finish(self._group, cpus),
-            count,
-            self.regularization,
-            self.target,
-            cpus,
-        )
-        self.target.check_written(self._group)
-        self.entries[self._group] = GroupEntry(count, self._group_failed, self.target.shards)
+        read, before = self._group_rows - self._group_failed, self.base.images(self._group)
+        if read or not before:  # else all of the images failed, and the group stays as it is
+            count = before + (-read if self.base.takes else read)
+            check_count(self._group, count, self._first_failure)
+            merged = self._tree.finish(self._group, cpus)
+            self._write(self._group, merged, count, self._group_failed, cpus)
         self._group, self._first_failure = None, None
         self._group_rows = self._group_failed = 0
+
+    def finish_base(self, cpus: float) -> None:
+        """Write the groups of the base that no image was added to, or taken from."""
+        for group in self.base.groups:
+            if group not in self.entries:
+                self._write(group, {}, self.base.images(group), 0, cpus)
+
+    def _write(
+        self, group: str, merged: Mapping[int, Merged], count: int, failed: int, cpus: float
+    ) -> None:
+        if self.base.images(group):
+            merged = self.base.combine(group, merged, self.target.shards, cpus)
+        factorise_and_write(group, merged, count, self.regularization, self.target, cpus)
+        self.target.check_written(group)
+        self.entries[group] = GroupEntry(count, failed, self.target.shards)
 
 
 def check_count(group: str, count: int, failure: str | None = None) -> None:

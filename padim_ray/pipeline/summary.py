@@ -23,6 +23,7 @@ log = logging.getLogger("padim_ray")
 RUN = "run.json"
 MOST_WARNINGS = 10  # of a kind, on the console
 HISTOGRAM_BINS = 40
+VERBS = {"fit": "fitted", "update": "added", "forget": "taken out"}
 
 
 @contextmanager
@@ -136,7 +137,7 @@ class Summary:
 
     def report(self) -> None:
         """Log the summary."""
-        verb = "fitted" if self.job == "fit" else "scored"
+        verb = VERBS.get(self.job, "scored")
         log.info(
             "%d images listed, %d %s, %d failed; %.1f images/s over all",
             self.listed,

@@ -1,0 +1,212 @@
+"""Update and forget against fitting afresh, on S3, two versions published."""
+
+import secrets
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import padim_ray
+from padim_ray import ModelError
+from padim_ray.artifact import current_number, open_version
+from padim_ray.storage import Location
+from padim_ray.versions import prune, roll_back
+from tests.test_moments import assert_close
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+SMALL = {"image_size": 64, "n_features": 40, "precision": "float32", "calibration_images": 12}
+
+
+@pytest.fixture
+def line(s3, archive, place_on_s3, weights):
+    """An archive of 16 bolts and 15 nuts, and a model of half of the bolts and all the nuts."""
+    return Line(place_on_s3, archive, weights)
+
+
+class Line:
+    def __init__(self, root, archive, weights):
+        self.root, self.weights = root, weights
+        self.files = {}
+        for group, suffix in (("bolt", "png"), ("nut", "jpg")):
+            for path in sorted((archive / group / "train/good").glob(f"*.{suffix}"))[:16]:
+                self.put(group, path.name, path.read_bytes())
+
+    def put(self, group, name, content):
+        location = self.root / f"archive/{group}/{name}"
+        location.write(content)
+        self.files.setdefault(group, []).append(location.uri)
+
+    def manifest(self, name, *uris):
+        """Of these images, as they are now."""
+        location = self.root / f"{name}.parquet"
+        listed = {file.uri: file for file in (self.root / "archive").list_files()}
+        infos = {uri: listed[uri].fs.info(listed[uri].path) for uri in uris}
+        location.write_table(
+            pa.table(
+                {
+                    "uri": uris,
+                    "group": [uri.split("/")[-2] for uri in uris],
+                    "size": [infos[uri]["size"] for uri in uris],
+                    "version_tag": [infos[uri]["ETag"].strip('"') for uri in uris],
+                }
+            )
+        )
+        return location.uri
+
+    def model(self, name):
+        return self.root / f"models/{name}"
+
+    def run(self, job, name, manifest, **options):
+        return job(
+            manifest=manifest,
+            model=self.model(name).uri,
+            storage_options=self.root.options,
+            **options,
+        )
+
+    def fit(self, name, *uris):
+        return self.run(
+            padim_ray.fit, name, self.manifest(name, *uris), weights=self.weights, **SMALL
+        )
+
+    def change(self, job, name, *uris, **options):
+        return self.run(job, name, self.manifest(f"{job.__name__}-{name}", *uris), **options)
+
+    def scores(self, name, *uris):
+        out = self.root / f"results/{name}"
+        self.run(
+            padim_ray.score,
+            name,
+            self.manifest("scored", *uris),
+            out=out.uri,
+            heatmaps="none",
+            report_images=0,
+        )
+        tables = []
+        for file in (out / "results").list_files():
+            with file.as_local_file() as path:
+                tables.append(pq.read_table(path))
+        table = pa.concat_tables(tables).sort_by("uri")
+        return table["score"].to_numpy()
+
+
+@pytest.fixture
+def place_on_s3(s3):
+    bucket = Location.of(f"s3://bucket-{secrets.token_hex(4)}", s3.options)
+    bucket.fs.mkdir(bucket.path)
+    return bucket
+
+
+def assert_same_model(version, other, accuracy):
+    assert version.groups.keys() == other.groups.keys()
+    for group, entry in version.groups.items():
+        same = other.groups[group]
+        assert (entry.images, entry.failed, entry.calibrated) == (
+            *(same.images, same.failed),
+            same.calibrated,
+        )
+        assert_close(version.load_moments(group), other.load_moments(group), accuracy)
+        np.testing.assert_allclose(
+            version.load_calibration(group).scores,
+            other.load_calibration(group).scores,
+            rtol=1e-3,
+        )
+    columns = ["uri", "group", "status", "error"]
+    tables = [each.load_manifest().select(columns) for each in (version, other)]
+    assert tables[0].equals(tables[1])
+
+
+def test_an_update_equals_fitting_to_all(line):
+    bolts, nuts = line.files["bolt"], line.files["nut"]
+    line.fit("updated", *bolts[:9], *nuts)
+    line.put("washer", "broken.png", b"no image")
+    for index, uri in enumerate(bolts[:5]):
+        line.put("washer", f"{index}.png", Location.of(uri, line.root.options).read())
+    washers = line.files["washer"]
+    summary = line.change(padim_ray.update, "updated", *bolts, *nuts, *washers)
+    assert (summary.listed, summary.done, summary.failed) == (7 + 6, 7 + 5, 1)
+    line.fit("whole", *bolts, *nuts, *washers)
+    root = line.model("updated")
+    updated, whole = open_version(root), open_version(line.model("whole"))
+    assert updated.number == 2
+    assert_same_model(updated, whole, 1e-6)
+    everything = (*bolts, *nuts, *washers[1:])
+    np.testing.assert_allclose(
+        line.scores("updated", *everything), line.scores("whole", *everything), rtol=1e-4
+    )
+    # the group that got no images is the file that it was
+    assert updated.home("nut") == 1 and updated.home("bolt") == updated.home("washer") == 2
+    assert not any("nut" in name for name in (root / "versions/000002").file_sizes())
+    # nothing is new: nothing happens
+    again = line.change(padim_ray.update, "updated", *bolts, *nuts, *washers[1:])
+    assert (again.listed, current_number(root)) == (0, 2)
+    # what a kept version refers to is not deleted, and the version before is as it was
+    prune(root, keep=1)
+    open_version(root).load_moments("nut")
+    with pytest.raises(ModelError, match="no version 1"):
+        roll_back(root, 1)
+
+
+def test_forgetting_equals_fitting_without(line):
+    bolts, nuts = line.files["bolt"], line.files["nut"]
+    line.fit("forgetful", *bolts, *nuts)
+    summary = line.change(padim_ray.forget, "forgetful", *bolts[4:9])
+    assert (summary.listed, summary.done) == (5, 5)
+    line.fit("without", *bolts[:4], *bolts[9:], *nuts)
+    forgetful, without = (open_version(line.model(name)) for name in ("forgetful", "without"))
+    assert_same_model(forgetful, without, 1e-5)
+    np.testing.assert_allclose(
+        line.scores("forgetful", *bolts, *nuts), line.scores("without", *bolts, *nuts), rtol=1e-4
+    )
+    # and added again, all is as it was
+    line.change(padim_ray.update, "forgetful", *bolts[4:9])
+    assert_same_model(
+        open_version(line.model("forgetful")), open_version(line.model("forgetful"), 1), 1e-5
+    )
+
+
+def test_what_cant_be_forgotten_is_named(line):
+    bolts, nuts = line.files["bolt"], line.files["nut"]
+    line.fit("kept", *bolts, *nuts)
+    root = line.model("kept")
+    with pytest.raises(ModelError, match="'bolt' would be left with 1 image, and a covariance"):
+        line.change(padim_ray.forget, "kept", *bolts[1:])
+    line.put("bolt", "new.png", Location.of(bolts[0], line.root.options).read())
+    with pytest.raises(ModelError, match=r"fitted to none of the 1 images.*new\.png"):
+        line.change(padim_ray.forget, "kept", line.files["bolt"][-1])
+    Location.of(bolts[3], line.root.options).write(b"another image")
+    with pytest.raises(ModelError, match=r"can't be taken out .* changed since it was listed"):
+        line.change(padim_ray.forget, "kept", *bolts[:4])
+    assert current_number(root) == 1
+    # without the changed one it can be done, of what was begun nothing is left
+    line.change(padim_ray.forget, "kept", *bolts[:3], overwrite=True)
+    assert open_version(root).groups["bolt"].images == 13
+
+
+@pytest.mark.parametrize(
+    ("where", "point"), [("rounds", "fit:round-committed"), ("artifact", "fit:model-written")]
+)
+@pytest.mark.parametrize("job", [padim_ray.update, padim_ray.forget])
+def test_a_change_that_was_ended_early_goes_on(line, monkeypatch, job, where, point):
+    bolts, nuts = line.files["bolt"], line.files["nut"]
+    before, after = (bolts[:9], bolts) if job is padim_ray.update else (bolts, bolts[:9])
+    line.fit("model", *before, *nuts)
+    root = line.model("model")
+
+    def end(name):
+        if name == point:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"padim_ray.{where}.kill_at", end)
+    with pytest.raises(KeyboardInterrupt):
+        line.change(job, "model", *bolts[9:])
+    monkeypatch.undo()
+    assert current_number(root) == 1
+    summary = line.change(job, "model", *bolts[9:])
+    assert (summary.listed, summary.before, summary.failed) == (7, 7, 0)
+    assert current_number(root) == 2
+    assert (root / "versions/000002/rounds").list_files() == []
+    line.fit("other", *after, *nuts)
+    assert_same_model(open_version(root), open_version(line.model("other")), 1e-5)
