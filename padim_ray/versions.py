@@ -13,12 +13,13 @@ from padim_ray.artifact import ModelVersion
 from padim_ray.calibration import Calibration
 from padim_ray.claim import claimed
 from padim_ray.errors import PadimError
+from padim_ray.options import ScoreOptions
 from padim_ray.rounds import remove_rounds
 from padim_ray.storage import Location, safe_segment
 
 log = logging.getLogger("padim_ray")
 
-ALPHA = 0.01  # what `score` calls anomalous by default
+ALPHA = ScoreOptions.alpha
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -112,6 +113,7 @@ class _Change(Job):
         (version,) = self.base.versions
         return version
 
+    @cached_property
     def manifest(self) -> pa.Table:
         """Of the version that is changed."""
         return with_outcomes(self.version.load_manifest())
@@ -121,14 +123,13 @@ class _Change(Job):
 
     def kept(self, images: pa.Table) -> pa.Table:
         """All but the images at hand: what failed before is listed, and tried, again."""
-        manifest = self.manifest()
-        return manifest.filter(pc.invert(_is_among(manifest, images)))
+        return self.manifest.filter(pc.invert(_is_among(self.manifest, images)))
 
 
 class _Update(_Change):
     def list_images(self) -> pa.Table:
         """Those that are listed and not in the model."""
-        listed, manifest = read_images_table(self.options), self.manifest()
+        listed, manifest = read_images_table(self.options), self.manifest
         known = manifest.filter(pc.equal(manifest["status"], "fitted"))
         new = listed.filter(pc.invert(_is_among(listed, known)))
         if skipped := listed.num_rows - new.num_rows:
@@ -142,7 +143,7 @@ class _Update(_Change):
 class _Forget(_Change):
     def list_images(self) -> pa.Table:
         """Those that are listed and in the model, as they were when it was fitted to them."""
-        listed, manifest = read_images_table(self.options), self.manifest()
+        listed, manifest = read_images_table(self.options), self.manifest
         known = manifest.filter(
             pc.and_(pc.equal(manifest["status"], "fitted"), _is_among(manifest, listed))
         )

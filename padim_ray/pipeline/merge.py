@@ -74,7 +74,7 @@ class MergeTree:
 class Source:
     """Where moments are: in a row of a block, or (None) what a task of this module returned."""
 
-    ref: ray.ObjectRef | None
+    ref: ray.ObjectRef
     row: int | None = None
 
 
@@ -166,23 +166,14 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class Base:
-    """What there is already: versions whose moments images are added to, or taken from.
-
-    `is_copied`: groups without such images are written anew as well, because they come from other
-    models. Else the new version refers to their files.
-    """
+    """What there is already: versions whose moments images are added to, or taken from."""
 
     versions: tuple[ModelVersion, ...] = ()
     takes: bool = False
-    is_copied: bool = False
 
     def images(self, group: str) -> int:
         """In the group's moments, over all versions."""
         return sum(version.groups[group].images for version in self._with(group))
-
-    @property
-    def groups(self) -> list[str]:
-        return sorted({group for version in self.versions for group in version.groups})
 
     def combine(
         self, group: str, merged: Mapping[int, Merged], shards: int, cpus: float
@@ -190,7 +181,7 @@ class Base:
         """Add a group's state shards to those of the versions, or take them from there.
 
         Args:
-            merged: sums of images, by number of the shard; empty if there are none.
+            merged: sums of images, by number of the shard.
 
         Raises:
             ModelError: if a version has its shards cut otherwise.
@@ -204,8 +195,8 @@ class Base:
                 )
         task = _combine_task.options(num_cpus=cpus, num_returns=2)
         combined = {}
-        for shard in range(shards):
-            source = merged[shard].source if merged else Source(None)
+        for shard, part in merged.items():
+            source = part.source
             state, pooled = task.remote(versions, group, shard, self.takes, source.row, source.ref)
             combined[shard] = Merged(Source(state), pooled)
         return combined
@@ -230,9 +221,8 @@ def _combine_task(
 ) -> tuple["_Arrays", PooledScatter]:
     prepare_memory()
     total = moments.merge_all([version.load_moments(group, shard) for version in versions])
-    if value is not None:
-        part = _moments(row, value).to(torch.float64)
-        total = moments.subtract(total, part) if takes else moments.merge(total, part)
+    part = _moments(row, value).to(torch.float64)
+    total = moments.subtract(total, part) if takes else moments.merge(total, part)
     return _Arrays.of(total), gaussian.pool(total)
 
 

@@ -96,7 +96,7 @@ class Job(ABC):
                 remove_rounds(place)
                 return self.nothing_left(number, record.images)
         images = record.images if record else self.list_images()
-        if not (images.num_rows or self.base.is_copied):
+        if not images.num_rows:
             log.info("Nothing is left to do")
             return self.sum_up(artifact.check_number(self.root), images, {}, before=0)
         with ray_session(self.options.address):
@@ -205,8 +205,6 @@ class _NewVersion:
                     for block in bundle.block_refs:
                         reducer.add(block)
         reducer.finish(plan.finish_cpus)
-        if self.job.base.is_copied:
-            reducer.finish_base(plan.finish_cpus)
         reducer.commit()
         if reducer.rows != self.images.num_rows:
             raise RuntimeError(f"{self.images.num_rows} images listed, but {reducer.rows} read")
@@ -262,11 +260,10 @@ class _NewVersion:
         return sort_images(manifest)
 
     def _unchanged(self) -> dict[str, GroupEntry]:
-        """Groups whose files an earlier version holds: none was merged of several models."""
+        """Groups whose files an earlier version holds."""
         return {
             group: replace(entry, version=version.home(group))
             for version in self.job.base.versions
-            if not self.job.base.is_copied
             for group, entry in version.groups.items()
         }
 

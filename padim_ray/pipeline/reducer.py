@@ -14,7 +14,6 @@ from padim_ray.failures import Failures, count_causes
 from padim_ray.gaussian import Regularization
 from padim_ray.pipeline.merge import (
     Base,
-    Merged,
     MergeTree,
     Target,
     check_counts,
@@ -155,24 +154,14 @@ class Reducer:
             count = before + (-read if self.base.takes else read)
             check_count(self._group, count, self._first_failure)
             merged = self._tree.finish(self._group, cpus)
-            self._write(self._group, merged, count, self._group_failed, cpus)
+            if before:
+                merged = self.base.combine(self._group, merged, self.target.shards, cpus)
+            rule = self.regularization
+            factorise_and_write(self._group, merged, count, rule, self.target, cpus)
+            self.target.check_written(self._group)
+            self.entries[self._group] = GroupEntry(count, self._group_failed, self.target.shards)
         self._group, self._first_failure = None, None
         self._group_rows = self._group_failed = 0
-
-    def finish_base(self, cpus: float) -> None:
-        """Write the groups of the base that no image was added to, or taken from."""
-        for group in self.base.groups:
-            if group not in self.entries:
-                self._write(group, {}, self.base.images(group), 0, cpus)
-
-    def _write(
-        self, group: str, merged: Mapping[int, Merged], count: int, failed: int, cpus: float
-    ) -> None:
-        if self.base.images(group):
-            merged = self.base.combine(group, merged, self.target.shards, cpus)
-        factorise_and_write(group, merged, count, self.regularization, self.target, cpus)
-        self.target.check_written(group)
-        self.entries[group] = GroupEntry(count, failed, self.target.shards)
 
 
 def check_count(group: str, count: int, failure: str | None = None) -> None:

@@ -1,7 +1,5 @@
 """Update and forget against fitting afresh, on S3, two versions published."""
 
-import secrets
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,15 +12,18 @@ from padim_ray.storage import Location
 from padim_ray.versions import prune, roll_back
 from tests.test_moments import assert_close
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.parametrize("place", ["s3"], indirect=True),
+]
 
 SMALL = {"image_size": 64, "n_features": 40, "precision": "float32", "calibration_images": 12}
 
 
 @pytest.fixture
-def line(s3, archive, place_on_s3, weights):
+def line(place, archive, weights):
     """An archive of 16 bolts and 15 nuts, and a model of half of the bolts and all the nuts."""
-    return Line(place_on_s3, archive, weights)
+    return Line(place, archive, weights)
 
 
 class Line:
@@ -90,13 +91,6 @@ class Line:
                 tables.append(pq.read_table(path))
         table = pa.concat_tables(tables).sort_by("uri")
         return table["score"].to_numpy()
-
-
-@pytest.fixture
-def place_on_s3(s3):
-    bucket = Location.of(f"s3://bucket-{secrets.token_hex(4)}", s3.options)
-    bucket.fs.mkdir(bucket.path)
-    return bucket
 
 
 def assert_same_model(version, other, accuracy):
