@@ -40,7 +40,7 @@ def take_shards(counted, images):
 def test_a_hundred_thousand_images_need_no_more_memory_than_a_thousand(counted):
     few, truth = take_shards(counted, 1_024)
     many, more = take_shards(counted, 102_400)
-    assert many < 1.05 * few
+    assert many < 1.5 * few  # 100 times the shards: what is kept of each would show
     assert more.masks["tile"].empty_masks == 100 * truth.masks["tile"].empty_masks == 1600
     for key, counts in truth.pixels.items():
         np.testing.assert_array_equal(more.pixels[key].negatives, 100 * counts.negatives)
