@@ -1,30 +1,42 @@
-"""A ResNet trunk on CPUs: what follows a convolution is done while its output is in the cache.
+"""A ResNet trunk in which what follows a convolution is done while its output is at hand.
 
-oneDNN's convolutions can add a residual and apply the ReLU themselves; PyTorch offers that through
-the operators that its compiler uses. Calling them directly gives the compiler's rate without its
-start-up. The plain modules in `trunk` are the reference that tests compare with.
+oneDNN's and cuDNN's convolutions can add a residual and apply the ReLU themselves; PyTorch offers
+that through the operators that its compiler and its JIT use. Calling them directly gives the
+compiler's rate without its start-up. The plain modules in `trunk` are the reference that tests
+compare with.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
 
 from padim_ray.resnet import Block
 
-TOGETHER = 8  # images: few enough that an activation is read from the cache
-OPERATORS = (
+TOGETHER = 8  # images on CPUs: few enough that an activation is read from the cache
+ONEDNN = (
     "_convolution_pointwise",
     "_convolution_pointwise_",
     "_reorder_convolution_weight",
+    "_is_mkldnn_bf16_supported",
 )
+CUDNN = ("cudnn_convolution_relu", "cudnn_convolution_add_relu")
 
 
-def is_available() -> bool:
-    """Whether this build of PyTorch has the operators."""
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in OPERATORS
+def is_available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch has the operators for this device; GPUs': bfloat16 only."""
+    if device.type == "cuda":
+        return (
+            dtype == torch.bfloat16
+            and torch.backends.cudnn.is_available()
+            and all(hasattr(torch, name) for name in CUDNN)
+        )
+    return (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and all(hasattr(torch.ops.mkldnn, name) for name in ONEDNN)
     )
 
 
@@ -39,6 +51,8 @@ class FusedStages:
         channels: the kept channels of each used layer.
         mean, std: of the pixels' channels, in 0…255.
         dtype: to compute in.
+        together: images per pass.
+        device: where to compute.
     """
 
     def __init__(
@@ -48,8 +62,12 @@ class FusedStages:
         mean: torch.Tensor,
         std: torch.Tensor,
         dtype: torch.dtype,
+        together: int,
+        device: torch.device,
     ) -> None:
-        self.first = _FirstLayer(stages.conv1, mean, std, dtype)
+        self.together, self.dtype = together, dtype
+        convolution = partial(_CuDnn if device.type == "cuda" else _OneDnn, dtype, device)
+        self.first = _FirstLayer(stages.conv1, mean, std, convolution, together)
         layers = {
             name: layer for name, layer in stages.named_children() if name.startswith("layer")
         }
@@ -58,15 +76,15 @@ class FusedStages:
         needed = {}
         if len(channels[deepest]):  # nothing else of the last block
             needed[layers[deepest][-1]] = channels[deepest]
-            self.channels[deepest] = torch.arange(len(channels[deepest]))
+            self.channels[deepest] = torch.arange(len(channels[deepest]), device=device)
         self.blocks = {
-            name: [_Block(block, dtype, needed.get(block)) for block in layer]
+            name: [_Block(block, convolution, needed.get(block)) for block in layer]
             for name, layer in layers.items()
         }
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 3, H, W), uint8 or float in 0…255 → per level (B, c_ℓ, H_ℓ, W_ℓ)."""
-        features = [self._run(part) for part in images.split(TOGETHER)]
+        features = [self._run(part) for part in images.split(self.together)]
         return (
             features[0]
             if len(features) == 1
@@ -80,7 +98,8 @@ class FusedStages:
             for block in blocks:
                 x = block(x)
             if name in self.channels:
-                features.append(select_channels(x, self.channels[name])[: len(images)])
+                level = select_channels(x, self.channels[name])[: len(images)]
+                features.append(level.to(self.dtype))
         return features
 
 
@@ -91,46 +110,129 @@ def select_channels(features: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return features.permute(0, 2, 3, 1).index_select(3, kept).permute(0, 3, 1, 2)
 
 
-class _Convolution:
-    """A convolution with packed weights, and what follows it."""
+class _OneDnn:
+    """A convolution on CPUs, with packed weights, and what follows it."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Conv2d, dtype: torch.dtype
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        like: nn.Conv2d,
     ) -> None:
+        self.rounded_to = None
+        computed = dtype
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            # PyTorch's own emulation takes several times as long as rounding float32 results
+            self.rounded_to, computed = dtype, torch.float32
         self.geometry = [list(like.padding), list(like.stride), list(like.dilation), like.groups]
-        self.bias = None if bias is None else bias.to(dtype)
-        weight = weight.to(dtype, memory_format=torch.channels_last)
+        self.bias = None if bias is None else bias.to(dtype).to(computed)
+        weight = weight.to(dtype).to(computed, memory_format=torch.channels_last)
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, None)
 
-    @classmethod
-    def of(cls, module: nn.Conv2d, dtype: torch.dtype) -> "_Convolution":
-        return cls(module.weight, module.bias, module, dtype)
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._convolve(x, "none")
 
-    def __call__(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
-        """Convolve, then do nothing or "relu"."""
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.geometry, then, [], ""
+    def relu(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve, and apply the ReLU."""
+        return self._convolve(x, "relu")
+
+    def _convolve(self, x: torch.Tensor, then: str) -> torch.Tensor:
+        return self._rounded(
+            torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.geometry, then, [], ""
+            )
         )
 
-    def add_to_(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Convolve, add the residual in its place, and apply the ReLU."""
-        return torch.ops.mkldnn._convolution_pointwise_.binary(
-            residual, x, self.weight, self.bias, *self.geometry, "add", 1.0, "relu", [], ""
+    def add_relu(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Convolve, add the residual (in its place), and apply the ReLU."""
+        return self._rounded(
+            torch.ops.mkldnn._convolution_pointwise_.binary(
+                residual, x, self.weight, self.bias, *self.geometry, "add", 1.0, "relu", [], ""
+            )
         )
+
+    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.rounded_to is None else x.copy_(x.to(self.rounded_to))
+
+    @staticmethod
+    def max_pool(x: torch.Tensor) -> torch.Tensor:
+        """3×3 of stride 2 with padding 1, of values that are not negative: rows, then columns."""
+        x = x.permute(0, 2, 3, 1)
+        rows = torch.maximum(x[:, 0::2], x[:, 1::2])
+        torch.maximum(rows[:, 1:], x[:, 1:-1:2], out=rows[:, 1:])
+        pooled = torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
+        torch.maximum(pooled[:, :, 1:], rows[:, :, 1:-1:2], out=pooled[:, :, 1:])
+        return pooled.permute(0, 3, 1, 2)
+
+    pixel_channels = 12
+    """Of the first layer's blocks: 2×2 pixels of red, green and blue."""
+
+
+class _CuDnn:
+    """The same on GPUs."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        like: nn.Conv2d,
+    ) -> None:
+        self.geometry = [list(like.stride), list(like.padding), list(like.dilation), like.groups]
+        self.bias = None if bias is None else bias.to(device, dtype)
+        self.weight = weight.to(device, dtype, memory_format=torch.channels_last)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight, self.bias, *self.geometry)
+
+    def relu(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve, and apply the ReLU."""
+        return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self.geometry)
+
+    def add_relu(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Convolve, add the residual, and apply the ReLU."""
+        return torch.cudnn_convolution_add_relu(
+            x, self.weight, residual, 1.0, self.bias, *self.geometry
+        )
+
+    @staticmethod
+    def max_pool(x: torch.Tensor) -> torch.Tensor:
+        """3×3 of stride 2 with padding 1."""
+        return nn.functional.max_pool2d(x, 3, stride=2, padding=1)
+
+    pixel_channels = 16
+    """Of the first layer's blocks: 12, and 4 of zeros, for the tensor cores."""
+
+
+Convolution = _OneDnn | _CuDnn
+"""What computes it; made of a weight, a bias or None, and a module of the same geometry."""
 
 
 class _Block:
     """A block of the ResNet, of which only the `kept` channels are needed."""
 
-    def __init__(self, block: Block, dtype: torch.dtype, kept: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        block: Block,
+        convolution: Callable[..., Convolution],
+        kept: torch.Tensor | None = None,
+    ) -> None:
         *inner, last = block.convolutions
         self.kept = kept
-        self.inner = [_Convolution.of(convolution, dtype) for convolution in inner]
+        self.inner = [convolution(module.weight, module.bias, module) for module in inner]
         weight, bias = last.weight, last.bias
+        self.shortcut = None
+        if block.downsample:
+            module = block.downsample[0]
+            self.shortcut = convolution(module.weight, None, module)
+            bias = bias + module.bias  # they are added in any case
         if kept is not None:
+            kept = kept.to(weight.device)
             weight, bias = weight[kept], bias[kept]
-        self.last = _Convolution(weight, bias, last, dtype)
-        self.shortcut = block.downsample and _Convolution.of(block.downsample[0], dtype)
+        self.last = convolution(weight, bias, last)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """May overwrite `x`."""
@@ -138,8 +240,8 @@ class _Block:
         if self.kept is not None:
             residual = select_channels(residual, self.kept)
         for convolution in self.inner:
-            x = convolution(x, "relu")
-        return self.last.add_to_(residual, x)
+            x = convolution.relu(x)
+        return self.last.add_relu(x, residual)
 
 
 class _FirstLayer:
@@ -152,33 +254,41 @@ class _FirstLayer:
     """
 
     def __init__(
-        self, convolution: nn.Conv2d, mean: torch.Tensor, std: torch.Tensor, dtype: torch.dtype
+        self,
+        module: nn.Conv2d,
+        mean: torch.Tensor,
+        std: torch.Tensor,
+        convolution: Callable[..., Convolution],
+        together: int,
     ) -> None:
-        mean, std = mean.flatten().double(), std.flatten().double()
+        mean, std = mean.flatten().cpu().double(), std.flatten().cpu().double()
         self.shift = round(float(mean.mean()))
-        self.border = (mean - self.shift).to(dtype)
-        weight = convolution.weight.double() / std[:, None, None]  # (64, 3, 7, 7)
-        bias = convolution.bias.double() - (weight * (mean - self.shift)[:, None, None]).sum(
-            (1, 2, 3)
-        )
+        self.border = (mean - self.shift).repeat(4)
+        weight = module.weight.double() / std[:, None, None]  # (64, 3, 7, 7)
+        bias = module.bias.double() - (weight * (mean - self.shift)[:, None, None]).sum((1, 2, 3))
         # 8×8, beginning one pixel earlier; then rows and columns within blocks become channels
         weight = nn.functional.pad(weight, (1, 0, 1, 0)).unflatten(2, (4, 2)).unflatten(4, (4, 2))
         weight = weight.permute(0, 3, 5, 1, 2, 4).reshape(len(weight), 12, 4, 4)
         like = nn.Conv2d(12, len(weight), 4, device="meta")
-        self.convolution = _Convolution(weight.float(), bias.float(), like, dtype)
-        self.dtype = dtype
+        self.convolution = convolution(
+            _widen(weight, 1, convolution.func.pixel_channels).float(), bias.float(), like
+        )
+        self.together = together
         self.buffers = threading.local()
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return _max_pool(self.convolution(self._cells(images), "relu"))
+        return self.convolution.max_pool(self.convolution.relu(self._cells(images)))
 
     def _cells(self, images: torch.Tensor) -> torch.Tensor:
         """Blocks of 2×2 pixels, with a border of two blocks before and one after."""
         rows, columns = images.shape[2] // 2, images.shape[3] // 2
-        shape = (TOGETHER, rows + 3, columns + 3, 12)
+        channels = self.convolution.pixel_channels
+        shape = (self.together, rows + 3, columns + 3, channels)
         cells = getattr(self.buffers, "cells", None)
         if cells is None or cells.shape != shape:
-            cells = self.buffers.cells = self.border.repeat(4).expand(shape).clone()
+            weight = self.convolution.weight
+            border = _widen(self.border, 0, channels).to(weight.device, self.convolution.bias.dtype)
+            cells = self.buffers.cells = border.expand(shape).clone()
         inside = cells[:, 2:-1, 2:-1]
         pixels = images.permute(0, 2, 3, 1).contiguous().view(len(images), rows, 2, columns, 6)
         for row in (0, 1):
@@ -187,11 +297,8 @@ class _FirstLayer:
         return cells.permute(0, 3, 1, 2)
 
 
-def _max_pool(x: torch.Tensor) -> torch.Tensor:
-    """3×3 of stride 2 with padding 1, of values that are not negative: rows, then columns."""
-    x = x.permute(0, 2, 3, 1)
-    rows = torch.maximum(x[:, 0::2], x[:, 1::2])
-    torch.maximum(rows[:, 1:], x[:, 1:-1:2], out=rows[:, 1:])
-    pooled = torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
-    torch.maximum(pooled[:, :, 1:], rows[:, :, 1:-1:2], out=pooled[:, :, 1:])
-    return pooled.permute(0, 3, 1, 2)
+def _widen(tensor: torch.Tensor, dimension: int, size: int) -> torch.Tensor:
+    """Fill up a dimension with zeros."""
+    shape = list(tensor.shape)
+    shape[dimension] = size - shape[dimension]
+    return torch.cat([tensor, tensor.new_zeros(shape)], dimension)

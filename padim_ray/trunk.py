@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from padim_ray import fused, resnet
 from padim_ray.errors import ModelError
-from padim_ray.fused import select_channels
+from padim_ray.fused import TOGETHER, select_channels
 from padim_ray.resnet import BACKBONES, STRIDES
 from padim_ray.storage import Location
 
@@ -31,7 +31,8 @@ class Trunk(nn.Module):
     Batch norms are folded into the convolutions, and the tensors are channels-last.
 
     Args:
-        fuse: on CPUs, where this PyTorch can, compute the same by `fused`, not by modules.
+        fuse: where this PyTorch can, compute the same by `fused`, not by modules.
+        together: images per pass of `fused`; default: as many as suit a CPU.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Trunk(nn.Module):
         precision: Precision = "float32",
         device: torch.device | str = "cpu",
         fuse: bool = True,
+        together: int = TOGETHER,
     ) -> None:
         super().__init__()
         stages = resnet.build(backbone, tuple(channels))
@@ -61,8 +63,11 @@ class Trunk(nn.Module):
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         self.fused = self.stages = None  # one of them
-        if fuse and torch.device(device).type == "cpu" and fused.is_available():
-            self.fused = fused.FusedStages(stages, self.channels, mean, std, self.dtype)
+        device = torch.device(device)
+        if fuse and fused.is_available(device, self.dtype):
+            self.fused = fused.FusedStages(
+                stages, self.channels, mean, std, self.dtype, together, device
+            )
         else:
             self.stages = stages.to(device, self.dtype, memory_format=torch.channels_last)
 
@@ -78,8 +83,9 @@ class Trunk(nn.Module):
         x = (images - self.mean) / self.std
         x = x.to(self.dtype, memory_format=torch.channels_last)
         features = []
-        # float32 means float32: by default GPUs round a convolution's inputs to TF32
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        # float32 means float32: by default GPUs round a convolution's inputs to TF32. What isn't
+        # named here is switched off meanwhile, cuDNN itself included
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for name, stage in self.stages.named_children():
                 x = stage(x)
                 if name in self.channels:

@@ -78,7 +78,7 @@ def test_features_are_the_same_bit_for_bit_in_any_company(weights, precision):
 
 
 def test_without_the_operators_the_modules_are_used(weights, monkeypatch):
-    monkeypatch.setattr("padim_ray.fused.OPERATORS", ("of_another_pytorch",))
+    monkeypatch.setattr("padim_ray.fused.ONEDNN", ("of_another_pytorch",))
     channels = choose_channels("resnet18", ["layer1"], 3, 42)
     state = read_weights(weights, "resnet18", ["layer1"])
     trunk, modules = (Trunk("resnet18", channels, state, fuse=fuse) for fuse in (True, False))
