@@ -1,13 +1,15 @@
 """Fit and score on a GPU beside its trunk alone, without Ray: `python -m benchmarks.gpu`.
 
-Images are in the host's memory already, as the jobs' actors get them: the rates hold where decoding
-keeps up. Runs on a CPU as well, to be tested there.
+The trunk's images are on the device already; those of fit and score are in the host's memory, as
+the jobs' actors get them, so the rates hold where decoding keeps up. `modules` and `compiled` are
+the same trunk as PyTorch and its compiler run it. Runs on a CPU as well, to be tested there.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +22,11 @@ from padim_ray.gaussian import factorise, pool
 from padim_ray.moments import empty_moments
 from padim_ray.options import ModelOptions
 from padim_ray.spec import new_spec
+from padim_ray.trunk import Trunk
 
 CASES = (("resnet18", "100"), ("resnet18", "all"), ("wide_resnet50_2", "550"))
 BATCHES = (32, 64, 128, 256, 512, 1024)
+STEPS = 8  # of as many images as are best summed up together, one after the other
 
 
 def main() -> None:
@@ -39,6 +43,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=2.0, help="per repetition")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="time PyTorch's compiler's trunk")
     parser.add_argument("--out", type=Path, help="file for the rows as JSON")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -55,20 +60,37 @@ def main() -> None:
             for batch in arguments.batches:
                 embedder = Embedder(spec, weights, device, batch)
                 row = {"backbone": backbone, "channels": channels, "batch": batch}
-                row |= measure(embedder, arguments.repeats, arguments.seconds)
+                modules = Trunk(
+                    backbone,
+                    spec.channels,
+                    weights,
+                    precision=spec.precision,
+                    device=device,
+                    fuse=False,
+                )
+                trunks = {"modules": modules}
+                if arguments.compile:
+                    trunks["compiled"] = torch.compile(modules.compute)
+                row |= measure(embedder, trunks, arguments.repeats, arguments.seconds)
                 rows.append(row)
                 print(json.dumps(row, ensure_ascii=False), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=1))
 
 
-def measure(embedder: Embedder, repeats: int, seconds: float) -> dict[str, float]:
-    """Median images/s of the trunk alone, of fit and of score; and the device's peak memory."""
+def measure(
+    embedder: Embedder,
+    others: Mapping[str, Callable[[torch.Tensor], object]],
+    repeats: int,
+    seconds: float,
+) -> dict[str, float]:
+    """Median images/s of the trunks alone, of fit and of score; and the device's peak memory."""
     spec, device = embedder.spec, embedder.device
     height, width = spec.preprocessing.size
     pixels = torch.randint(0, 256, (embedder.together, height, width, 3), dtype=torch.uint8)
     host = pixels.permute(0, 3, 1, 2)
     there = host.to(device)
+    steps = [host] * (STEPS if device.type == "cuda" else 1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     state = empty_moments(spec.grid.cells, spec.grid.channels, device=device)
@@ -76,17 +98,21 @@ def measure(embedder: Embedder, repeats: int, seconds: float) -> dict[str, float
     rule = spec.regularization
     gaussian = factorise(state, rule.scale(state.count), rule.offset(pool(state)))
 
-    def trunk() -> object:
-        return [embedder.trunk(batch) for batch in there.split(embedder.batch_size)]
+    def fit() -> int:
+        for embeddings in embedder.embed_each(steps):
+            if embeddings.are_finite().all():
+                embedder.accumulate_(state, embeddings)
+        return len(steps) * len(host)
 
-    def fit() -> object:
-        return embedder.accumulate_(state, embedder.embed(host))
+    def score() -> int:
+        for embeddings in embedder.embed_each(steps):
+            distances = embedder.distances(embeddings, gaussian)
+            image_scores(spec.mapper.maps(distances)).cpu()
+        return len(steps) * len(host)
 
-    def score() -> object:
-        distances = embedder.distances(embedder.embed(host), gaussian)
-        return image_scores(spec.mapper.maps(distances)).cpu()
-
-    work = {work.__name__: counted(work, embedder) for work in (trunk, fit, score)}
+    work = {"fit": fit, "score": score}
+    for name, trunk in {"trunk": embedder.trunk, **others}.items():
+        work[name] = partial(run, trunk, there.split(embedder.batch_size))
     figures = {row["what"]: row for row in rates("", work, repeats, seconds)}
     result = {name: row["median"] for name, row in figures.items()}
     for name in ("fit", "score"):
@@ -96,16 +122,14 @@ def measure(embedder: Embedder, repeats: int, seconds: float) -> dict[str, float
     return result
 
 
-def counted(work: Callable[[], object], embedder: Embedder) -> Callable[[], int]:
-    """Wait for the device after the work, and say how many images it was of."""
-
-    def run() -> int:
-        work()
-        if embedder.device.type == "cuda":
-            torch.cuda.synchronize()
-        return embedder.together
-
-    return run
+@torch.inference_mode()
+def run(trunk: Callable[[torch.Tensor], object], batches: Sequence[torch.Tensor]) -> int:
+    """Compute, wait for the device, and say of how many images."""
+    for batch in batches:
+        trunk(batch)
+    if batches[0].is_cuda:
+        torch.cuda.synchronize()
+    return sum(map(len, batches))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ ONEDNN = (
     "_reorder_convolution_weight",
     "_is_mkldnn_bf16_supported",
 )
+MaxPool = Callable[[torch.Tensor], torch.Tensor]
+"""3×3 of stride 2 with padding 1, of values that are not negative, channels-last."""
 CUDNN = ("cudnn_convolution_relu", "cudnn_convolution_add_relu")
 
 
@@ -51,8 +53,9 @@ class FusedStages:
         channels: the kept channels of each used layer.
         mean, std: of the pixels' channels, in 0…255.
         dtype: to compute in.
-        together: images per pass.
         device: where to compute.
+        together: images per pass.
+        max_pool: instead of PyTorch's operators.
     """
 
     def __init__(
@@ -62,12 +65,15 @@ class FusedStages:
         mean: torch.Tensor,
         std: torch.Tensor,
         dtype: torch.dtype,
-        together: int,
         device: torch.device,
+        together: int,
+        max_pool: MaxPool | None = None,
     ) -> None:
         self.together, self.dtype = together, dtype
-        convolution = partial(_CuDnn if device.type == "cuda" else _OneDnn, dtype, device)
+        backend = _CuDnn if device.type == "cuda" else _OneDnn
+        convolution = partial(backend, dtype, device)
         self.first = _FirstLayer(stages.conv1, mean, std, convolution, together)
+        self.max_pool = max_pool or backend.max_pool
         layers = {
             name: layer for name, layer in stages.named_children() if name.startswith("layer")
         }
@@ -92,7 +98,7 @@ class FusedStages:
         )
 
     def _run(self, images: torch.Tensor) -> list[torch.Tensor]:
-        x = self.first(images)
+        x = self.max_pool(self.first(images))
         features = []
         for name, blocks in self.blocks.items():
             for block in blocks:
@@ -245,7 +251,7 @@ class _Block:
 
 
 class _FirstLayer:
-    """Normalisation, the 7×7 convolution of stride 2, ReLU and max pooling.
+    """Normalisation, the 7×7 convolution of stride 2, and ReLU.
 
     Pixels in blocks of 2×2 are one cell of 12 channels, on which the convolution is a 4×4 one of
     stride 1: 3 channels would leave most of a vector unused. The normalisation is part of the
@@ -277,7 +283,7 @@ class _FirstLayer:
         self.buffers = threading.local()
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return self.convolution.max_pool(self.convolution.relu(self._cells(images)))
+        return self.convolution.relu(self._cells(images))
 
     def _cells(self, images: torch.Tensor) -> torch.Tensor:
         """Blocks of 2×2 pixels, with a border of two blocks before and one after."""

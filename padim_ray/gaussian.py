@@ -192,7 +192,7 @@ def _factorise(moments: Moments, scale: float, offset: Blocks, dtype: torch.dtyp
             whitening[level].append(torch.bmm(inverse, product).neg_())
     return Gaussian(
         tuple(mean.to(dtype) for mean in moments.means),
-        tuple(tuple(block.to(dtype) for block in row) for row in whitening),
+        tuple(tuple(block.to(dtype).contiguous() for block in row) for row in whitening),
     )
 
 

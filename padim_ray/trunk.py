@@ -33,6 +33,7 @@ class Trunk(nn.Module):
     Args:
         fuse: where this PyTorch can, compute the same by `fused`, not by modules.
         together: images per pass of `fused`; default: as many as suit a CPU.
+        max_pool: what pools there, instead of PyTorch's operators.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Trunk(nn.Module):
         device: torch.device | str = "cpu",
         fuse: bool = True,
         together: int = TOGETHER,
+        max_pool: fused.MaxPool | None = None,
     ) -> None:
         super().__init__()
         stages = resnet.build(backbone, tuple(channels))
@@ -66,7 +68,7 @@ class Trunk(nn.Module):
         device = torch.device(device)
         if fuse and fused.is_available(device, self.dtype):
             self.fused = fused.FusedStages(
-                stages, self.channels, mean, std, self.dtype, together, device
+                stages, self.channels, mean, std, self.dtype, device, together, max_pool
             )
         else:
             self.stages = stages.to(device, self.dtype, memory_format=torch.channels_last)
@@ -76,20 +78,24 @@ class Trunk(nn.Module):
         """Images (B, 3, H, W), 0…255 → per level, finest first, (B, c_ℓ, H_ℓ, W_ℓ)."""
         if self.fused:
             return self.fused(images)
-        assert self.stages is not None
         if len(images) == 1:
             # one image alone takes other kernels, which round differently than a batch's do
             return [level[:1] for level in self(images.expand(2, -1, -1, -1))]
-        x = (images - self.mean) / self.std
-        x = x.to(self.dtype, memory_format=torch.channels_last)
-        features = []
         # float32 means float32: by default GPUs round a convolution's inputs to TF32. What isn't
         # named here is switched off meanwhile, cuDNN itself included
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            for name, stage in self.stages.named_children():
-                x = stage(x)
-                if name in self.channels:
-                    features.append(select_channels(x, self.channels[name]))
+            return self.compute(images)
+
+    def compute(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The same by PyTorch's modules."""
+        assert self.stages is not None
+        x = (images - self.mean) / self.std
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        features = []
+        for name, stage in self.stages.named_children():
+            x = stage(x)
+            if name in self.channels:
+                features.append(select_channels(x, self.channels[name]))
         return features
 
 

@@ -14,11 +14,15 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-import torchvision
 from hypothesis import settings
 from PIL import Image
 
 from padim_ray.storage import Location
+
+if not torch.cuda.is_available():  # before Triton is imported, which torchvision does
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import torchvision
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -1,0 +1,94 @@
+"""The GPU's kernels beside the plain operators; without a GPU, by Triton's interpreter."""
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from padim_ray.gaussian import Regularization, factorise, pool, squared_distances
+from padim_ray.moments import Moments, accumulate_, empty_moments
+from padim_ray.patches import Embeddings
+from tests.features import grids, random_features
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+kernels = pytest.importorskip("padim_ray.kernels", reason="no Triton on this platform")
+# Triton's interpreter cuts a number's last digits off, where a GPU rounds
+EXACT = 5e-6 if DEVICE == "cuda" else 3e-5
+few = settings(max_examples=20 if DEVICE == "cuda" else 6, phases=[Phase.explicit, Phase.generate])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def interpreter():
+    """Triton's multiplies bfloat16's bits as integers: here they become numbers before."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    multiply = interpreter.InterpreterBuilder.create_dot
+
+    def convert(operand):
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        return interpreter.interpreter_builder.cast_impl(operand, tl.float32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            interpreter.InterpreterBuilder,
+            "create_dot",
+            lambda self, a, b, *others: multiply(self, convert(a), convert(b), *others),
+        )
+        yield
+
+
+def random_embeddings(grid, images, rng) -> Embeddings:
+    features = [torch.from_numpy(level) for level in random_features(grid, images, rng)]
+    return grid.nest([level.to(DEVICE, torch.bfloat16) for level in features])
+
+
+def in_float64(moments: Moments) -> Moments:
+    return moments.to(torch.float64)
+
+
+seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+@few
+@given(grids(), st.lists(st.integers(1, 40), min_size=1, max_size=2), seeds)
+def test_moments_are_those_in_float64(grid, batches, rng):
+    state = empty_moments(grid.cells, grid.channels, device=DEVICE)
+    exact = in_float64(empty_moments(grid.cells, grid.channels, device=DEVICE))
+    for images in batches:
+        embeddings = random_embeddings(grid, images, rng)
+        state = kernels.accumulate_(state, embeddings)
+        exact = accumulate_(exact, [patch.double() for patch in embeddings.patches()])
+    assert state.count == exact.count == sum(batches)
+    for mean, expected in zip(state.means, exact.means, strict=True):
+        torch.testing.assert_close(mean, expected, rtol=1e-6, atol=1e-6)
+    for row, expected_row in zip(state.scatters, exact.scatters, strict=True):
+        for block, expected in zip(row, expected_row, strict=True):
+            atol = EXACT * float(expected.abs().max())
+            torch.testing.assert_close(block.double(), expected, rtol=0, atol=atol)
+
+
+@few
+@given(grids(), st.integers(1, 40), seeds)
+def test_distances_are_the_plain_ones(grid, images, rng):
+    fitted = random_embeddings(grid, 60, rng)
+    state = empty_moments(grid.cells, grid.channels, device=DEVICE)
+    state = accumulate_(state, fitted.patches())
+    rule = Regularization()
+    gaussian = factorise(state, rule.scale(state.count), rule.offset(pool(state)))
+    embeddings = random_embeddings(grid, images, rng)
+    distances = kernels.squared_distances(gaussian, embeddings)
+    expected = squared_distances(gaussian, embeddings.patches())
+    torch.testing.assert_close(distances, expected, rtol=20 * EXACT, atol=20 * EXACT)
+
+
+@few
+@given(
+    st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.sampled_from([3, 16, 64]), seeds
+)
+def test_pooling_is_pytorchs(images, height, width, channels, rng):
+    values = torch.from_numpy(rng.normal(size=(images, channels, height, width)).astype("f4"))
+    x = values.relu().to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
+    expected = torch.nn.functional.max_pool2d(x.float(), 3, stride=2, padding=1)
+    assert torch.equal(kernels.max_pool(x).float(), expected)
