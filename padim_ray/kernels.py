@@ -1,9 +1,13 @@
 """Moments, distances and pooling on GPUs, of bfloat16 features, each in one pass over its inputs.
 
-The products are the tensor cores', yet as exact as float32's: a feature's offset from a reference
-is split into two bfloat16 numbers, high and low, of which only low · low (at most 2⁻¹⁸ of the
-product, of either sign) is left out; sums are float32. As separate operators, splitting and adding
-up would each write and read what is several times the features again.
+The products are the tensor cores', their sums float32. For moments they are as exact as float32's:
+a feature's offset from a reference is split into two bfloat16 numbers, high and low, of which only
+low · low (at most 2⁻¹⁸ of the product, of either sign) is left out. Distances are of offsets and
+whitening rounded to float16, which has four times bfloat16's digits and more: scores move by less
+than a thousandth, where those of the features move by a hundredth.
+
+As separate operators, splitting, rounding and adding up would each write and read what is several
+times the features again.
 
 Written in Triton, which PyTorch's GPU builds bring along. `moments` and `gaussian` have the plain
 forms, which tests compare with.
@@ -56,7 +60,6 @@ def accumulate_(moments: Moments, embeddings: Embeddings) -> Moments:
                 *tile,
                 STEP,
                 k == level,
-                num_warps=8 if min(tile) == TILE else 4,
             )
     return Moments(count, moments.means, moments.scatters)
 
@@ -64,6 +67,8 @@ def accumulate_(moments: Moments, embeddings: Embeddings) -> Moments:
 def squared_distances(gaussian: Gaussian, embeddings: Embeddings) -> torch.Tensor:
     """As `gaussian.squared_distances`, of features as they are: (P_0, B) float32."""
     images = len(embeddings)
+    # of a typical channel, 1 / σ: features of any scale fit float16
+    scales = torch.stack([own.diagonal(dim1=1, dim2=2).mean() for own, *_ in gaussian.whitening])
     total = None
     for level in reversed(range(len(gaussian.means))):
         cells, rows = gaussian.means[level].shape
@@ -89,6 +94,7 @@ def squared_distances(gaussian: Gaussian, embeddings: Embeddings) -> torch.Tenso
             images,
             cells,
             rows,
+            scales[level:],
             *pointers,
             *pointers[-3:] * missing,
             *sizes,
@@ -209,9 +215,11 @@ def _add_whitened(
     cells,
     channels,
     stop,  # channels from here on have no part in these rows
+    scale,  # a pointer to what brings offsets into float16's range
     STEP: tl.constexpr,
 ):
     """Add the whitened offsets from the mean of one level."""
+    factor = tl.load(scale)
     for start in range(0, stop, STEP):
         channel = start + tl.arange(0, STEP)
         is_channel = channel < channels
@@ -228,13 +236,8 @@ def _add_whitened(
             mask=is_channel[:, None] & is_row[None, :],
             other=0.0,
         )
-        offset_high, offset_low = _split(
-            tl.where(is_feature, feature.to(tl.float32) - mean[None, :], 0.0)
-        )
-        weight_high, weight_low = _split(weight)
-        whitened = tl.dot(offset_high, weight_high, whitened)
-        whitened = tl.dot(offset_high, weight_low, whitened)
-        whitened = tl.dot(offset_low, weight_high, whitened)
+        offset = tl.where(is_feature, feature.to(tl.float32) - mean[None, :], 0.0) * factor
+        whitened = tl.dot(offset.to(tl.float16), (weight / factor).to(tl.float16), whitened)
     return whitened
 
 
@@ -246,6 +249,7 @@ def _measure(
     images,
     cells,
     rows,
+    scales,  # (LEVELS,)
     features_0,  # of this level: see _add_whitened
     whitening_0,
     means_0,
@@ -288,22 +292,22 @@ def _measure(
         if LEVELS > 3:
             z = _add_whitened(
                 z, features_3, whitening_3, means_3, image, is_image, row, is_row,
-                cell // (cells // cells_3), cells_3, channels_3, channels_3, STEP,
+                cell // (cells // cells_3), cells_3, channels_3, channels_3, scales + 3, STEP,
             )  # fmt: skip
         if LEVELS > 2:
             z = _add_whitened(
                 z, features_2, whitening_2, means_2, image, is_image, row, is_row,
-                cell // (cells // cells_2), cells_2, channels_2, channels_2, STEP,
+                cell // (cells // cells_2), cells_2, channels_2, channels_2, scales + 2, STEP,
             )  # fmt: skip
         if LEVELS > 1:
             z = _add_whitened(
                 z, features_1, whitening_1, means_1, image, is_image, row, is_row,
-                cell // (cells // cells_1), cells_1, channels_1, channels_1, STEP,
+                cell // (cells // cells_1), cells_1, channels_1, channels_1, scales + 1, STEP,
             )  # fmt: skip
         # its own block is triangular
         z = _add_whitened(
             z, features_0, whitening_0, means_0, image, is_image, row, is_row,
-            cell, cells_0, channels_0, min(channels_0, first + ROWS), STEP,
+            cell, cells_0, channels_0, min(channels_0, first + ROWS), scales, STEP,
         )  # fmt: skip
         total += tl.sum(z * z, axis=1)
     tl.store(out + cell * images + image, total, mask=is_image)
@@ -325,7 +329,7 @@ def _pool(
     tiles = tl.cdiv(columns, TILE)
     column = (program % tiles) * TILE + tl.arange(0, TILE)
     line = program // tiles  # of all images
-    row = line % rows
+    row = line % rows + tl.zeros((TILE,), tl.int32)
     image = (line // rows).to(tl.int64)
     channel = tl.arange(0, CHANNELS)
     is_channel = (channel < channels)[None, :]
