@@ -96,7 +96,7 @@ def measure(
     state = empty_moments(spec.grid.cells, spec.grid.channels, device=device)
     state = embedder.accumulate_(state, embedder.embed(host))
     rule = spec.regularization
-    gaussian = factorise(state, rule.scale(state.count), rule.offset(pool(state)))
+    gaussian = embedder.load(factorise(state, rule.scale(state.count), rule.offset(pool(state))))
 
     def fit() -> int:
         for embeddings in embedder.embed_each(steps):

@@ -100,7 +100,7 @@ def within(trunk: Callable[[torch.Tensor], list[torch.Tensor]], images: torch.Te
     torch.set_num_threads(cores())
     trunk(images)
     torch.set_num_threads(1)
-    return done(Embeddings((images,)))
+    return len(images)
 
 
 def done(embeddings: Embeddings) -> int:

@@ -98,7 +98,7 @@ class Embedder:
 
     @torch.inference_mode()
     def _embed(self, images: int, parts: Iterable[torch.Tensor]) -> Embeddings:
-        embeddings = self.spec.grid.empty(images, self.trunk.dtype, self.device)
+        embeddings = self.spec.grid.empty(images, self.trunk.dtype, self.device, self.trunk.widths)
 
         def embed(piece: tuple[torch.Tensor, Embeddings]) -> None:
             part, out = piece
@@ -106,6 +106,11 @@ class Embedder:
 
         self._each(embed, zip(parts, embeddings.split(self.batch_size), strict=True))
         return embeddings
+
+    def load(self, group: Gaussian) -> Gaussian:
+        """Bring a group's Gaussians to the device, as `distances` likes them best."""
+        group = group.to(self.device)
+        return self._kernels.fill_up(group) if self._kernels else group
 
     @torch.inference_mode()
     def accumulate_(self, moments: Moments, embeddings: Embeddings) -> Moments:

@@ -77,12 +77,15 @@ class FusedStages:
         layers = {
             name: layer for name, layer in stages.named_children() if name.startswith("layer")
         }
-        self.channels = dict(channels)
+        self.channels = {
+            name: _fill_up(kept, stages.get_submodule(name)[-1], backend.row)
+            for name, kept in channels.items()
+        }
         deepest = list(layers)[-1]
         needed = {}
-        if len(channels[deepest]):  # nothing else of the last block
-            needed[layers[deepest][-1]] = channels[deepest]
-            self.channels[deepest] = torch.arange(len(channels[deepest]), device=device)
+        if len(self.channels[deepest]):  # nothing else of the last block
+            needed[layers[deepest][-1]] = self.channels[deepest]
+            self.channels[deepest] = torch.arange(len(self.channels[deepest]), device=device)
         self.blocks = {
             name: [_Block(block, convolution, needed.get(block)) for block in layer]
             for name, layer in layers.items()
@@ -114,6 +117,14 @@ def select_channels(features: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     if len(kept) == features.shape[1]:
         return features
     return features.permute(0, 2, 3, 1).index_select(3, kept).permute(0, 3, 1, 2)
+
+
+def _fill_up(kept: torch.Tensor, block: Block, row: int) -> torch.Tensor:
+    """The kept channels, and the last one again until rows of memory are aligned."""
+    missing = -len(kept) % row
+    if not len(kept) or len(kept) + missing >= block.convolutions[-1].out_channels:
+        return kept
+    return torch.cat([kept, kept[-1:].expand(missing)])
 
 
 class _OneDnn:
@@ -172,6 +183,8 @@ class _OneDnn:
         torch.maximum(pooled[:, :, 1:], rows[:, :, 1:-1:2], out=pooled[:, :, 1:])
         return pooled.permute(0, 3, 1, 2)
 
+    row = 1
+    """Channels of which a level must have a multiple."""
     pixel_channels = 12
     """Of the first layer's blocks: 2×2 pixels of red, green and blue."""
 
@@ -209,6 +222,7 @@ class _CuDnn:
         """3×3 of stride 2 with padding 1."""
         return nn.functional.max_pool2d(x, 3, stride=2, padding=1)
 
+    row = 16
     pixel_channels = 16
     """Of the first layer's blocks: 12, and 4 of zeros, for the tensor cores."""
 

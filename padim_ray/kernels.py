@@ -13,6 +13,8 @@ Written in Triton, which PyTorch's GPU builds bring along. `moments` and `gaussi
 forms, which tests compare with.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +24,8 @@ from padim_ray.moments import Moments
 from padim_ray.patches import Embeddings
 
 TILE = 128  # rows and columns, or images, of a program's accumulator, at most
+MOST_LEVELS = 4
+ALIGNED = 16  # numbers: what Triton knows of an argument is whether they divide it
 STEP = 32  # images or channels that a product sums up at once
 
 
@@ -37,11 +41,13 @@ def accumulate_(moments: Moments, embeddings: Embeddings) -> Moments:
     for mean, level in zip(moments.means, embeddings.levels, strict=True):
         batch_mean = level.mean(0, dtype=torch.float32)
         reference = batch_mean.to(level.dtype).float()
-        delta = batch_mean.double() - mean
+        delta = batch_mean[:, : mean.shape[1]].double() - mean
         mean.add_(delta, alpha=batch / count)
+        weighted = torch.zeros_like(batch_mean)
+        weighted[:, : mean.shape[1]] = delta * (moments.count * batch / count) ** 0.5
         references.append(reference)
         leftovers.append((batch_mean - reference) * batch**0.5)
-        deltas.append((delta * (moments.count * batch / count) ** 0.5).float())
+        deltas.append(weighted)
     for level, row in enumerate(moments.scatters):
         for k, block in enumerate(row, start=level):
             cells, columns = references[k].shape
@@ -57,6 +63,8 @@ def accumulate_(moments: Moments, embeddings: Embeddings) -> Moments:
                 cells,
                 rows,
                 columns,
+                references[level].shape[1],
+                *block.shape[1:],
                 *tile,
                 STEP,
                 k == level,
@@ -64,27 +72,41 @@ def accumulate_(moments: Moments, embeddings: Embeddings) -> Moments:
     return Moments(count, moments.means, moments.scatters)
 
 
+def fill_up(gaussian: Gaussian) -> Gaussian:
+    """The same, with the rows of its whitening aligned in memory: wide loads are much faster."""
+
+    def align(block: torch.Tensor) -> torch.Tensor:
+        channels = block.shape[2]
+        if channels % ALIGNED == 0:
+            return block
+        return torch.nn.functional.pad(block, (0, -channels % ALIGNED))[..., :channels]
+
+    return replace(gaussian, whitening=tuple(tuple(map(align, row)) for row in gaussian.whitening))
+
+
 def squared_distances(gaussian: Gaussian, embeddings: Embeddings) -> torch.Tensor:
-    """As `gaussian.squared_distances`, of features as they are: (P_0, B) float32."""
+    """As `gaussian.squared_distances`, of features as they are: (P_0, B) float32.
+
+    Args:
+        gaussian: if rows of its whitening are longer in memory than they seem, then by zeros.
+    """
     images = len(embeddings)
     # of a typical channel, 1 / σ: features of any scale fit float16
     scales = torch.stack([own.diagonal(dim1=1, dim2=2).mean() for own, *_ in gaussian.whitening])
     total = None
     for level in reversed(range(len(gaussian.means))):
         cells, rows = gaussian.means[level].shape
-        coarser = range(level, len(gaussian.means))
-        pointers = [
-            pointer
-            for k in coarser
-            for pointer in (
-                embeddings.levels[k],
-                gaussian.whitening[level][k - level],
-                gaussian.means[k],
-            )
-        ]
-        sizes = [size for k in coarser for size in gaussian.means[k].shape]
-        assert all(pointer.is_contiguous() for pointer in pointers)
-        missing = 4 - len(coarser)
+        pointers, sizes = [], []
+        for mean, features, whitening in zip(
+            gaussian.means[level:],
+            embeddings.levels[level:],
+            gaussian.whitening[level],
+            strict=True,
+        ):
+            assert features.is_contiguous() and mean.is_contiguous() and whitening.stride(2) == 1
+            pointers += [features, whitening, mean]
+            sizes += [*mean.shape, features.shape[2], whitening.stride(1)]
+        missing = MOST_LEVELS - len(gaussian.whitening[level])
         out = torch.empty(cells, images, dtype=torch.float32, device=gaussian.means[0].device)
         tile = min(TILE, _block(images))
         _measure[(cells * triton.cdiv(images, tile),)](
@@ -98,10 +120,10 @@ def squared_distances(gaussian: Gaussian, embeddings: Embeddings) -> torch.Tenso
             *pointers,
             *pointers[-3:] * missing,
             *sizes,
-            *(0, 0) * missing,
-            len(coarser),
+            *sizes[-4:] * missing,
+            MOST_LEVELS - missing,
             tile,
-            min(64, _block(rows)),
+            min(TILE, _block(rows)),
             STEP,
         )
         total = out
@@ -134,7 +156,7 @@ def _split(offset):
 
 @triton.jit
 def _add_scatter(
-    block,  # (cells, rows, columns) float32: a scatter block, its rows below one coarse cell
+    block,  # float32: a scatter block, its rows below one coarse cell
     fine,  # (images, cells, rows) bfloat16
     coarse,  # (images, cells, columns) bfloat16
     fine_reference,  # (cells, rows) float32, and so on: what is subtracted from features
@@ -147,6 +169,9 @@ def _add_scatter(
     cells,
     rows,
     columns,
+    width,  # of the rows of one fine cell, of which so many are channels; the rest fills up
+    row_channels,
+    column_channels,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
@@ -196,16 +221,18 @@ def _add_scatter(
     column_delta = tl.load(coarse_delta + coarse_cell, mask=is_column, other=0.0)
     total -= row_leftover[:, None] * column_leftover[None, :]
     total += row_delta[:, None] * column_delta[None, :]
-    entry = block + fine_cell[:, None] * columns + column[None, :]
-    is_entry = is_row[:, None] & is_column[None, :]
+    block_row = fine_cell // width * row_channels + row % width
+    entry = block + block_row[:, None] * column_channels + column[None, :]
+    is_entry = (is_row & (row % width < row_channels))[:, None]
+    is_entry = is_entry & (column < column_channels)[None, :]
     tl.store(entry, tl.load(entry, mask=is_entry) + total, mask=is_entry)
 
 
 @triton.jit
 def _add_whitened(
     whitened,  # (IMAGES, ROWS) float32
-    features,  # (images, cells, channels) bfloat16
-    whitening,  # (…, rows, channels) float32
+    features,  # (images, cells, width) bfloat16, of which the first are channels
+    whitening,  # (…, rows, pitch) float32, the rest zeros: see `fill_up`
     means,  # (cells, channels) float32
     image,
     is_image,
@@ -214,6 +241,8 @@ def _add_whitened(
     cell,
     cells,
     channels,
+    width,
+    pitch,
     stop,  # channels from here on have no part in these rows
     scale,  # a pointer to what brings offsets into float16's range
     STEP: tl.constexpr,
@@ -222,18 +251,17 @@ def _add_whitened(
     factor = tl.load(scale)
     for start in range(0, stop, STEP):
         channel = start + tl.arange(0, STEP)
-        is_channel = channel < channels
-        entry = cell * channels + channel
-        is_feature = is_image[:, None] & is_channel[None, :]
+        # whatever fills up features meets zeros that fill up whitening
+        is_feature = is_image[:, None] & (channel < width)[None, :]
         feature = tl.load(
-            features + image[:, None] * (cells * channels) + entry[None, :],
+            features + (image[:, None] * cells + cell) * width + channel[None, :],
             mask=is_feature,
             other=0.0,
         )
-        mean = tl.load(means + entry, mask=is_channel, other=0.0)
+        mean = tl.load(means + cell * channels + channel, mask=channel < channels, other=0.0)
         weight = tl.load(
-            whitening + row[None, :] * channels + channel[:, None],
-            mask=is_channel[:, None] & is_row[None, :],
+            whitening + row[None, :] * pitch + channel[:, None],
+            mask=(channel < pitch)[:, None] & is_row[None, :],
             other=0.0,
         )
         offset = tl.where(is_feature, feature.to(tl.float32) - mean[None, :], 0.0) * factor
@@ -264,12 +292,20 @@ def _measure(
     means_3,
     cells_0,
     channels_0,
+    width_0,
+    pitch_0,
     cells_1,
     channels_1,
+    width_1,
+    pitch_1,
     cells_2,
     channels_2,
+    width_2,
+    pitch_2,
     cells_3,
     channels_3,
+    width_3,
+    pitch_3,
     LEVELS: tl.constexpr,
     IMAGES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -292,22 +328,26 @@ def _measure(
         if LEVELS > 3:
             z = _add_whitened(
                 z, features_3, whitening_3, means_3, image, is_image, row, is_row,
-                cell // (cells // cells_3), cells_3, channels_3, channels_3, scales + 3, STEP,
+                cell // (cells // cells_3), cells_3, channels_3, width_3, pitch_3, channels_3,
+                scales + 3, STEP,
             )  # fmt: skip
         if LEVELS > 2:
             z = _add_whitened(
                 z, features_2, whitening_2, means_2, image, is_image, row, is_row,
-                cell // (cells // cells_2), cells_2, channels_2, channels_2, scales + 2, STEP,
+                cell // (cells // cells_2), cells_2, channels_2, width_2, pitch_2, channels_2,
+                scales + 2, STEP,
             )  # fmt: skip
         if LEVELS > 1:
             z = _add_whitened(
                 z, features_1, whitening_1, means_1, image, is_image, row, is_row,
-                cell // (cells // cells_1), cells_1, channels_1, channels_1, scales + 1, STEP,
+                cell // (cells // cells_1), cells_1, channels_1, width_1, pitch_1, channels_1,
+                scales + 1, STEP,
             )  # fmt: skip
         # its own block is triangular
         z = _add_whitened(
             z, features_0, whitening_0, means_0, image, is_image, row, is_row,
-            cell, cells_0, channels_0, min(channels_0, first + ROWS), scales, STEP,
+            cell, cells_0, channels_0, width_0, pitch_0, min(channels_0, first + ROWS),
+            scales, STEP,
         )  # fmt: skip
         total += tl.sum(z * z, axis=1)
     tl.store(out + cell * images + image, total, mask=is_image)

@@ -150,9 +150,9 @@ class PadimModel:
         """The group's Gaussians: as they are, loaded, or derived from what was added."""
         if group not in self._gaussians:
             if version := self._unchanged(group):
-                self._gaussians[group] = version.load_gaussian(group).to(self._embedder.device)
+                self._gaussians[group] = self._embedder.load(version.load_gaussian(group))
             else:
-                self._gaussians[group] = self._factorise(group)
+                self._gaussians[group] = self._embedder.load(self._factorise(group))
         return self._gaussians[group]
 
     def _unchanged(self, group: str) -> ModelVersion | None:

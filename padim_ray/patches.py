@@ -62,11 +62,18 @@ class PatchGrid:
         ]  # own cell first; lexsort's last key is the primary one: the coarsest
         return np.lexsort(ancestors)
 
-    def empty(self, images: int, dtype: torch.dtype, device: torch.device) -> "Embeddings":
-        """Room for so many images' features."""
-        shapes = zip(self.cells, self.channels, strict=True)
+    def empty(
+        self,
+        images: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        widths: Sequence[int] | None = None,
+    ) -> "Embeddings":
+        """Room for so many images' features; `widths`: as `Trunk` gives them."""
+        shapes = zip(self.cells, widths or self.channels, strict=True)
         return Embeddings(
-            tuple(torch.empty(images, *shape, dtype=dtype, device=device) for shape in shapes)
+            tuple(torch.empty(images, *shape, dtype=dtype, device=device) for shape in shapes),
+            self.channels,
         )
 
     def nest(
@@ -74,7 +81,8 @@ class PatchGrid:
     ) -> "Embeddings":
         """Feature maps (B, c_ℓ, H_ℓ, W_ℓ) per level, as cells in nested order."""
         device = features[0].device
-        out = out or self.empty(len(features[0]), features[0].dtype, device)
+        widths = [maps.shape[1] for maps in features]
+        out = out or self.empty(len(features[0]), features[0].dtype, device, widths)
         for maps, order, level in zip(features, orders_on(self, device), out.levels, strict=True):
             rows = maps.permute(0, 2, 3, 1).flatten(1, 2)
             if rows.is_cuda and rows.is_contiguous() and rows.shape[2] % 4 == 0:
@@ -98,21 +106,25 @@ def orders_on(grid: PatchGrid, device: torch.device) -> tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Images' features at all cells, in nested order: per level (B, P_ℓ, c_ℓ), finest first."""
+    """Images' features at all cells, in nested order: per level (B, P_ℓ, c_ℓ), finest first.
+
+    On GPUs the last dimension may be longer, see `Trunk`: only its first `channels` are features.
+    """
 
     levels: tuple[torch.Tensor, ...]
+    channels: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.levels[0])
 
     def __getitem__(self, images: torch.Tensor | slice) -> "Embeddings":
         """Those of some images."""
-        return Embeddings(tuple(level[images] for level in self.levels))
+        return Embeddings(tuple(level[images] for level in self.levels), self.channels)
 
     def split(self, images: int) -> list["Embeddings"]:
         """Views of so many images each."""
         parts = (level.split(images) for level in self.levels)
-        return list(map(Embeddings, zip(*parts, strict=True)))
+        return [Embeddings(part, self.channels) for part in zip(*parts, strict=True)]
 
     def are_finite(self) -> torch.Tensor:
         """Which images' features are all finite: (B,) bool."""
@@ -128,9 +140,9 @@ class Embeddings:
         coarsest = self.levels[-1].shape[1]
         stop = coarsest if stop is None else stop
         patches = []
-        for level in self.levels:
-            images, cells, channels = level.shape
-            run = level[:, start * cells // coarsest : stop * cells // coarsest]
+        for level, channels in zip(self.levels, self.channels, strict=True):
+            images, cells, _ = level.shape
+            run = level[:, start * cells // coarsest : stop * cells // coarsest, :channels]
             # from contiguous to contiguous, the transposition is done in blocks
             rows = run.contiguous().view(images, run.shape[1] * channels).T.contiguous()
             patches.append(rows.float().view(run.shape[1], channels, images))

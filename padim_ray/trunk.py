@@ -28,7 +28,8 @@ StateDict = Mapping[str, torch.Tensor]
 class Trunk(nn.Module):
     """Images to the chosen channels of each used layer's feature map.
 
-    Batch norms are folded into the convolutions, and the tensors are channels-last.
+    Batch norms are folded into the convolutions, and the tensors are channels-last. On GPUs, in
+    bfloat16, a level's last channel is repeated until their number is a multiple of 16: `widths`.
 
     Args:
         fuse: where this PyTorch can, compute the same by `fused`, not by modules.
@@ -72,6 +73,8 @@ class Trunk(nn.Module):
             )
         else:
             self.stages = stages.to(device, self.dtype, memory_format=torch.channels_last)
+        given = self.fused.channels if self.fused else self.channels
+        self.widths = [len(kept) for kept in given.values()]
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:

@@ -41,7 +41,11 @@ def interpreter():
 
 def random_embeddings(grid, images, rng) -> Embeddings:
     features = [torch.from_numpy(level) for level in random_features(grid, images, rng)]
-    return grid.nest([level.to(DEVICE, torch.bfloat16) for level in features])
+    levels = [level.to(DEVICE, torch.bfloat16) for level in features]
+    filled_up = [
+        torch.cat([level, level[:, -1:].expand(-1, rng.integers(4), -1, -1)], 1) for level in levels
+    ]
+    return grid.nest(filled_up)
 
 
 def in_float64(moments: Moments) -> Moments:
@@ -78,7 +82,8 @@ def test_distances_are_the_plain_ones(grid, images, rng):
     rule = Regularization()
     gaussian = factorise(state, rule.scale(state.count), rule.offset(pool(state)))
     embeddings = random_embeddings(grid, images, rng)
-    distances = kernels.squared_distances(gaussian, embeddings)
+    filled_up = kernels.fill_up(gaussian)
+    distances = kernels.squared_distances(rng.choice([gaussian, filled_up]), embeddings)
     expected = squared_distances(gaussian, embeddings.patches())
     torch.testing.assert_close(distances, expected, rtol=5e-3, atol=1e-3)
 
@@ -87,7 +92,8 @@ def test_distances_are_the_plain_ones(grid, images, rng):
 @given(grids(), st.sampled_from([1e-6, 1e5]), seeds)
 def test_distances_do_not_depend_on_the_features_scale(grid, scale, rng):
     embeddings = random_embeddings(grid, 30, rng)
-    scaled = Embeddings(tuple((level.float() * scale).bfloat16() for level in embeddings.levels))
+    levels = tuple((level.float() * scale).bfloat16() for level in embeddings.levels)
+    scaled = Embeddings(levels, embeddings.channels)
     rule = Regularization()
     state = empty_moments(grid.cells, grid.channels, device=DEVICE)
     state = accumulate_(state, scaled.patches())

@@ -97,7 +97,7 @@ class ScoreImages:
         return shard
 
     def _load(self, group: str) -> Gaussian:
-        return self.version.load_gaussian(group).to(self.embedder.device)
+        return self.embedder.load(self.version.load_gaussian(group))
 
     @torch.inference_mode()
     def _score(self, pixels: np.ndarray, group: str) -> tuple[np.ndarray, np.ndarray]:
