@@ -39,14 +39,14 @@ def accumulate_(moments: Moments, embeddings: Embeddings) -> Moments:
     count = moments.count + batch
     references, leftovers, deltas = [], [], []
     for mean, level in zip(moments.means, embeddings.levels, strict=True):
-        batch_mean = level.mean(0, dtype=torch.float32)
+        batch_mean = level.mean(0, dtype=torch.float64)  # of a constant channel, float32's shows
         reference = batch_mean.to(level.dtype).float()
-        delta = batch_mean[:, : mean.shape[1]].double() - mean
+        delta = batch_mean[:, : mean.shape[1]] - mean
         mean.add_(delta, alpha=batch / count)
-        weighted = torch.zeros_like(batch_mean)
+        weighted = torch.zeros_like(reference)
         weighted[:, : mean.shape[1]] = delta * (moments.count * batch / count) ** 0.5
         references.append(reference)
-        leftovers.append((batch_mean - reference) * batch**0.5)
+        leftovers.append(((batch_mean - reference) * batch**0.5).float())
         deltas.append(weighted)
     for level, row in enumerate(moments.scatters):
         for k, block in enumerate(row, start=level):
