@@ -170,7 +170,7 @@ def load_kernels(device: torch.device) -> ModuleType | None:
 
         ones = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16, device=device)
         kernels.max_pool(ones.to(memory_format=torch.channels_last))
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, OSError) as error:  # its cache may not be writable
         log.warning("Without Triton's kernels a GPU takes up to twice as long: %s", error)
         return None
     return kernels
