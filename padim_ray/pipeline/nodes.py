@@ -25,8 +25,11 @@ def plan_for(options: JobOptions) -> Plan:
         _await_node(resource)
     nodes = cluster_nodes(resource)
     there = int(sum(node.gpus for node in nodes))
-    if options.gpus and there < options.gpus:
-        log.info("%d of %d GPUs are there; the autoscaler may add some", there, options.gpus)
+    if grows and options.gpus and there < options.gpus:
+        waits = "" if there else "; waiting for the first"
+        log.info(
+            "%d of %d GPUs are there, an autoscaler may add some%s", there, options.gpus, waits
+        )
     return plan_resources(
         nodes, options.actors, gpus=options.gpus, decode_resource=resource, grows=grows
     )

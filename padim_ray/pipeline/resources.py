@@ -139,15 +139,17 @@ def plan_resources(
         return Share(_floor(cpus), resource=decode_resource)
 
     there = int(sum(node.gpus for node in nodes))
-    usable = there if gpus is None else gpus
+    if gpus and not (there or grows):
+        raise PadimError(f"--gpus is {gpus}, but this machine has no GPU, and no node joins")
+    usable = there if gpus is None else gpus if grows else min(gpus, there)
     if usable:
         shares = [node.cpus / node.gpus for node in nodes if node.gpus]
         count = actors or min(usable, there)
-        asked = actors or gpus or there
+        asked = actors or usable
         cpus = 0.5 * min(shares, default=1)  # of a node that isn't there yet, nobody knows
         return Plan(
             actors=count,
-            most_actors=actors or gpus or (None if grows else count),
+            most_actors=actors or (usable if gpus or not grows else None),
             asked_actors=asked,
             actor=Share(
                 _floor(min(1.0, cpus * min(1, usable / asked))),

@@ -98,6 +98,11 @@ def test_no_gpus_at_all_means_cpus():
     assert plan_resources([Node(16, 2)], gpus=0) == plan_resources([Node(16)])
 
 
+def test_gpus_of_a_machine_that_has_none_are_refused():
+    with pytest.raises(PadimError, match="--gpus is 2"):
+        plan_resources([Node(8)], gpus=2)
+
+
 def test_a_cluster_without_processors_is_refused():
     with pytest.raises(PadimError, match="no CPUs"):
         plan_resources([Node(0)])
