@@ -34,7 +34,8 @@ def score_images(
     """Shards of the manifest to rows as `ScoreImages` makes them: a block per shard."""
     groups = list(dict.fromkeys(shard["group"][0].as_py() for shard in shards))
     decoded = decode_images(shards, version.spec.preprocessing, options, plan)
-    return decoded.map_batches(
+    # with GPUs `map_batches` itself refuses whole blocks, as unbounded; a shard is bounded
+    return decoded.map_batches_internal(
         ScoreImages,
         fn_constructor_args=[version, plan, options.batch_size, groups],
         fn_constructor_kwargs={"leave_one_out": leave_one_out},
