@@ -123,6 +123,8 @@ def plan_resources(
     Raises:
         PadimError: if there is nothing to run on.
     """
+    there = int(sum(node.gpus for node in nodes))
+    cpus_per_gpu = [node.cpus / node.gpus for node in nodes if node.gpus]
     nodes = [node for node in nodes if node.cpus > 0]
     decoding = [node for node in nodes if node.decodes]
     if not decoding:
@@ -138,21 +140,20 @@ def plan_resources(
     def share(cpus: float) -> Share:
         return Share(_floor(cpus), resource=decode_resource)
 
-    there = int(sum(node.gpus for node in nodes))
     if gpus and not (there or grows):
         raise PadimError(f"--gpus is {gpus}, but this machine has no GPU, and no node joins")
     usable = there if gpus is None else gpus if grows else min(gpus, there)
     if usable:
-        shares = [node.cpus / node.gpus for node in nodes if node.gpus]
         count = actors or min(usable, there)
         asked = actors or usable
-        cpus = 0.5 * min(shares, default=1)  # of a node that isn't there yet, nobody knows
+        # none where nothing else runs: nodes may then be started without CPUs
+        cpus = 0 if decode_resource else min(1, min(cpus_per_gpu, default=1) / 2)
         return Plan(
             actors=count,
             most_actors=actors or (usable if gpus or not grows else None),
             asked_actors=asked,
             actor=Share(
-                _floor(min(1.0, cpus * min(1, usable / asked))),
+                _floor(cpus * min(1, usable / asked)) if cpus else 0,
                 1.0 if asked <= usable else _floor(1 / -(-asked // usable)),
             ),
             threads=1,

@@ -67,8 +67,15 @@ def test_with_a_decode_resource_all_but_the_actors_asks_for_it():
     for share in (plan.decode, plan.helper, plan.finish):
         assert share.options["resources"] == {"padim_decode": 0.001}
         assert share.cpus <= 4
-    assert plan.actor.options["resources"] == {}
+    assert (plan.actor.cpus, plan.actor.options["resources"]) == (0, {})
     assert plan.decoders == 4
+
+
+@pytest.mark.parametrize("decode_resource", [None, "padim_decode"])
+def test_gpu_nodes_may_be_without_cpus(decode_resource):
+    nodes = [Node(4), Node(0, 8, decodes=False)]
+    plan = plan_resources(nodes, decode_resource=decode_resource)
+    assert (plan.actors, plan.actor.gpus, plan.actor.cpus, plan.decode.cpus) == (8, 1, 0, 0.75)
 
 
 @pytest.mark.parametrize(
