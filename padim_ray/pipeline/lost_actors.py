@@ -58,9 +58,9 @@ def _watch(job: ray.JobID, stopped: threading.Event) -> None:
 
 
 def _homeless(job: ray.JobID) -> list[str]:
-    """IDs of the pools' actors that are to be restarted and have no node."""
+    """IDs of the pools' actors that are to be restarted and have no process for it yet."""
     return [
         actor
         for actor, told in actors(job_id=job, actor_state_name="RESTARTING").items()
-        if told["ActorClassName"].startswith(POOL) and not told["Address"]["NodeID"].strip("f")
+        if told["ActorClassName"].startswith(POOL) and not told["Address"]["Port"]
     ]

@@ -142,6 +142,8 @@ class Cluster:
                 f"--include-dashboard={str(self._has_dashboard).lower()}",
                 *(f"--dashboard-host={self._head.address}", f"--dashboard-port={dashboard}"),
             )
+            if self._has_dashboard:
+                wait_until(lambda: answers(self._head.address, dashboard), PATIENCE)
             for _ in range(self._workers):
                 self.add_node()
         except BaseException:
@@ -244,6 +246,12 @@ class Cluster:
         """The command that runs jobs/NAME.py on this cluster."""
         script = [sys.executable, f"jobs/{name}.py", "--address", self.address]
         return [*script, *map(str, arguments)]
+
+
+def answers(address: str, port: int) -> bool:
+    """Whether somebody listens at the port."""
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
 
 
 def free_port() -> int:
