@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test faults lint format bench bench-peers reproduce clean
+.PHONY: demo test faults cluster-test lint format bench bench-peers reproduce clean
 
 demo: .venv/installed  ## draw an archive, fit, score
 	$(BIN)/python -m demo
@@ -12,6 +12,9 @@ test: .venv/installed  ## the whole test suite
 
 faults: .venv/installed  ## the jobs under faults, the slow ones too, and the table of what they did
 	$(BIN)/python -m pytest tests/faults -m ''
+
+cluster-test: .venv/installed  ## the jobs on machines that join and leave, the slow tests too
+	$(BIN)/python -m pytest tests/cluster -m ''
 
 lint: .venv/installed  ## lint and format check
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import settings
 from PIL import Image
 
 from padim_ray.storage import Location
+from tests.faults.machine import LOCALHOST, Machine
 
 if not torch.cuda.is_available():  # before Triton is imported, which torchvision does
     os.environ["TRITON_INTERPRET"] = "1"
@@ -94,9 +96,9 @@ def ray_cluster() -> Iterator[None]:
 class S3Server:
     """`rclone serve s3` over a local directory: its buckets are the directory's folders."""
 
-    def __init__(self, root: Path, port: int, key: str, secret: str) -> None:
+    def __init__(self, root: Path, address: str, key: str, secret: str) -> None:
         self.root, self.key, self.secret = root, key, secret
-        self.endpoint = f"http://127.0.0.1:{port}"
+        self.endpoint = f"http://{address}"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -127,21 +129,22 @@ class S3Server:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An S3 server over TCP, with credentials of realistic length."""
+    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@contextmanager
+def serve_s3(root: Path, machine: Machine = LOCALHOST) -> Iterator[S3Server]:
+    """Serve a directory's folders as buckets until the block ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = tmp_path_factory.mktemp("s3")
-    server = S3Server(root, port, f"AKIA{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30))
+        address = f"{machine.address}:{probe.getsockname()[1]}"
+    key, secret = f"AKIA{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30)
+    server = S3Server(root, address, key, secret)
     process = subprocess.Popen(
         [
-            *(
-                str(Path(sys.executable).with_name("rclone")),
-                "serve",
-                "s3",
-                str(root),
-                "--addr",
-                f"127.0.0.1:{port}",
-            ),
+            *(*machine.prefix, str(Path(sys.executable).with_name("rclone")), "serve", "s3"),
+            *(str(root), "--addr", address),
             *("--auth-key", f"{server.key},{server.secret}", "--vfs-cache-mode", "off"),
         ],
         stdout=subprocess.DEVNULL,
@@ -151,7 +154,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     try:
         for _ in range(100):
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                if probe.connect_ex((machine.address, int(address.rpartition(":")[2]))) == 0:
                     break
             time.sleep(0.1)
         else:

@@ -59,7 +59,7 @@ def calibrate(
             CountPixels(version.spec.mapper),
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=plan.helper_cpus,
+            **plan.helper.options,
         )
         with rows_of(counted) as all_parts:
             for group, parts in groupby(all_parts, key=lambda part: part["group"]):

@@ -15,11 +15,12 @@ from padim_ray.job_record import JobRecord, describe_changes, identify
 from padim_ray.manifest import group_counts
 from padim_ray.options import FitOptions, from_mapping
 from padim_ray.pipeline.calibrate import Sample
+from padim_ray.pipeline.device import Device
 from padim_ray.pipeline.new_version import Job
+from padim_ray.pipeline.nodes import is_only_node
 from padim_ray.pipeline.reducer import check_count
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.run import check_images_option, read_images_table
-from padim_ray.pipeline.session import is_only_node
 from padim_ray.pipeline.summary import Summary
 from padim_ray.spec import ModelSpec, new_spec
 from padim_ray.storage import Location
@@ -102,6 +103,11 @@ class _Fit(Job):
             return self.options.precision
         if plan.device == "cpu" and is_only_node():
             return native_precision()  # a worker would first import PyTorch, for seconds
-        probe = ray.remote(native_precision)
-        resources = {"num_cpus": plan.actor_cpus, "num_gpus": plan.actor_gpus}
-        return ray.get(probe.options(**resources).remote(plan.device))
+        return ray.get(_find_precision.options(**plan.actor.options).remote(plan))
+
+
+@ray.remote(max_retries=-1)
+def _find_precision(plan: Plan) -> str:
+    device = Device.of(plan)
+    device.check()
+    return native_precision(device.name)

@@ -23,6 +23,7 @@ from padim_ray.errors import ModelError
 from padim_ray.gaussian import PooledScatter, Regularization
 from padim_ray.moments import Blocks, Moments
 from padim_ray.pipeline.memory import give_back_memory, prepare_memory
+from padim_ray.pipeline.resources import Share
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
@@ -40,10 +41,10 @@ class MergeTree:
     """Partial sums of many keys, merged while they arrive.
 
     Partial sums of the same rank (merged from as many others) wait for each other, so that each is
-    merged O(log n) times and few are alive at once. `cpus` is what a merging task asks for.
+    merged O(log n) times and few are alive at once. `share` is what a merging task asks for.
     """
 
-    cpus: float
+    share: Share
     _waiting: dict[tuple[Key, int], list["Source"]] = field(default_factory=dict)
 
     def add(self, key: Key, block: ray.ObjectRef, row: int) -> None:
@@ -55,19 +56,19 @@ class MergeTree:
         waiting.append(source)
         if len(waiting) == FAN_IN:
             del self._waiting[key, rank]
-            self._add(key, _merge(waiting, self.cpus).source, rank + 1)
+            self._add(key, _merge(waiting, self.share).source, rank + 1)
 
     def add_merged(self, key: Key, source: "Source") -> None:
         """Take merged moments, or ones from an earlier round."""
         self._waiting.setdefault((key, MERGED), []).append(source)
 
-    def finish(self, group: str, cpus: float) -> dict[int, "Merged"]:
-        """Merge what is left of a group, by tasks that ask for `cpus`: its state shards."""
+    def finish(self, group: str, share: Share) -> dict[int, "Merged"]:
+        """Merge what is left of a group, by tasks that ask for `share`: its state shards."""
         left: dict[int, list[Source]] = {}
         for (key, rank), _ in sorted(self._waiting.items(), key=lambda item: item[0][1]):
             if key[0] == group:
                 left.setdefault(key[1], []).extend(self._waiting.pop((key, rank)))
-        return {shard: _merge(parts, cpus) for shard, parts in left.items()}
+        return {shard: _merge(parts, share) for shard, parts in left.items()}
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,12 @@ class Merged:
     pooled: ray.ObjectRef
 
 
-def _merge(sources: list[Source], cpus: float) -> Merged:
+def _merge(sources: list[Source], share: Share) -> Merged:
     if len(sources) == 1:
         (source,) = sources
-        return Merged(source, _pool_task.options(num_cpus=cpus).remote(source.row, source.ref))
-    merge = _merge_task.options(num_cpus=cpus, num_returns=2)
+        pool = _pool_task.options(**share.options)
+        return Merged(source, pool.remote(source.row, source.ref))
+    merge = _merge_task.options(**share.options, num_returns=2)
     state, pooled = merge.remote([source.row for source in sources], *[s.ref for s in sources])
     return Merged(Source(state), pooled)
 
@@ -176,7 +178,7 @@ class Base:
         return sum(version.groups[group].images for version in self._with(group))
 
     def combine(
-        self, group: str, merged: Mapping[int, Merged], shards: int, cpus: float
+        self, group: str, merged: Mapping[int, Merged], shards: int, share: Share
     ) -> dict[int, Merged]:
         """Add a group's state shards to those of the versions, or take them from there.
 
@@ -193,7 +195,7 @@ class Base:
                     f"{version.root.uri} was written by another padim-ray: it has group {group!r} "
                     f"in {version.groups[group].shards} shards, not {shards}; fit it again"
                 )
-        task = _combine_task.options(num_cpus=cpus, num_returns=2)
+        task = _combine_task.options(**share.options, num_returns=2)
         combined = {}
         for shard, part in merged.items():
             source = part.source
@@ -232,14 +234,14 @@ def factorise_and_write(
     count: int,
     regularization: Regularization,
     target: "Target",
-    cpus: float,
+    share: Share,
 ) -> None:
     """Write a group's moments and Gaussians into a version of the model.
 
     Args:
         merged: its state shards, by number.
         count: the images that must be in each of them.
-        cpus: what a task asks for.
+        share: what a task asks for.
 
     Raises:
         ModelError: naming a group whose covariances can't be factorised.
@@ -248,7 +250,7 @@ def factorise_and_write(
     pools = check_counts(group, merged, count, target.shards)
     offset = ray.put(regularization.offset(sum(pools[1:], pools[0])))
     written = [
-        _write_task.options(num_cpus=cpus).remote(
+        _write_task.options(**share.options).remote(
             part.source.row, part.source.ref, regularization, offset, target, group, shard
         )
         for shard, part in merged.items()
@@ -326,9 +328,9 @@ def _write_task(
     return None
 
 
-def save(part: Merged, file: Location, cpus: float) -> ray.ObjectRef:
-    """Write merged moments, by a task that asks for `cpus`."""
-    return _save_task.options(num_cpus=cpus).remote(part.source.row, part.source.ref, file)
+def save(part: Merged, file: Location, share: Share) -> ray.ObjectRef:
+    """Write merged moments, by a task that asks for `share`."""
+    return _save_task.options(**share.options).remote(part.source.row, part.source.ref, file)
 
 
 @ray.remote(max_retries=-1)
@@ -337,9 +339,9 @@ def _save_task(row: int | None, value: Any, file: Location) -> None:
     save_tensors(file, moments.to_tensors(_moments(row, value)))
 
 
-def load(file: Location, cpus: float) -> Source:
+def load(file: Location, share: Share) -> Source:
     """Read them back."""
-    return Source(_load_task.options(num_cpus=cpus).remote(file))
+    return Source(_load_task.options(**share.options).remote(file))
 
 
 @ray.remote(max_retries=-1)

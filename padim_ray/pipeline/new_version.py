@@ -28,11 +28,12 @@ from padim_ray.model import state_shards
 from padim_ray.options import VersionOptions
 from padim_ray.pipeline.calibrate import Sample, calibrate
 from padim_ray.pipeline.merge import Base, Target
+from padim_ray.pipeline.nodes import plan_for
 from padim_ray.pipeline.partial_sums import partial_sums
 from padim_ray.pipeline.recovery import until_done
 from padim_ray.pipeline.reducer import Reducer
-from padim_ray.pipeline.resources import Plan, plan_resources
-from padim_ray.pipeline.session import cluster_nodes, ray_session
+from padim_ray.pipeline.resources import Plan
+from padim_ray.pipeline.session import ray_session
 from padim_ray.pipeline.summary import Summary, timed
 from padim_ray.rounds import Round, remove_rounds
 from padim_ray.sources import FETCHED, without_sources
@@ -102,7 +103,7 @@ class Job(ABC):
         with ray_session(self.options.address):
             if record is None:
                 place.remove_all()
-                settings = self.settings(plan_resources(cluster_nodes(), self.options.actors))
+                settings = self.settings(plan_for(self.options))
                 record = JobRecord(self.identity, settings, images)
                 record.write(place)
             spec = self.prepare(record.settings)
@@ -182,7 +183,7 @@ class _NewVersion:
 
     def _plan(self) -> Plan:
         """Anew each time: nodes come and go."""
-        return plan_resources(cluster_nodes(), self.job.options.actors)
+        return plan_for(self.job.options)
 
     def _sum(self, target: Target) -> Reducer:
         """Sum up the images that no round holds yet, and finish all groups."""
@@ -190,7 +191,7 @@ class _NewVersion:
         reducer = Reducer(
             self.spec.regularization,
             target,
-            plan.helper_cpus,
+            plan.helper,
             group_counts(self.images),
             options.round_images,
             Failures(options, self.images.num_rows),
@@ -204,7 +205,7 @@ class _NewVersion:
                 for bundle in bundles:
                     for block in bundle.block_refs:
                         reducer.add(block)
-        reducer.finish(plan.finish_cpus)
+        reducer.finish(plan.finish)
         reducer.commit()
         if reducer.rows != self.images.num_rows:
             raise RuntimeError(f"{self.images.num_rows} images listed, but {reducer.rows} read")

@@ -7,7 +7,6 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from ray.data import ActorPoolStrategy
 from ray.data._internal.execution.interfaces import RefBundle
 
 from padim_ray import artifact
@@ -19,6 +18,7 @@ from padim_ray.moments import Moments, empty_moments
 from padim_ray.options import VersionOptions
 from padim_ray.pipeline.columns import column_array
 from padim_ray.pipeline.decode import images_per_shard
+from padim_ray.pipeline.device import Device
 from padim_ray.pipeline.memory import prepare_memory
 from padim_ray.pipeline.merge import serialise
 from padim_ray.pipeline.resources import Plan
@@ -49,14 +49,11 @@ def partial_sums(
             PartialSums,
             fn_constructor_args=[root, spec, plan, options.batch_size],
             batch_size=min(
-                images_per_partial(manifest.num_rows, plan.actors, spec), options.round_images
+                images_per_partial(manifest.num_rows, plan.asked_actors, spec), options.round_images
             ),
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                size=min(plan.actors, len(shards)), max_tasks_in_flight_per_actor=2
-            ),
-            num_cpus=plan.actor_cpus,
-            num_gpus=plan.actor_gpus,
+            compute=plan.actor_pool(len(shards), max_tasks_in_flight_per_actor=2),
+            **plan.actor.options,
         )
         yield from partials.iter_internal_ref_bundles()
 
@@ -85,9 +82,11 @@ class PartialSums:
     def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int | None) -> None:
         prepare_memory()
         weights = artifact.load_trunk_weights(root, spec.weights_sha256)
-        self.embedder = Embedder(spec, weights, plan.device, batch_size, plan.threads)
+        self.device = Device.of(plan)
+        self.embedder = Embedder(spec, weights, self.device.name, batch_size, plan.threads)
 
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
+        self.device.check()
         start = 0
         for _, run in groupby(images["group"].to_pylist()):
             length = len(list(run))

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from ray.exceptions import RayError, RayTaskError
 
+from padim_ray.pipeline.lost_actors import giving_up_lost_actors
+
 log = logging.getLogger("padim_ray")
 
 MOST_ATTEMPTS = 5  # that end without any progress
@@ -23,7 +25,8 @@ def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
     idle, done = 0, progress()
     while True:
         try:
-            return work()
+            with giving_up_lost_actors():
+                return work()
         except RayError as error:
             idle = idle + 1 if progress() == done else 1
             if not is_cluster_failure(error) or idle == MOST_ATTEMPTS:

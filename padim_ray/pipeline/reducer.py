@@ -21,6 +21,7 @@ from padim_ray.pipeline.merge import (
     load,
     save,
 )
+from padim_ray.pipeline.resources import Share
 from padim_ray.rounds import PartialGroup, Round
 
 log = logging.getLogger("padim_ray")
@@ -41,7 +42,7 @@ class Reducer:
 
     regularization: Regularization
     target: Target
-    cpus: float
+    share: Share
     listed: Mapping[str, int]
     round_images: int
     count_failures: Failures
@@ -59,7 +60,7 @@ class Reducer:
 
     def __post_init__(self) -> None:
         """Go on from the last round that was committed."""
-        self._tree = MergeTree(self.cpus)
+        self._tree = MergeTree(self.share)
         self._round = Round.latest(self.target.location)
         self.rows, self.entries = self._round.rows, dict(self._round.groups)
         self.failures = self._round.read_failures(self.target.location)
@@ -71,7 +72,7 @@ class Reducer:
         self._group_rows = partial.images + partial.failed
         for shard in range(self.target.shards if partial.images else 0):
             file = self._round.moments(self.target.location, shard, self.target.shards)
-            self._tree.add_merged((partial.group, shard), load(file, self.cpus))
+            self._tree.add_merged((partial.group, shard), load(file, self.share))
 
     def add(self, block: ray.ObjectRef) -> None:
         """Take a block of rows as `PartialSums` makes them.
@@ -79,7 +80,7 @@ class Reducer:
         Raises:
             TooManyFailed: as soon as more images failed than may.
         """
-        rows = ray.get(_describe_task.options(num_cpus=self.cpus).remote(block))
+        rows = ray.get(_describe_task.options(**self.share.options).remote(block))
         for row, partial in enumerate(rows):
             if partial["shard"] == 0:  # the first row of a partial sum
                 self._begin(partial)
@@ -88,7 +89,7 @@ class Reducer:
 
     def _begin(self, partial: Mapping[str, Any]) -> None:
         if partial["group"] != self._group:
-            self.finish(self.cpus)
+            self.finish(self.share)
             if partial["group"] in self.entries:
                 raise RuntimeError(
                     f"partial sums of group {partial['group']!r} came after the next group's"
@@ -121,12 +122,12 @@ class Reducer:
             partial = PartialGroup(self._group, images, self._group_failed)
         following = Round(number, self.rows, dict(self.entries), partial)
         if partial and partial.images:
-            merged = self._tree.finish(partial.group, self.cpus)
+            merged = self._tree.finish(partial.group, self.share)
             check_counts(partial.group, merged, partial.images, self.target.shards)
             saved = []
             for shard, part in merged.items():
                 file = following.moments(self.target.location, shard, self.target.shards)
-                saved.append(save(part, file, self.cpus))
+                saved.append(save(part, file, self.share))
                 self._tree.add_merged((partial.group, shard), part.source)
             ray.get(saved)
         following.commit(self.target.location, self._uncommitted)
@@ -135,8 +136,8 @@ class Reducer:
             "%d images are in the moments, or failed: round %d is committed", self.rows, number
         )
 
-    def finish(self, cpus: float) -> None:
-        """Merge, factorise and write the group at hand, by tasks that ask for `cpus`.
+    def finish(self, share: Share) -> None:
+        """Merge, factorise and write the group at hand, by tasks that ask for `share`.
 
         Raises:
             ModelError: naming a group with too few images, or that can't be factorised.
@@ -153,11 +154,11 @@ class Reducer:
         if read or not before:  # else all of the images failed, and the group stays as it is
             count = before + (-read if self.base.takes else read)
             check_count(self._group, count, self._first_failure)
-            merged = self._tree.finish(self._group, cpus)
+            merged = self._tree.finish(self._group, share)
             if before:
-                merged = self.base.combine(self._group, merged, self.target.shards, cpus)
+                merged = self.base.combine(self._group, merged, self.target.shards, share)
             rule = self.regularization
-            factorise_and_write(self._group, merged, count, rule, self.target, cpus)
+            factorise_and_write(self._group, merged, count, rule, self.target, share)
             self.target.check_written(self._group)
             self.entries[self._group] = GroupEntry(count, self._group_failed, self.target.shards)
         self._group, self._first_failure = None, None

@@ -4,7 +4,6 @@ import logging
 
 import pyarrow as pa
 import ray.data
-from ray.data import TaskPoolStrategy
 
 from padim_ray.fetch import Fetcher
 from padim_ray.manifest import UriTemplate, group_counts, list_images, read_manifest, sort_images
@@ -51,6 +50,6 @@ def decode_images(
         FetchAndDecode(preprocessing, fetcher(options), options.max_image_pixels),
         batch_size=None,
         batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=min(plan.decoders, len(shards))),
-        num_cpus=plan.decode_cpus,
+        compute=plan.decoding_tasks(len(shards)),
+        **plan.decode.options,
     )

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy
 
 from padim_ray.anomaly_map import image_scores
 from padim_ray.artifact import ModelVersion
@@ -15,6 +14,7 @@ from padim_ray.errors import ImageError
 from padim_ray.gaussian import Gaussian
 from padim_ray.options import JobOptions
 from padim_ray.pipeline.columns import column_array, fixed_size_column
+from padim_ray.pipeline.device import Device
 from padim_ray.pipeline.gaussians import GaussianCache
 from padim_ray.pipeline.memory import prepare_memory
 from padim_ray.pipeline.resources import Plan
@@ -34,15 +34,15 @@ def score_images(
     """Shards of the manifest to rows as `ScoreImages` makes them: a block per shard."""
     groups = list(dict.fromkeys(shard["group"][0].as_py() for shard in shards))
     decoded = decode_images(shards, version.spec.preprocessing, options, plan)
-    return decoded.map_batches(
+    # with GPUs `map_batches` itself refuses whole blocks, as unbounded; a shard is bounded
+    return decoded.map_batches_internal(
         ScoreImages,
         fn_constructor_args=[version, plan, options.batch_size, groups],
         fn_constructor_kwargs={"leave_one_out": leave_one_out},
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(plan.actors, len(shards))),
-        num_cpus=plan.actor_cpus,
-        num_gpus=plan.actor_gpus,
+        compute=plan.actor_pool(len(shards)),
+        **plan.actor.options,
     )
 
 
@@ -65,11 +65,13 @@ class ScoreImages:
         prepare_memory()
         self.version = version
         weights = version.load_trunk_weights()
-        self.embedder = Embedder(version.spec, weights, plan.device, batch_size, plan.threads)
+        self.device = Device.of(plan)
+        self.embedder = Embedder(version.spec, weights, self.device.name, batch_size, plan.threads)
         self.leave_one_out = leave_one_out
         self.gaussians = GaussianCache(self._load, groups, GROUP_CACHE_BYTES)
 
     def __call__(self, shard: pa.Table) -> pa.Table:
+        self.device.check()
         size = self.version.spec.preprocessing.size
         pixels = column_array(shard["image"], np.uint8, (*size, 3))
         errors = shard["error"].to_pylist()

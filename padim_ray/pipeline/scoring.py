@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import TaskPoolStrategy
 
 from padim_ray import run_directory
 from padim_ray.artifact import ModelVersion
@@ -27,13 +26,14 @@ from padim_ray.manifest import UriTemplate, group_counts, shard_rows, shard_tabl
 from padim_ray.options import ScoreOptions
 from padim_ray.pipeline.committed import read_committed
 from padim_ray.pipeline.decode import MAX_SHARD_IMAGES
+from padim_ray.pipeline.nodes import plan_for
 from padim_ray.pipeline.recovery import until_done
-from padim_ray.pipeline.resources import Plan, plan_resources
+from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
 from padim_ray.pipeline.run import fetcher
 from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.scores import Scores
-from padim_ray.pipeline.session import cluster_nodes, data_context, ray_session, rows_of
+from padim_ray.pipeline.session import data_context, ray_session, rows_of
 from padim_ray.pipeline.summary import GroupVerdict, Summary, read_summary, timed, write_summary
 from padim_ray.redaction import redact
 from padim_ray.report import MOST_FAILED, write_report
@@ -118,7 +118,7 @@ class ScoringJob:
         with ray_session(self.options.address):
 
             def run_on_nodes(stage: Callable[[Plan], None]) -> Callable[[], None]:
-                return lambda: stage(plan_resources(cluster_nodes(), self.options.actors))
+                return lambda: stage(plan_for(self.options))
 
             with timed("score", self.stages):
                 until_done(
@@ -164,7 +164,7 @@ class ScoringJob:
                 WriteResults(self.output, self.version, self.scores.decisions, count_pixels),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=plan.helper_cpus,
+                **plan.helper.options,
             )
             with rows_of(written) as rows:
                 for row in rows:
@@ -206,8 +206,8 @@ class ScoringJob:
                 draw,
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=TaskPoolStrategy(size=min(plan.decoders + plan.actors, len(tables))),
-                num_cpus=plan.helper_cpus,
+                compute=plan.drawing_tasks(len(tables)),
+                **plan.helper.options,
             )
             count = 0
             with rows_of(drawn) as rows:

@@ -15,13 +15,14 @@ from ray.data import DataContext
 from ray.exceptions import AuthenticationError, RayTaskError
 
 from padim_ray.errors import PadimError
-from padim_ray.pipeline.resources import Node
 
 log = logging.getLogger("padim_ray")
 
 LOCAL_WORKERS = 2 * (os.cpu_count() or 1) + 8
 """Processes that a Ray started here keeps. Its own limit is the number of CPUs, actors included: it
 would end each helper that had nothing to do for a second, and start and import everything anew."""
+
+_is_own_ray = False
 
 
 @contextmanager
@@ -51,11 +52,19 @@ def ray_session(address: str | None) -> Iterator[None]:
         raise PadimError(f"Ray can't be reached at {address!r}: {reason}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_termination)  # Ray has put a handler of its own there
+    global _is_own_ray
+    _is_own_ray = address == "local"
     try:
         with _without_tracebacks():
             yield
     finally:
+        _is_own_ray = False
         ray.shutdown()
+
+
+def is_own_ray() -> bool:
+    """Whether Ray was started by this process, for itself: then no node ever joins."""
+    return _is_own_ray
 
 
 @contextmanager
@@ -68,21 +77,6 @@ def _without_tracebacks() -> Iterator[None]:
             # Ray Data appends lines about its own retries
             raise type(error.cause)(str(error.cause).partition("\n")[0]) from None
         raise
-
-
-def cluster_nodes() -> list[Node]:
-    """The nodes that are alive."""
-    return [
-        Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-
-
-def is_only_node() -> bool:
-    """Whether all that the cluster computes is computed on this process's machine."""
-    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    return alive == [ray.get_runtime_context().get_node_id()]
 
 
 @contextmanager

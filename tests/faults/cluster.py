@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.faults.machine import LOCALHOST, Machine
 from tests.faults.processes import (
     PATIENCE,
     REPOSITORY,
@@ -42,8 +43,8 @@ _HELPERS = re.compile(r"ray::(_StatsActor|_Autoscaling|ActorLocationTracker)")
 class Node:
     """A node of the cluster: all processes in the session that `ray start` leads."""
 
-    def __init__(self, starter: subprocess.Popen, log: Path) -> None:
-        self.starter, self.log = starter, log
+    def __init__(self, starter: subprocess.Popen, log: Path, machine: Machine) -> None:
+        self.starter, self.log, self.machine = starter, log, machine
 
     @property
     def is_running(self) -> bool:
@@ -96,12 +97,21 @@ class Cluster:
         workers: int = 2,
         cpus: int = 2,
         object_store_bytes: int = OBJECT_STORE_BYTES,
+        head: Machine = LOCALHOST,
+        dashboard: bool = False,
+        head_options: Callable[[str], Sequence[str]] = lambda address: (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Args:
         cpus: of each worker, for Ray's bookkeeping; they may be more than the machine has.
         object_store_bytes: of each node.
+        head: where the head and the drivers are.
+        dashboard: whether jobs can be submitted, and asked where they ran.
+        head_options: more for `ray start`, when the head's address is known.
+        environment: more variables, on all nodes and for all drivers.
         """
         self.cpus, self.object_store_bytes = cpus, object_store_bytes
+        self._head, self._head_options, self._has_dashboard = head, head_options, dashboard
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             **NOTICE_SOON,
@@ -109,6 +119,7 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            **(environment or {}),
         }
         self.nodes: list[Node] = []
         self._started: list[subprocess.Popen] = []
@@ -120,11 +131,19 @@ class Cluster:
         self._guard = Guard(self.directory)
         try:
             port = free_port()
-            self.address = f"127.0.0.1:{port}"
+            self.address = f"{self._head.address}:{port}"
+            dashboard = free_port()
+            self.dashboard = f"http://{self._head.address}:{dashboard}"
             self._start(
+                self._head,
                 *("--head", f"--port={port}", f"--ray-client-server-port={free_port()}"),
-                *("--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self.directory}"),
+                *("--num-cpus=0", f"--temp-dir={self.directory}"),
+                *self._head_options(self.address),
+                f"--include-dashboard={str(self._has_dashboard).lower()}",
+                *(f"--dashboard-host={self._head.address}", f"--dashboard-port={dashboard}"),
             )
+            if self._has_dashboard:
+                wait_until(lambda: answers(self._head.address, dashboard), PATIENCE)
             for _ in range(self._workers):
                 self.add_node()
         except BaseException:
@@ -137,26 +156,37 @@ class Cluster:
         for process in self._started:
             process.wait()
 
-    def add_node(self) -> Node:
-        """Start a worker node and wait for it: two at once would take the same socket."""
-        node = self._start(f"--address={self.address}", f"--num-cpus={self.cpus}")
+    def add_node(self, machine: Machine = LOCALHOST, *options: str) -> Node:
+        """Start a worker node and wait for it: two at once would take the same socket.
+
+        Args:
+            options: more for `ray start`.
+        """
+        node = self._start(
+            machine, f"--address={self.address}", f"--num-cpus={self.cpus}", *options
+        )
         self.nodes.append(node)
         return node
+
+    def remove(self, node: Node) -> None:
+        """Kill what is left of a node."""
+        node.stop()
+        self.nodes.remove(node)
 
     def restore(self) -> None:
         """Replace the nodes that died."""
         for node in [node for node in self.nodes if not (node.is_running and node.raylets())]:
-            node.stop()
-            self.nodes.remove(node)
+            self.remove(node)
         while len(self.nodes) < self._workers:
             self.add_node()
 
-    def _start(self, *arguments: str) -> Node:
+    def _start(self, machine: Machine, *arguments: str) -> Node:
         log = self.directory / f"node-{secrets.token_hex(4)}.log"
         with log.open("w") as output:
             starter = subprocess.Popen(
                 [
-                    *(BIN / "ray", "start", "--block", "--node-ip-address=127.0.0.1"),
+                    *(*machine.prefix, BIN / "ray", "start", "--block"),
+                    f"--node-ip-address={machine.address}",
                     # any free ports: the nodes would have the same fixed ones
                     *("--min-worker-port=0", "--max-worker-port=0"),
                     f"--dashboard-agent-listen-port={free_port()}",
@@ -169,7 +199,7 @@ class Cluster:
                 start_new_session=True,
             )
         self._watch(starter)
-        node = Node(starter, log)
+        node = Node(starter, log, machine)
         node.wait_started()
         return node
 
@@ -179,7 +209,7 @@ class Cluster:
         """Start a job as a process of its own, with what it prints in a file."""
         with output.open("ab") as file:
             driver = subprocess.Popen(
-                command,
+                [*self._head.prefix, *command],
                 cwd=REPOSITORY,
                 env=self.environment | dict(environment or {}),
                 stdout=file,
@@ -216,6 +246,12 @@ class Cluster:
         """The command that runs jobs/NAME.py on this cluster."""
         script = [sys.executable, f"jobs/{name}.py", "--address", self.address]
         return [*script, *map(str, arguments)]
+
+
+def answers(address: str, port: int) -> bool:
+    """Whether somebody listens at the port."""
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
 
 
 def free_port() -> int:

@@ -6,12 +6,13 @@ It adds what AWS has and rclone lacks: exclusive creation by `If-None-Match: *`.
 
 import asyncio
 import random
+import re
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -33,6 +34,25 @@ class Faults:
     cut: float = 0
     hang: float = 0
     latency: float = 0
+
+
+@dataclass
+class Hold:
+    """Requests that wait. `clients`: addresses that they came from."""
+
+    pattern: re.Pattern[str]
+    loop: asyncio.AbstractEventLoop
+    clients: set[str] = field(default_factory=set)
+    _released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def release(self) -> None:
+        """Let them go on."""
+        self.loop.call_soon_threadsafe(self._released.set)
+
+    async def pass_through(self, path: str, client: str) -> None:
+        if self.pattern.search(path) and not self._released.is_set():
+            self.clients.add(client)
+            await self._released.wait()
 
 
 @dataclass(frozen=True)
@@ -70,14 +90,15 @@ class FaultProxy:
     `injected` counts what was done to requests, by kind of fault; `requests` those that came.
     """
 
-    def __init__(self, server: S3Server, seed: int = 0) -> None:
-        self.server, self.faults = server, Faults()
+    def __init__(self, server: S3Server, seed: int = 0, host: str = "127.0.0.1") -> None:
+        self.server, self.faults, self._host = server, Faults(), host
         self.injected: Counter[str] = Counter()
         self.requests = 0
         self._random = random.Random(seed)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._clients: set[asyncio.StreamWriter] = set()
         self._out_until = 0.0
+        self._holds: list[Hold] = []
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
 
@@ -92,7 +113,7 @@ class FaultProxy:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -108,6 +129,16 @@ class FaultProxy:
         finally:
             self.faults = before
 
+    @contextmanager
+    def holding(self, pattern: str) -> Iterator["Hold"]:
+        """Hold requests for paths in which the pattern is found, until the block ends."""
+        hold = Hold(re.compile(pattern), self._loop)
+        self._holds.append(hold)
+        try:
+            yield hold
+        finally:
+            hold.release()
+
     def cut_off(self, seconds: float) -> None:
         """Break every connection, and refuse new ones for so long; returns at once."""
         self.injected["outage"] += 1
@@ -121,7 +152,7 @@ class FaultProxy:
     async def _run(self) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         listener = await asyncio.start_server(
-            self._serve, "127.0.0.1", 0, limit=_MAX_HEAD, backlog=512
+            self._serve, self._host, 0, limit=_MAX_HEAD, backlog=512
         )
         self._port = listener.sockets[0].getsockname()[1]
         self._started.set()
@@ -159,6 +190,8 @@ class FaultProxy:
         if is_cut_early:
             return self._hang_up(writer)
         await asyncio.sleep(faults.latency)
+        for hold in self._holds:
+            await hold.pass_through(head.path, writer.get_extra_info("peername")[0])
         if fault == "hang":
             while await reader.read(_MAX_HEAD):
                 pass

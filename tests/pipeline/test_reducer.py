@@ -17,6 +17,7 @@ from padim_ray.patches import PatchGrid, split_cells
 from padim_ray.pipeline.merge import FAN_IN, Target, serialise
 from padim_ray.pipeline.partial_sums import describe_sum
 from padim_ray.pipeline.reducer import Reducer
+from padim_ray.pipeline.resources import Share
 from padim_ray.rounds import Round
 from padim_ray.storage import Location
 from tests.features import nest, random_features
@@ -51,7 +52,7 @@ def reducer_for(directory, *, round_images=10**9, max_failed=None, **listed):
     target = Target(Location.of(str(directory)), 1, len(SHARDS))
     options = JobOptions(images="x", model="m", max_failed=max_failed)
     failures = Failures(options, sum(listed.values()))
-    return Reducer(Regularization(), target, 0.1, listed, round_images, failures)
+    return Reducer(Regularization(), target, Share(0.1), listed, round_images, failures)
 
 
 def load(reducer, group, kind, parse):
@@ -66,7 +67,7 @@ def test_many_partial_sums_become_the_moments_of_all(tmp_path):
         for block in partial_sums(group, states):
             reducer.add(block)
     assert list(reducer.entries) == ["a"]  # finished when the first block of b came
-    reducer.finish(0.1)
+    reducer.finish(Share(0.1))
     for group, states in parts.items():
         expected = merge_all(states)
         merged = join_moments(load(reducer, group, "moments", moments.from_tensors))
@@ -85,7 +86,7 @@ def test_a_lost_partial_sum_is_noticed(tmp_path):
     for block in partial_sums("a", parts_of(1, 2)):
         reducer.add(block)
     with pytest.raises(RuntimeError, match="10 of 15 images of group 'a' were read"):
-        reducer.finish(0.1)
+        reducer.finish(Share(0.1))
 
 
 def test_a_partial_sum_that_is_counted_twice_is_noticed(tmp_path):
@@ -95,7 +96,7 @@ def test_a_partial_sum_that_is_counted_twice_is_noticed(tmp_path):
     reducer.add(second)
     reducer._tree.add(("a", 0), first, 0)
     with pytest.raises(RuntimeError, match=r"10 images should be in 3 shards.*\[10, 15\] are in 3"):
-        reducer.finish(0.1)
+        reducer.finish(Share(0.1))
 
 
 @pytest.mark.parametrize("killed_after", range(1, 9))
@@ -116,7 +117,7 @@ def test_what_a_round_holds_is_not_needed_again(tmp_path, killed_after):
     assert reducer.count_failures.read == reducer.rows
     for block in blocks[first:]:
         reducer.add(block)
-    reducer.finish(0.1)
+    reducer.finish(Share(0.1))
     reducer.commit()
     assert reducer.rows == 41 and reducer.failures == {"x": "decode: empty file"}
     assert {g: (e.images, e.failed) for g, e in reducer.entries.items()} == {
@@ -140,7 +141,7 @@ def test_failed_images_are_not_counted(tmp_path):
     (block,) = partial_sums("a", parts_of(1, 1))
     reducer.add(block)
     reducer.add(ray.put(describe_sum("a", 0, 0, NOTHING, FAILED)))
-    reducer.finish(0.1)
+    reducer.finish(Share(0.1))
     assert (reducer.entries["a"].images, reducer.entries["a"].failed) == (5, 2)
     assert reducer.failures == FAILED
 
@@ -149,7 +150,7 @@ def test_a_group_without_readable_images_is_named_with_its_first_failure(tmp_pat
     reducer = reducer_for(tmp_path, a=2)
     reducer.add(ray.put(describe_sum("a", 0, 0, NOTHING, FAILED)))
     with pytest.raises(ModelError, match=r"'a' has 0 readable images.*failure: decode: empty file"):
-        reducer.finish(0.1)
+        reducer.finish(Share(0.1))
 
 
 def test_a_group_whose_images_do_not_differ_is_named(tmp_path):
@@ -159,4 +160,4 @@ def test_a_group_whose_images_do_not_differ_is_named(tmp_path):
     for block in partial_sums("a", [of(same, torch.float32)]):
         reducer.add(block)
     with pytest.raises(ModelError, match="Group 'a' has a non-positive pivot"):
-        reducer.finish(0.1)
+        reducer.finish(Share(0.1))
