@@ -22,12 +22,12 @@ from padim_ray.artifact import ModelVersion, save_tensors, shard_location, versi
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import PooledScatter, Regularization
 from padim_ray.moments import Blocks, Moments
+from padim_ray.pipeline.batches import FAN_IN
 from padim_ray.pipeline.memory import give_back_memory, prepare_memory
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
 
-FAN_IN = 4
 ALIGNED = 64  # bytes, as Arrow has it
 MERGED = 10**6  # rank of what is merged only when its group or round ends
 

@@ -1,6 +1,5 @@
 """The actor that sums up images: trunk, moments of a batch."""
 
-import math
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -17,6 +16,7 @@ from padim_ray.manifest import shard_rows, shard_table
 from padim_ray.model import state_shards
 from padim_ray.moments import Moments, empty_moments
 from padim_ray.options import VersionOptions
+from padim_ray.pipeline.batches import images_per_batch
 from padim_ray.pipeline.columns import column_array
 from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.memory import prepare_memory
@@ -26,11 +26,6 @@ from padim_ray.pipeline.run import decode_images
 from padim_ray.pipeline.session import data_context
 from padim_ray.spec import ModelSpec
 from padim_ray.storage import Location
-
-WEIGHT = 10  # times a partial sum's bytes: its images', where there are enough
-WORTH = 16  # this part of a partial sum's bytes in images takes as long as merging it
-MIN_PARTIAL_IMAGES = 512  # unless there are fewer for an actor
-MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made of
 
 
 def partial_sums(
@@ -48,9 +43,7 @@ def partial_sums(
         partials = decode_images(shards, spec.preprocessing, options, plan).map_batches(
             PartialSums,
             fn_constructor_args=[root, spec, plan, options.batch_size],
-            batch_size=min(
-                images_per_partial(manifest.num_rows, plan.actors, spec), options.round_images
-            ),
+            batch_size=images_per_batch(manifest.num_rows, plan.actors, spec, options.round_images),
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
                 size=min(plan.actors, len(shards)), max_tasks_in_flight_per_actor=2
@@ -59,20 +52,6 @@ def partial_sums(
             num_gpus=plan.actor_gpus,
         )
         yield from partials.iter_internal_ref_bundles()
-
-
-def images_per_partial(images: int, actors: int, spec: ModelSpec) -> int:
-    """How many images one partial sum is made of.
-
-    So many that their bytes are a multiple of the sum's, up to a GiB of them; on small sets as few
-    as share the work among the actors, but not so few that merging takes longer than summing up.
-    """
-    height, width = spec.preprocessing.size
-    image_bytes = 3 * height * width
-    as_heavy = 4 * spec.grid.state_size / image_bytes  # images, as one partial sum
-    most = min(max(WEIGHT * as_heavy, MIN_PARTIAL_IMAGES), MAX_PARTIAL_BYTES / image_bytes)
-    shared = max(images / actors, as_heavy / WORTH)
-    return max(1, math.ceil(min(most, shared)))
 
 
 class PartialSums:
