@@ -21,6 +21,7 @@ from padim_ray.pipeline.columns import column_array
 from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.memory import prepare_memory
 from padim_ray.pipeline.merge import serialise
+from padim_ray.pipeline.prometheus import stage
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.run import decode_images
 from padim_ray.pipeline.session import data_context
@@ -77,15 +78,8 @@ class PartialSums:
         spec = self.embedder.spec
         pairs = zip(images["uri"].to_pylist(), images["error"].to_pylist(), strict=True)
         failures = {uri: error for uri, error in pairs if error}
-        total = empty_moments(spec.grid.cells, spec.grid.channels, device=self.embedder.device)
-        step = self.embedder.together
-        for start in range(0, images.num_rows, step):
-            # a filter copies, so not before the slice: memory is bounded by the step
-            part = images.slice(start, step)
-            if part["error"].null_count < part.num_rows:
-                part = part.filter(pc.is_null(part["error"]))
-            if part.num_rows:
-                total = self._accumulate(total, part, failures)
+        with stage("sum", images.num_rows):
+            total = self._sum_up(images, failures)
         group = images["group"][0].as_py()
         if not total.count:
             yield describe_sum(group, 0, 0, pa.py_buffer(b""), failures)
@@ -93,6 +87,18 @@ class PartialSums:
         for shard, (start, stop) in enumerate(state_shards(spec)):
             state = serialise(total.cells(start, stop).to("cpu"))
             yield describe_sum(group, shard, total.count, state, failures if shard == 0 else {})
+
+    def _sum_up(self, images: pa.Table, failures: dict[str, str]) -> Moments:
+        grid, step = self.embedder.spec.grid, self.embedder.together
+        total = empty_moments(grid.cells, grid.channels, device=self.embedder.device)
+        for start in range(0, images.num_rows, step):
+            # a filter copies, so not before the slice: memory is bounded by the step
+            part = images.slice(start, step)
+            if part["error"].null_count < part.num_rows:
+                part = part.filter(pc.is_null(part["error"]))
+            if part.num_rows:
+                total = self._accumulate(total, part, failures)
+        return total
 
     def _accumulate(self, total: Moments, images: pa.Table, failures: dict[str, str]) -> Moments:
         pixels = column_array(images["image"], np.uint8, (*self.embedder.spec.mapper.size, 3))
