@@ -1,6 +1,7 @@
 """What a job will take: from what is known before it is begun, by arithmetic. No Ray, no clock.
 
-Every formula says why it is so; `tests/test_plan.py` holds those that need no clock against jobs.
+Every formula says why it is so; `tests/pipeline/test_plan.py` holds those that need no clock
+against jobs.
 All sizes are in bytes, all times in seconds.
 """
 
@@ -37,15 +38,13 @@ DRIVER_PER_SHARD = 0.046
 IN_FLIGHT = 2
 """Tasks that Ray Data sends an actor ahead, so that it needn't wait for input."""
 
-MERGED = 10**6  # rank of what a round has merged
 ROW = 40
 """Of a decoded or scored row, beside the manifest's columns and its pixels or distances."""
 
 RESULT_ROW, RESULT_FILE = 150, 32 * 1024
 """At most, of a row of results, beside the manifest's columns, and of a Parquet file around it."""
 
-TENSOR_HEADER = 128
-"""At most, of a tensor in a safetensors file, or in the object store."""
+MERGED = -1  # rank of what a round has merged
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Archive:
 class Rates:
     """Images/s of one core that decodes, and of one actor that sums up (fit) or scores.
 
-    `factorise`: seconds of one core for a group's Gaussians, not counted if unknown. None: unknown.
+    `factorise`: seconds of one core for a group's Gaussians; not counted where unknown (None).
     `source`: where they come from, in words.
     """
 
@@ -226,7 +225,7 @@ def forecast_fit(
     batch = images_per_batch(archive.images, plan.actors, spec, round_images)
     sums = count_sums(archive.groups, shard, batch, round_images)
     sample = sum(min(images, calibration_images) for images in archive.groups.values())
-    row = archive.manifest_bytes / max(1, archive.images)
+    row = archive.manifest_bytes / archive.images
     groups = len(archive.groups)
     # the list travels as blocks, and comes back beside each image's pixels
     summed = archive.images * (2 * (row + ROW) + pixels) + sums.partials * state.moments
@@ -249,7 +248,7 @@ def forecast_fit(
         {group: min(images, calibration_images) for group, images in archive.groups.items()}, shard
     )
     seconds, bound = _pace(archive.images + sample, compute, tasks, plan, rates)
-    read = round(archive.bytes * (1 + sample / max(1, archive.images)))
+    read = round(archive.bytes * (1 + sample / archive.images))
     return Forecast(
         job="fit",
         images=archive.images,
@@ -284,7 +283,7 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
     """What `score` takes, without heatmaps: these are of the images that are flagged."""
     state, pixels = State.of(spec), image_bytes(spec)
     shard = images_per_shard(archive.images, spec.preprocessing)
-    row = archive.manifest_bytes / max(1, archive.images)
+    row = archive.manifest_bytes / archive.images
     tasks = _shards(archive.groups, shard)
     per_image = 3 * (row + ROW) + pixels + distance_bytes(spec)
     compute = archive.images / rates.score / plan.actors if rates.score else None

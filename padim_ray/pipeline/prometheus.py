@@ -1,8 +1,9 @@
 """What jobs tell Prometheus, through Ray, whose nodes export it with `ray_` before each name.
 
-Counters of images are counted by the driver, when a shard or a round is committed: what Ray or a
-continued job does twice counts once. Seconds of stages are counted where they are spent; what is
-done twice takes twice as long.
+Images are counted by the driver, when a shard or a round is committed: what Ray does twice, or a
+job does again that was killed, counts once. (A shard of images that couldn't be fetched is scored
+again when its run is continued, and counts again.) Seconds of stages are counted where they are
+spent; what is done twice takes twice as long.
 
 A name's labels are bounded: causes by `failures.KNOWN_CAUSES`, groups by `MOST_GROUPS`. Costs are
 those of a few calls per shard, none per image. Recording without Ray does nothing.
