@@ -261,11 +261,19 @@ def test_queries_ask_for_what_is_exported(run, title, expression, shown):
     assert shown <= kept
 
 
-def test_prometheus_understands_the_alerts():
+@pytest.mark.parametrize(
+    ("action", "file"),
+    [
+        ("check", GRAFANA / "alerts.yaml"),
+        ("test", REPOSITORY / "tests/grafana/alerts_test.yaml"),
+    ],
+)
+def test_alerts_fire_when_they_should(action, file):
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool isn't on PATH (Debian: apt-get install prometheus)")
-    subprocess.run([promtool, "check", "rules", GRAFANA / "alerts.yaml"], check=True)
+    done = subprocess.run([promtool, action, "rules", file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_panels_lie_side_by_side():
