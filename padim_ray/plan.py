@@ -12,6 +12,8 @@ from functools import lru_cache
 from math import prod
 
 from padim_ray import resnet
+from padim_ray.embedder import CPU_TOGETHER, GPU_BATCH, GPU_TOGETHER
+from padim_ray.fused import TOGETHER
 from padim_ray.histogram import BINS
 from padim_ray.model import state_shards
 from padim_ray.pipeline.batches import FAN_IN, WORTH, images_per_batch
@@ -272,7 +274,7 @@ def forecast_fit(
         actor_bytes=_process(spec, plan)
         + (0 if plan.actor_gpus else state.moments)
         + 2 * state.moments // state.shards,  # what is serialised, and the copy of it
-        device_bytes=device_bytes(spec, state.moments),
+        device_bytes=device_bytes(spec, state.moments),  # calibration has no kernels
         driver_bytes=2 * archive.manifest_bytes + 4 * archive.images,
         partial_sums=sums.partials,
         merges=sums.merges,
@@ -310,7 +312,9 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
             + archive.images * (row + ROW)  # listed.parquet
         ),
         actor_bytes=_process(spec, plan) + (0 if plan.actor_gpus else cached * state.gaussian),
-        device_bytes=device_bytes(spec, cached * state.gaussian),
+        device_bytes=device_bytes(
+            spec, cached * state.gaussian, kernels=spec.precision == "bfloat16"
+        ),
         driver_bytes=2 * archive.manifest_bytes + 4 * archive.images,
     )
 
@@ -354,33 +358,48 @@ def embedding_numbers(spec: ModelSpec) -> int:
     return sum(p * c for p, c in zip(spec.grid.cells, spec.grid.channels, strict=True))
 
 
-def device_bytes(spec: ModelSpec, state: int, batch: int = 128, together: int = 512) -> int:
-    """Of a GPU's memory, with so many bytes of moments or Gaussians on it.
+def device_bytes(spec: ModelSpec, state: int, *, kernels: bool = False) -> int:
+    """Of a GPU's memory, with so many bytes of moments or Gaussians on it. Not measured.
 
     Args:
-        batch: images per pass through the trunk; `together`: embedded and measured by one call.
+        kernels: features are read as they are (`kernels`), and not copied to other forms.
     """
-    item = 2 if spec.precision == "bfloat16" else 4
+    item = _item(spec)
     height, width = spec.preprocessing.size
     # the first convolution's output is the largest: input, output and residual of a layer at once
-    activations = batch * 3 * item * 64 * (height // 2) * (width // 2)
-    # the features; transposed; in float32; and once more, centred or multiplied
-    features = together * embedding_numbers(spec) * (2 * item + 8)
-    images = together * image_bytes(spec) + batch * image_bytes(spec) * 4
-    return CUDA_CONTEXT + item * trunk_parameters(spec) + state + activations + features + images
+    activations = GPU_BATCH * 3 * item * 64 * (height // 2) * (width // 2)
+    # else also transposed, in float32, and centred or multiplied
+    features = GPU_TOGETHER * embedding_numbers(spec) * (item if kernels else 2 * item + 8)
+    # distances brought to the image's size, and smoothed in two directions
+    maps = GPU_TOGETHER * (distance_bytes(spec) + 3 * 4 * height * width)
+    images = GPU_BATCH * image_bytes(spec) * (3 + 4)  # under way as bytes, one in float32
+    return (
+        CUDA_CONTEXT
+        + item * trunk_parameters(spec)
+        + state
+        + activations
+        + features
+        + maps
+        + images
+    )
 
 
-def _process(spec: ModelSpec, plan: Plan, together: int = 128) -> int:
+def _item(spec: ModelSpec) -> int:
+    return 2 if spec.precision == "bfloat16" else 4
+
+
+def _process(spec: ModelSpec, plan: Plan) -> int:
     """An actor's process, without moments or Gaussians: imports, trunk, images and features.
 
-    On a GPU the features are there, and the process holds the images only.
+    On a GPU the features are there, and the process holds the images only, on their way.
     """
-    item = 2 if spec.precision == "bfloat16" else 4
-    held = image_bytes(spec) * (4 if plan.actor_gpus else 1) * together
-    if not plan.actor_gpus:
-        held += together * (embedding_numbers(spec) * item + 2 * distance_bytes(spec))
-        held += plan.threads * 8 * image_bytes(spec) * 4 * 4  # a pass's activations, float32
-    return PROCESS + item * trunk_parameters(spec) + held
+    weights = _item(spec) * trunk_parameters(spec)
+    if plan.actor_gpus:
+        return PROCESS + weights + GPU_TOGETHER * image_bytes(spec)
+    features = CPU_TOGETHER * (embedding_numbers(spec) * _item(spec) + 2 * distance_bytes(spec))
+    # of the images that a thread computes on together
+    activations = plan.threads * TOGETHER * image_bytes(spec) * 4 * 4
+    return PROCESS + weights + CPU_TOGETHER * image_bytes(spec) + features + activations
 
 
 def _waiting(sums: Sums, groups: int, state: State) -> float:

@@ -180,3 +180,4 @@ def test_gaussians_are_loaded_by_those_who_get_shards(counts, shard, actors):
 def test_a_gpu_holds_more_than_the_state(spec, state):
     assert device_bytes(spec, state) > state
     assert device_bytes(spec, state + 1) == device_bytes(spec, state) + 1
+    assert device_bytes(spec, state, kernels=True) < device_bytes(spec, state)
