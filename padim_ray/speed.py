@@ -105,7 +105,7 @@ def _measure(embedder: Embedder, pixels: np.ndarray) -> ActorSpeed:
 
     fit = _rate(sum_up)
     seconds, whitened = _factorise(spec, state)
-    gaussian = whitened.to(embedder.device)
+    gaussian = embedder.load(whitened)
 
     def score() -> int:
         distances = embedder.distances(embedder.embed(images), gaussian)
