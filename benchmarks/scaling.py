@@ -30,10 +30,11 @@ from benchmarks.archive import ARCHIVES, many_images, random_trunk
 from benchmarks.jobs import listed
 from benchmarks.timing import steady_rate
 from padim_ray.manifest import shard_rows, shard_table, sort_images
-from padim_ray.options import ModelOptions
-from padim_ray.pipeline.merge import FAN_IN
-from padim_ray.pipeline.partial_sums import images_per_partial
+from padim_ray.options import ModelOptions, VersionOptions
+from padim_ray.pipeline.batches import images_per_batch
+from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.session import data_context, rows_of
+from padim_ray.plan import State, count_sums, distance_bytes, image_bytes
 from padim_ray.spec import new_spec
 
 SHARD_IMAGES = 256
@@ -101,20 +102,18 @@ def object_store_costs(images: int, n_features: int | str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         weights = random_trunk(Path(directory) / "resnet18.pth")
         spec, _ = new_spec(ModelOptions(weights=weights, n_features=n_features), "bfloat16")
-    height, width = spec.preprocessing.size
-    pixels = 3 * height * width * images
-    state = 4 * spec.grid.state_size
-    together = images_per_partial(images, 1, spec)
-    partials = -(-images // together)
-    merges = max(0, -(-(partials - 1) // (FAN_IN - 1)))
-    distances = 4 * spec.grid.cells[0] * images
+    pixels = image_bytes(spec) * images
+    state, shard = State.of(spec), images_per_shard(images, spec.preprocessing)
+    together = images_per_batch(images, 1, spec, VersionOptions.round_images)
+    sums = count_sums({"default": images}, shard, together, VersionOptions.round_images)
+    summed = sums.partials * state.moments + sums.merges * state.merged
     return {
         "images": images,
         "channels": sum(spec.grid.channels),
-        "state, MB": state / 1e6,
+        "state, MB": 4 * spec.grid.state_size / 1e6,
         "images in a partial sum": together,
-        "fit, bytes per byte of pixels": 1 + state * (partials + 2 * merges) / pixels,  # float64
-        "score, bytes per byte of pixels": 1 + distances / pixels,
+        "fit, bytes per byte of pixels": 1 + summed / pixels,
+        "score, bytes per byte of pixels": 1 + distance_bytes(spec) / image_bytes(spec),
     }
 
 

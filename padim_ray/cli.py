@@ -20,6 +20,7 @@ from padim_ray.options import (
     RUN,
     EvaluateOptions,
     FitOptions,
+    PlanOptions,
     ScoreOptions,
     StorageOptions,
     VersionOptions,
@@ -90,6 +91,30 @@ def evaluate(options: EvaluateOptions) -> int:
     from padim_ray.pipeline.evaluate import run_evaluate
 
     run_evaluate(options)
+    return SUCCESS
+
+
+def plan(
+    options: PlanOptions | None = None,
+    *,
+    json: bool = False,  # as the option is called
+) -> int:
+    """Say what fit and score would take, before they cost money.
+
+    A few images are read and measured here; nothing is written.
+
+    padim-ray plan --images 's3://archive/{group}/train/good/*.png' --gpus 8 --cpus 128 --rate 2500
+
+    Parameters
+    ----------
+    json
+        Print JSON, for programs.
+    """
+    from padim_ray import console
+    from padim_ray.planning import make_plan
+
+    made = make_plan(options or PlanOptions())
+    console.print_json(made.to_json()) if json else console.print_plan(made)
     return SUCCESS
 
 
@@ -186,7 +211,7 @@ def prune(model: str, /, *, keep: int, storage_options: StorageOptions = None) -
 def main(arguments: Sequence[str] | None = None) -> None:
     """`padim-ray`: exits with 0, 2 (a mistake), 3 (too many images failed) or 143 (SIGTERM)."""
     app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
-    for command in (fit, update, forget, score, evaluate, report, info, rollback, prune):
+    for command in (plan, fit, update, forget, score, evaluate, report, info, rollback, prune):
         app.command(command)
     _run(app, arguments)
 

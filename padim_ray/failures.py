@@ -6,6 +6,29 @@ from dataclasses import dataclass, field
 
 from padim_ray.errors import TooManyFailed
 from padim_ray.options import JobOptions
+from padim_ray.preprocessing import FORMATS
+
+KNOWN_CAUSES = {
+    "fetch": frozenset(
+        {
+            *("not found", "permission denied", "the storage failed", "file too large"),
+            "changed since it was listed",
+        }
+    ),
+    "decode": frozenset(
+        {
+            *("empty file", "too many pixels", "unreadable header", "broken image"),
+            f"not a {', '.join(FORMATS)} image",
+            *(
+                "32-bit pixels, whose range nothing tells",
+                "the decoder hung",
+                "the decoder crashed",
+            ),
+        }
+    ),
+    "embed": frozenset({"NaN or infinite features"}),
+}
+"""What images fail of, by stage; whatever else a library may say is "other"."""
 
 HOPELESS = 1000  # images: if none of so many can be fetched, something else is wrong
 
@@ -49,3 +72,12 @@ class Failures:
 def count_causes(errors: Iterable[str | None]) -> dict[str, int]:
     """Numbers of errors by stage and cause, without the details; None is no error."""
     return dict(Counter(error.partition(" (")[0] for error in errors if error))
+
+
+def bounded_cause(cause: str) -> tuple[str, str]:
+    """Stage and cause, of a bounded number: for metrics, which a library's words would swamp."""
+    stage, _, short = cause.partition(": ")
+    known = KNOWN_CAUSES.get(stage)
+    if known is None:
+        return "other", "other"
+    return stage, short if short in known else "other"

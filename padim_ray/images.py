@@ -22,9 +22,7 @@ from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOp
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from padim_ray.errors import ImageError
-from padim_ray.preprocessing import Preprocessing
-
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+from padim_ray.preprocessing import FORMATS, Preprocessing
 
 Image.MAX_IMAGE_PIXELS = None  # in its place, `open_image` holds every image against a given limit
 

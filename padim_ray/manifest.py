@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -245,31 +246,10 @@ def read_manifest(location: Location) -> pa.Table:
     Raises:
         PadimError: if it is missing, not Parquet, without uris, or names an image twice.
     """
-    try:
-        with location.as_local_file() as path:
-            table = pq.read_table(path)
-    except FileNotFoundError as error:
-        raise PadimError(f"There is no manifest at {location.uri}.") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise PadimError(f"The manifest {location.uri} is not a Parquet file: {reason}.") from error
-    if "uri" not in table.column_names:
-        raise PadimError(f"The manifest {location.uri} has no column 'uri'.")
-    if table.num_rows == 0:
-        raise PadimError(f"No image matched: the manifest {location.uri} is empty.")
-    for name, kind, default in (
-        ("uri", pa.string(), None),
-        ("group", pa.string(), DEFAULT_GROUP),
-        ("size", pa.int64(), None),
-        ("version_tag", pa.string(), None),
-    ):
-        if name in table.column_names:
-            table = cast_column(table, name, kind, location)
-        else:
-            table = table.append_column(name, pa.array([default] * table.num_rows, kind))
-    clash = sorted(set(table.column_names) & (_RESERVED - _GIVEN))
-    if clash:
-        table = table.drop_columns(clash)  # a results table used as a manifest
+    with manifest_errors(location), location.as_local_file() as path:
+        table = pq.read_table(path)
+    check_manifest(table.column_names, table.num_rows, location)
+    table = complete_manifest(table, location)
     if (
         pc.any(pc.equal(table["uri"], "")).as_py()
         or table["uri"].null_count
@@ -285,6 +265,46 @@ def read_manifest(location: Location) -> pa.Table:
             f"among them {repeated[0]['values'].as_py()}."
         )
     return sort_images(table)
+
+
+@contextmanager
+def manifest_errors(location: Location) -> Iterator[None]:
+    """Raises: PadimError if what is read in the block isn't there, or isn't Parquet."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise PadimError(f"There is no manifest at {location.uri}.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise PadimError(f"The manifest {location.uri} is not a Parquet file: {reason}.") from error
+
+
+def check_manifest(columns: Sequence[str], rows: int, location: Location) -> None:
+    """Raises: PadimError if a manifest lists nothing."""
+    if "uri" not in columns:
+        raise PadimError(f"The manifest {location.uri} has no column 'uri'.")
+    if not rows:
+        raise PadimError(f"No image matched: the manifest {location.uri} is empty.")
+
+
+def complete_manifest(table: pa.Table, location: Location) -> pa.Table:
+    """A manifest's own columns, as they are or by default, and what else it has.
+
+    Raises:
+        PadimError: if a column is of another kind.
+    """
+    for name, kind, default in (
+        ("uri", pa.string(), None),
+        ("group", pa.string(), DEFAULT_GROUP),
+        ("size", pa.int64(), None),
+        ("version_tag", pa.string(), None),
+    ):
+        if name in table.column_names:
+            table = cast_column(table, name, kind, location)
+        else:
+            table = table.append_column(name, pa.array([default] * table.num_rows, kind))
+    clash = sorted(set(table.column_names) & (_RESERVED - _GIVEN))
+    return table.drop_columns(clash)  # a results table used as a manifest
 
 
 def cast_column(table: pa.Table, name: str, kind: pa.DataType, location: Location) -> pa.Table:

@@ -48,15 +48,11 @@ Sizes = Annotated[
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """What makes a model, apart from its images."""
+class FeatureOptions:
+    """What features of an image a model has: all that its size and speed depend on."""
 
     backbone: Annotated[str, Parameter(group=MODEL)] = "resnet18"
     """ResNet of torchvision: resnet18/34/50/101/152, wide_resnet50_2, resnext50_32x4d, …"""
-
-    weights: Annotated[str, Parameter(group=MODEL)] = "IMAGENET1K_V1"
-    """torchvision weights name, or path or URI of a .pth or .safetensors state dict (its trunk is
-    enough)."""
 
     layers: Annotated[
         tuple[str, ...],
@@ -83,6 +79,28 @@ class ModelOptions:
     seed: Annotated[int, Parameter(group=MODEL)] = 42
     """Seed of the draws of channels and of calibration images."""
 
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(group=MODEL)] = "auto"
+    """Precision of the trunk. auto: the fastest that the workers compute natively."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        layers = (self.layers,) if isinstance(self.layers, str) else self.layers
+        split = tuple(name for layer in layers for name in layer.split(",") if name)
+        object.__setattr__(self, "layers", split)
+        object.__setattr__(self, "image_size", _pair("image_size", self.image_size))
+        if self.crop is not None:
+            object.__setattr__(self, "crop", _pair("crop", self.crop))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(FeatureOptions):
+    """What makes a model, apart from its images."""
+
+    weights: Annotated[str, Parameter(group=MODEL)] = "IMAGENET1K_V1"
+    """torchvision weights name, or path or URI of a .pth or .safetensors state dict (its trunk is
+    enough)."""
+
     regularization: Annotated[Literal["shrink", "paper"], Parameter(group=MODEL)] = "shrink"
     """shrink: towards the covariance averaged over all positions. paper: a constant on the
     diagonal."""
@@ -96,20 +114,11 @@ class ModelOptions:
     epsilon: Annotated[float, Parameter(group=MODEL)] = 0.01
     """Added to the diagonal (paper)."""
 
-    precision: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(group=MODEL)] = "auto"
-    """Precision of the trunk. auto: the fastest that the workers compute natively."""
-
     sigma: Annotated[float, Parameter(group=MODEL)] = 4.0
     """Standard deviation of the anomaly map's smoothing, in pixels; 0: none."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        layers = (self.layers,) if isinstance(self.layers, str) else self.layers
-        split = tuple(name for layer in layers for name in layer.split(",") if name)
-        object.__setattr__(self, "layers", split)
-        object.__setattr__(self, "image_size", _pair("image_size", self.image_size))
-        if self.crop is not None:
-            object.__setattr__(self, "crop", _pair("crop", self.crop))
+        FeatureOptions.__post_init__(self)
         for name in ("sigma", "shrinkage", "ridge", "epsilon"):
             _check_number(name, getattr(self, name))
 
@@ -300,6 +309,72 @@ class EvaluateOptions(ScoreOptions):
         super().__post_init__()
         if self.masks is not None and self.manifest is not None:
             raise PadimError("--masks needs --images; a manifest has a column 'mask_uri' instead")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(FeatureOptions):
+    """Options of `plan`."""
+
+    images: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
+    """Images to read, such as 's3://archive/{group}/train/good/*.png'; as for the jobs."""
+
+    manifest: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
+    """Parquet file that lists the images instead; only the columns that matter are read."""
+
+    model: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
+    """Directory of a fitted model, whose settings count instead of those below."""
+
+    max_image_pixels: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_PIXELS
+    """Images of more pixels fail, before they are decoded."""
+
+    max_image_bytes: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_BYTES
+    """Larger files fail, before they are read."""
+
+    sample: Annotated[int, Parameter(group=IMAGES)] = 16
+    """Images that are fetched and decoded here, to measure. 0: none."""
+
+    calibration_images: Annotated[int, Parameter(group=MODEL)] = 2000
+    """Training images per group, at most, that a fit reads once more."""
+
+    gpus: Annotated[int, Parameter(group=RUN)] = 0
+    """GPUs of the cluster. 0: it has CPUs only."""
+
+    cpus: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
+    """CPU cores of the cluster. Default: as many as this machine has."""
+
+    gpu_memory: Annotated[float | None, Parameter(group=RUN, negative_none="")] = None
+    """GiB of each GPU. Default: what a GPU here has, else 16."""
+
+    rate: Annotated[float | None, Parameter(group=RUN, negative_none="")] = None
+    """Images/s that one actor (a GPU, or 8 cores) sums up or scores. Default: measured here, where
+    there is such a device."""
+
+    round_images: Annotated[int, Parameter(group=RUN)] = 20_000
+    """As of the fit that is planned."""
+
+    storage_options: StorageOptions = None
+    """JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.images is None) == (self.manifest is None):
+            raise PadimError("Say which images to read: either --images or --manifest")
+        for name in ("cpus", "max_image_pixels", "max_image_bytes", "round_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PadimError(f"{_flag(name)} must be at least 1, but is {value}")
+        for name in ("gpus", "sample", "calibration_images"):
+            _check_number(name, getattr(self, name))
+        for name in ("rate", "gpu_memory"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise PadimError(f"{_flag(name)} must be above 0, but is {value}")
+        if self.model is not None:
+            defaults = FeatureOptions()
+            for field in fields(FeatureOptions):
+                if getattr(self, field.name) != getattr(defaults, field.name):
+                    raise PadimError(f"{_flag(field.name)} is the model's: leave it out")
 
 
 def from_mapping(kind: type, options: Mapping[str, Any]) -> Any:

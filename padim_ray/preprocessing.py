@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from padim_ray.errors import ModelError
 
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+
 
 @dataclass(frozen=True)
 class Preprocessing:

@@ -1,5 +1,6 @@
 """The stage that fetches and decodes images: a shard of the manifest in, its pixels out."""
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ from padim_ray.errors import ImageError
 from padim_ray.fetch import Fetcher
 from padim_ray.options import MAX_IMAGE_PIXELS
 from padim_ray.pipeline.columns import fixed_size_column
+from padim_ray.pipeline.prometheus import count_stage
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.sources import uris_to_fetch
 
@@ -52,8 +54,17 @@ class FetchAndDecode:
     ) -> None:
         self.wanted = ModelInput(preprocessing, max_pixels)
         self.fetch, self.hung_after = fetch, hung_after
+        self._waited = 0.0  # seconds of this call, for the store
 
     def __call__(self, shard: pa.Table) -> pa.Table:
+        started, self._waited = time.perf_counter(), 0.0
+        decoded = self._decode(shard)
+        count_stage("fetch", shard.num_rows, self._waited)
+        seconds = time.perf_counter() - started - self._waited
+        count_stage("decode", shard.num_rows, seconds)
+        return decoded
+
+    def _decode(self, shard: pa.Table) -> pa.Table:
         height, width = self.wanted.preprocessing.size
         pixels = np.zeros((shard.num_rows, height, width, 3), np.uint8)
         errors: list[str | None] = []
@@ -90,7 +101,9 @@ class FetchAndDecode:
 
             ahead = start_fetching(windows[0])
             for following in [*windows[1:], None]:
+                asked = time.perf_counter()
                 contents = ahead.result()
+                self._waited += time.perf_counter() - asked
                 if following:
                     ahead = start_fetching(following)
                 yield from contents

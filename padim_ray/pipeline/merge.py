@@ -22,13 +22,14 @@ from padim_ray.artifact import ModelVersion, save_tensors, shard_location, versi
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import PooledScatter, Regularization
 from padim_ray.moments import Blocks, Moments
+from padim_ray.pipeline.batches import FAN_IN
 from padim_ray.pipeline.memory import give_back_memory, prepare_memory
+from padim_ray.pipeline.prometheus import stage
 from padim_ray.pipeline.resources import Share
 from padim_ray.storage import Location
 
 log = logging.getLogger("padim_ray")
 
-FAN_IN = 4
 ALIGNED = 64  # bytes, as Arrow has it
 MERGED = 10**6  # rank of what is merged only when its group or round ends
 
@@ -112,8 +113,10 @@ def serialise(state: Moments) -> pa.Buffer:
 @ray.remote(max_retries=-1)
 def _merge_task(rows: list[int | None], *objects: Any) -> tuple["_Arrays", PooledScatter]:
     prepare_memory()
-    total = moments.merge_all(list(map(_moments, rows, objects)))  # views: no memory for the list
-    return _Arrays.of(total), gaussian.pool(total)
+    parts = list(map(_moments, rows, objects))  # views: no memory for the list
+    with stage("merge", sum(part.count for part in parts)):
+        total = moments.merge_all(parts)
+        return _Arrays.of(total), gaussian.pool(total)
 
 
 @ray.remote(max_retries=-1)
@@ -318,7 +321,8 @@ def _write_task(
     prepare_memory()
     merged = _moments(row, value)
     try:
-        whitened = gaussian.factorise(merged, regularization.scale(merged.count), offset)
+        with stage("factorise", merged.count):
+            whitened = gaussian.factorise(merged, regularization.scale(merged.count), offset)
     except ModelError as error:
         return f"Group {group!r} {error}"
     save_tensors(target.file(group, "moments", shard), moments.to_tensors(merged))

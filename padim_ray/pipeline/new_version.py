@@ -30,6 +30,7 @@ from padim_ray.pipeline.calibrate import Sample, calibrate
 from padim_ray.pipeline.merge import Base, Target
 from padim_ray.pipeline.nodes import plan_for
 from padim_ray.pipeline.partial_sums import partial_sums
+from padim_ray.pipeline.prometheus import JobMetrics
 from padim_ray.pipeline.recovery import until_done
 from padim_ray.pipeline.reducer import Reducer
 from padim_ray.pipeline.resources import Plan
@@ -107,7 +108,11 @@ class Job(ABC):
                 record = JobRecord(self.identity, settings, images)
                 record.write(place)
             spec = self.prepare(record.settings)
-            before, causes = _NewVersion(self, number, spec, images).make()
+            with JobMetrics(
+                self.name, self.root.uri, number, group_counts(images), images.nbytes
+            ) as metrics:
+                before, causes = _NewVersion(self, number, spec, images, metrics).make()
+                metrics.report_success()
         remove_rounds(place)
         return self.sum_up(number, images, causes, before)
 
@@ -165,6 +170,7 @@ class _NewVersion:
     number: int
     spec: ModelSpec
     images: pa.Table
+    metrics: JobMetrics
 
     def make(self) -> tuple[int, Mapping[str, int]]:
         """Returns the images that an earlier attempt had done, and failed images by cause."""
@@ -196,6 +202,7 @@ class _NewVersion:
             options.round_images,
             Failures(options, self.images.num_rows),
             self.job.base,
+            self._count,
         )
         if reducer.rows:
             log.info("%d of %d images are done already", reducer.rows, self.images.num_rows)
@@ -205,11 +212,17 @@ class _NewVersion:
                 for bundle in bundles:
                     for block in bundle.block_refs:
                         reducer.add(block)
+                    self.metrics.report_progress(reducer.rows, len(reducer.failures))
         reducer.finish(plan.finish)
         reducer.commit()
+        self.metrics.report_progress(reducer.rows, len(reducer.failures))
         if reducer.rows != self.images.num_rows:
             raise RuntimeError(f"{self.images.num_rows} images listed, but {reducer.rows} read")
         return reducer
+
+    def _count(self, images: int, causes: Mapping[str, int]) -> None:
+        self.metrics.count_fitted(images)
+        self.metrics.count_failed(causes)
 
     def _publish(self, reducer: Reducer) -> None:
         """Calibrate what changed and make the version the current one."""

@@ -1,6 +1,5 @@
 """The actor that sums up images: trunk, moments of a batch."""
 
-import math
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -16,21 +15,18 @@ from padim_ray.manifest import shard_rows, shard_table
 from padim_ray.model import state_shards
 from padim_ray.moments import Moments, empty_moments
 from padim_ray.options import VersionOptions
+from padim_ray.pipeline.batches import images_per_batch
 from padim_ray.pipeline.columns import column_array
 from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.device import Device
 from padim_ray.pipeline.memory import prepare_memory
 from padim_ray.pipeline.merge import serialise
+from padim_ray.pipeline.prometheus import stage
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.run import decode_images
 from padim_ray.pipeline.session import data_context
 from padim_ray.spec import ModelSpec
 from padim_ray.storage import Location
-
-WEIGHT = 10  # times a partial sum's bytes: its images', where there are enough
-WORTH = 16  # this part of a partial sum's bytes in images takes as long as merging it
-MIN_PARTIAL_IMAGES = 512  # unless there are fewer for an actor
-MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made of
 
 
 def partial_sums(
@@ -48,28 +44,14 @@ def partial_sums(
         partials = decode_images(shards, spec.preprocessing, options, plan).map_batches(
             PartialSums,
             fn_constructor_args=[root, spec, plan, options.batch_size],
-            batch_size=min(
-                images_per_partial(manifest.num_rows, plan.asked_actors, spec), options.round_images
+            batch_size=images_per_batch(
+                manifest.num_rows, plan.asked_actors, spec, options.round_images
             ),
             batch_format="pyarrow",
             compute=plan.actor_pool(len(shards), max_tasks_in_flight_per_actor=2),
             **plan.actor.options,
         )
         yield from partials.iter_internal_ref_bundles()
-
-
-def images_per_partial(images: int, actors: int, spec: ModelSpec) -> int:
-    """How many images one partial sum is made of.
-
-    So many that their bytes are a multiple of the sum's, up to a GiB of them; on small sets as few
-    as share the work among the actors, but not so few that merging takes longer than summing up.
-    """
-    height, width = spec.preprocessing.size
-    image_bytes = 3 * height * width
-    as_heavy = 4 * spec.grid.state_size / image_bytes  # images, as one partial sum
-    most = min(max(WEIGHT * as_heavy, MIN_PARTIAL_IMAGES), MAX_PARTIAL_BYTES / image_bytes)
-    shared = max(images / actors, as_heavy / WORTH)
-    return max(1, math.ceil(min(most, shared)))
 
 
 class PartialSums:
@@ -97,15 +79,8 @@ class PartialSums:
         spec = self.embedder.spec
         pairs = zip(images["uri"].to_pylist(), images["error"].to_pylist(), strict=True)
         failures = {uri: error for uri, error in pairs if error}
-        total = empty_moments(spec.grid.cells, spec.grid.channels, device=self.embedder.device)
-        step = self.embedder.together
-        for start in range(0, images.num_rows, step):
-            # a filter copies, so not before the slice: memory is bounded by the step
-            part = images.slice(start, step)
-            if part["error"].null_count < part.num_rows:
-                part = part.filter(pc.is_null(part["error"]))
-            if part.num_rows:
-                total = self._accumulate(total, part, failures)
+        with stage("sum", images.num_rows):
+            total = self._sum_up(images, failures)
         group = images["group"][0].as_py()
         if not total.count:
             yield describe_sum(group, 0, 0, pa.py_buffer(b""), failures)
@@ -113,6 +88,18 @@ class PartialSums:
         for shard, (start, stop) in enumerate(state_shards(spec)):
             state = serialise(total.cells(start, stop).to("cpu"))
             yield describe_sum(group, shard, total.count, state, failures if shard == 0 else {})
+
+    def _sum_up(self, images: pa.Table, failures: dict[str, str]) -> Moments:
+        grid, step = self.embedder.spec.grid, self.embedder.together
+        total = empty_moments(grid.cells, grid.channels, device=self.embedder.device)
+        for start in range(0, images.num_rows, step):
+            # a filter copies, so not before the slice: memory is bounded by the step
+            part = images.slice(start, step)
+            if part["error"].null_count < part.num_rows:
+                part = part.filter(pc.is_null(part["error"]))
+            if part.num_rows:
+                total = self._accumulate(total, part, failures)
+        return total
 
     def _accumulate(self, total: Moments, images: pa.Table, failures: dict[str, str]) -> Moments:
         pixels = column_array(images["image"], np.uint8, (*self.embedder.spec.mapper.size, 3))

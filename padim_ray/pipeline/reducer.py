@@ -1,7 +1,7 @@
 """The reducer: a fit's partial sums in, finished groups and committed rounds out."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,8 @@ class Reducer:
 
     `version`: where. `listed`: images of each group. `rows`: images of the manifest, from its first
     on, that are summed up or failed. `failures`: error of each failed image, by uri. `entries`: the
-    groups that are finished. `base`: what the images are added to, or taken from.
+    groups that are finished. `base`: what the images are added to, or taken from. `on_commit`: is
+    told a round's images, without those that failed, and these by cause.
     """
 
     regularization: Regularization
@@ -47,6 +48,7 @@ class Reducer:
     round_images: int
     count_failures: Failures
     base: Base = field(default_factory=Base)
+    on_commit: Callable[[int, Mapping[str, int]], None] = lambda images, causes: None
     rows: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     entries: dict[str, GroupEntry] = field(default_factory=dict)
@@ -131,6 +133,8 @@ class Reducer:
                 self._tree.add_merged((partial.group, shard), part.source)
             ray.get(saved)
         following.commit(self.target.location, self._uncommitted)
+        images = self.rows - self._round.rows - len(self._uncommitted)
+        self.on_commit(images, count_causes(self._uncommitted.values()))
         self._round, self._uncommitted = following, {}
         log.info(
             "%d images are in the moments, or failed: round %d is committed", self.rows, number

@@ -26,6 +26,7 @@ from padim_ray.failures import count_causes
 from padim_ray.fetch import Fetcher
 from padim_ray.heatmap import draw_heatmap, output_name
 from padim_ray.pipeline.columns import column_array
+from padim_ray.pipeline.prometheus import stage
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.run_directory import PART, list_parts
 from padim_ray.sources import without_sources
@@ -136,6 +137,10 @@ class WriteResults:
         self.decisions, self.count_pixels = decisions, count_pixels
 
     def __call__(self, shard: pa.Table) -> pa.Table:
+        with stage("write", shard.num_rows):
+            return self._write(shard)
+
+    def _write(self, shard: pa.Table) -> pa.Table:
         number = shard["shard"][0].as_py()
         if pc.count_distinct(shard["shard"]).as_py() != 1:
             raise RuntimeError(f"shard {number} came with rows of another")
@@ -249,6 +254,10 @@ class DrawHeatmaps:
         self.preprocessing, self.fetch, self.wanted = preprocessing, fetch, UprightImage(max_pixels)
 
     def __call__(self, wanted: pa.Table) -> pa.Table:
+        with stage("draw", wanted.num_rows):
+            return self._draw_shard(wanted)
+
+    def _draw_shard(self, wanted: pa.Table) -> pa.Table:
         number, scale = wanted["shard"][0].as_py(), self.scales[wanted["group"][0].as_py()]
         staged = _read_table(self.output.staged(number))
         staged = staged.filter(pc.is_in(staged["row"], wanted["row"].combine_chunks()))

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from padim_ray.options import ScoreOptions, from_mapping
 from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.run import read_images_table
 from padim_ray.pipeline.scoring import ScoringJob
+from padim_ray.pipeline.session import ray_session
 from padim_ray.pipeline.summary import Summary
 from padim_ray.storage import Location
 
@@ -85,7 +86,12 @@ def scoring_job(
         else:
             run_directory.check_empty(root)
             record = _begin(identity, read_manifest(options), version, root)
-        yield ScoringJob(name, options, version, record, root, claim, *started)
+        job = ScoringJob(name, options, version, record, root, claim, *started)
+        with ExitStack() as stack:
+            if not job.is_complete:  # what it tells at its end goes to Prometheus, too
+                stack.enter_context(ray_session(options.address))
+                stack.enter_context(job.metrics)
+            yield job
 
 
 def _continue(

@@ -17,6 +17,7 @@ from padim_ray.pipeline.columns import column_array, fixed_size_column
 from padim_ray.pipeline.device import Device
 from padim_ray.pipeline.gaussians import GaussianCache
 from padim_ray.pipeline.memory import prepare_memory
+from padim_ray.pipeline.prometheus import stage
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.run import decode_images
 
@@ -72,6 +73,10 @@ class ScoreImages:
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         self.device.check()
+        with stage("score", shard.num_rows):
+            return self._score_shard(shard)
+
+    def _score_shard(self, shard: pa.Table) -> pa.Table:
         size = self.version.spec.preprocessing.size
         pixels = column_array(shard["image"], np.uint8, (*size, 3))
         errors = shard["error"].to_pylist()

@@ -27,13 +27,14 @@ from padim_ray.options import ScoreOptions
 from padim_ray.pipeline.committed import read_committed
 from padim_ray.pipeline.decode import MAX_SHARD_IMAGES
 from padim_ray.pipeline.nodes import plan_for
+from padim_ray.pipeline.prometheus import JobMetrics
 from padim_ray.pipeline.recovery import until_done
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.results import DrawHeatmaps, Output, WriteResults
 from padim_ray.pipeline.run import fetcher
 from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.scores import Scores
-from padim_ray.pipeline.session import data_context, ray_session, rows_of
+from padim_ray.pipeline.session import data_context, rows_of
 from padim_ray.pipeline.summary import GroupVerdict, Summary, read_summary, timed, write_summary
 from padim_ray.redaction import redact
 from padim_ray.report import MOST_FAILED, write_report
@@ -63,6 +64,7 @@ class ScoringJob:
     output: Output = field(init=False)
     scores: Scores = field(init=False)
     failures: Failures = field(init=False)
+    metrics: JobMetrics = field(init=False)
     done: set[int] = field(default_factory=set)
     drawn: set[int] = field(default_factory=set)
     before: int = 0
@@ -85,6 +87,13 @@ class ScoringJob:
             _decide(group_counts(self.manifest), self.version, options),
         )
         self.failures = Failures(self.options, self.manifest.num_rows)
+        self.metrics = JobMetrics(
+            self.name,
+            self.version.root.uri,
+            self.version.number,
+            group_counts(self.manifest),
+            self.manifest.nbytes,
+        )
 
     @property
     def manifest(self) -> pa.Table:
@@ -104,7 +113,7 @@ class ScoringJob:
         count_pixels: Callable[[pa.Table, np.ndarray], dict[str, Any]] | None = None,
         take: Callable[[slice, dict[str, Any]], None] = lambda rows, counts: None,
     ) -> None:
-        """Score every image, write the results and draw the heatmaps.
+        """Score every image, write the results and draw the heatmaps, in a session of Ray's.
 
         Args:
             count_pixels: see `WriteResults`.
@@ -115,20 +124,20 @@ class ScoringJob:
         """
         with timed("continue", self.stages):
             self._take_committed(count_pixels is not None, take)
-        with ray_session(self.options.address):
+        self.metrics.report_progress(self.failures.read, self.failures.count)
 
-            def run_on_nodes(stage: Callable[[Plan], None]) -> Callable[[], None]:
-                return lambda: stage(plan_for(self.options))
+        def run_on_nodes(stage: Callable[[Plan], None]) -> Callable[[], None]:
+            return lambda: stage(plan_for(self.options))
 
-            with timed("score", self.stages):
-                until_done(
-                    run_on_nodes(lambda plan: self._score(plan, count_pixels, take)),
-                    progress=lambda: len(self.done),
-                )
-            kill_at("score:results-complete")
-            if self.options.heatmaps != "none":
-                with timed("draw heatmaps", self.stages):
-                    until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
+        with timed("score", self.stages):
+            until_done(
+                run_on_nodes(lambda plan: self._score(plan, count_pixels, take)),
+                progress=lambda: len(self.done),
+            )
+        kill_at("score:results-complete")
+        if self.options.heatmaps != "none":
+            with timed("draw heatmaps", self.stages):
+                until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
 
     def _take_committed(self, with_counts: bool, take: Callable) -> None:
         """Find out what earlier attempts did; what couldn't be fetched is tried again."""
@@ -153,6 +162,12 @@ class ScoringJob:
         self.done.add(shard)
         self.failures.add(len(scores), causes)
 
+    def _count(self, shard: int, scores: np.ndarray, causes: Mapping[str, int]) -> None:
+        group = self.manifest["group"][self.shards[shard].start].as_py()
+        flagged = int(self.scores.decisions[group].flags(scores).sum())
+        self.metrics.count_scored(group, scores, flagged)
+        self.metrics.count_failed(causes)
+
     def _score(self, plan: Plan, count_pixels: Callable | None, take: Callable) -> None:
         left = [number for number in range(len(self.shards)) if number not in self.done]
         if not left:
@@ -171,7 +186,10 @@ class ScoringJob:
                     shard, scores = row.pop("shard"), np.frombuffer(row.pop("scores"), np.float32)
                     if shard in self.done:
                         raise RuntimeError(f"shard {shard} was scored twice")
-                    self._take(shard, scores, dict(row.pop("causes")))
+                    causes = dict(row.pop("causes"))
+                    self._count(shard, scores, causes)
+                    self._take(shard, scores, causes)
+                    self.metrics.report_progress(self.failures.read, self.failures.count)
                     take(self.shards[shard], row)
                     kill_at("score:part-written")
         if len(self.done) != len(self.shards):
@@ -240,6 +258,7 @@ class ScoringJob:
         summary.report()
         self._report()
         run_directory.complete(self.root)
+        self.metrics.report_success()
         return summary
 
     def _sum_up(self, is_good: np.ndarray | None, places: Mapping[str, str]) -> Summary:

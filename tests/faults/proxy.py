@@ -87,13 +87,15 @@ class _Head:
 class FaultProxy:
     """The proxy, in a thread of its own from `with` to the end of the block.
 
-    `injected` counts what was done to requests, by kind of fault; `requests` those that came.
+    `injected` counts what was done to requests, by kind of fault; `requests` those that came;
+    `read` the bytes that were read of each file, by bucket and key.
     """
 
     def __init__(self, server: S3Server, seed: int = 0, host: str = "127.0.0.1") -> None:
         self.server, self.faults, self._host = server, Faults(), host
         self.injected: Counter[str] = Counter()
         self.requests = 0
+        self.read: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._clients: set[asyncio.StreamWriter] = set()
@@ -200,6 +202,8 @@ class FaultProxy:
             answer = _refusal(503, "SlowDown", "Please reduce your request rate.")
         else:
             answer = await self._forward(head, body)
+        if head.line.startswith(b"GET"):
+            self.read[head.path] += len(answer) - answer.index(b"\r\n\r\n") - 4
         if head.line.startswith(b"HEAD"):
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
         if fault == "cut":

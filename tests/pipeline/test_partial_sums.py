@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from padim_ray.options import ModelOptions
-from padim_ray.pipeline.partial_sums import (
+from padim_ray.pipeline.batches import (
     MAX_PARTIAL_BYTES,
     MIN_PARTIAL_IMAGES,
     WEIGHT,
