@@ -24,7 +24,7 @@ JOB, LISTED = "job.json", "listed.parquet"
 NOT_IDENTITY = frozenset(
     {
         *("model", "out", "batch_size", "actors", "max_failed", "storage_options", "address"),
-        *("overwrite", "round_images"),
+        *("overwrite", "round_images", "group_memory"),
     }
 )
 """Options that results don't depend on, or that say where they are."""

@@ -135,6 +135,11 @@ class JobOptions:
     max_image_bytes: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_BYTES
     """Larger files fail, before they are read."""
 
+    group_memory: Annotated[int, Parameter(group=RUN)] = 2 * 2**30
+    """Bytes of groups' Gaussians that an actor keeps on its device when it scores, those used last;
+    what the next group needs is loaded ahead if there is room for it. One group's are always kept.
+    """
+
     batch_size: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
     """Images per pass through the trunk. Default: 8 on CPUs, 128 on GPUs."""
 
@@ -161,7 +166,8 @@ class JobOptions:
         _check_choices(self)
         if (self.images is None) == (self.manifest is None):
             raise PadimError("Say which images to read: either --images or --manifest")
-        for name in ("batch_size", "actors", "max_image_pixels", "max_image_bytes"):
+        sizes = ("max_image_pixels", "max_image_bytes", "group_memory")
+        for name in ("batch_size", "actors", *sizes):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PadimError(f"{_flag(name)} must be at least 1, but is {value}")

@@ -30,7 +30,7 @@ SUMMARY = SimpleNamespace()
 NESTED = {"anon": True, "a": {"b": [1]}}
 SHARED = """
     --images --manifest --model --storage-options --address --max-failed --batch-size --actors
-    --config --overwrite --max-image-pixels --max-image-bytes
+    --config --overwrite --max-image-pixels --max-image-bytes --group-memory
 """
 SCORING = """
     --out --heatmaps --top --maps --alpha --threshold --pixel-alpha --min-region-area
@@ -388,6 +388,7 @@ def test_the_version_is_said(capsys):
             {"images": "a", "model": "m", "precision": "half"},
             "one of auto, float32, bf",
         ),
+        (ScoreOptions, {"images": "a", "model": "m", "out": "o", "group_memory": 0}, "at least 1"),
     ],
 )
 def test_mistakes_in_python_are_the_same_sentences(kind, options, message):

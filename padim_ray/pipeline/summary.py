@@ -42,7 +42,8 @@ class GroupVerdict:
     `drift`: distance, critical distance, verdict and its meaning in words; None with too few images
     to tell. `histogram`: edges, and the numbers of this run's and of leave-one-out scores
     between them. `heatmap_scale`: distances of the colours' two ends. Both None if no image was
-    scored.
+    scored. `loads`: how often its Gaussians were loaded in this attempt, `loading_actors` by how
+    many actors.
     """
 
     listed: int
@@ -56,6 +57,8 @@ class GroupVerdict:
     drift: dict[str, Any] | None
     histogram: dict[str, list[float]] | None
     heatmap_scale: tuple[float, float] | None
+    loads: int = 0
+    loading_actors: int = 0
 
     @classmethod
     def of(
@@ -152,6 +155,11 @@ class Summary:
             log.warning("%d failed: %s", count, cause)
         if self.verdicts:
             log.info("%d images are anomalous", self.flagged)
+            loads = [verdict.loads for verdict in self.verdicts.values()]
+            log.info(
+                "%d groups' Gaussians were loaded %d times, one group's %d times at the most",
+                *(len(loads), sum(loads), max(loads)),
+            )
         notes = [
             f"{group!r}: {verdict.threshold_note}"
             for group, verdict in self.verdicts.items()
