@@ -14,6 +14,7 @@ __all__ = [
     "evaluate",
     "fit",
     "forget",
+    "merge",
     "score",
     "update",
 ]
@@ -26,6 +27,7 @@ _LAZY = {
     "PadimModel": "model",
     **{job: f"pipeline.{job}" for job in ("fit", "score", "evaluate")},
     **dict.fromkeys(("update", "forget"), "pipeline.change"),
+    "merge": "pipeline.union",
 }
 
 

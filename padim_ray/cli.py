@@ -20,6 +20,7 @@ from padim_ray.options import (
     RUN,
     EvaluateOptions,
     FitOptions,
+    MergeOptions,
     ScoreOptions,
     StorageOptions,
     VersionOptions,
@@ -66,6 +67,23 @@ def forget(options: VersionOptions) -> int:
     from padim_ray.pipeline.change import run_forget
 
     run_forget(options)
+    return SUCCESS
+
+
+def merge(*models: str, options: MergeOptions) -> int:
+    """Add up models that were fitted apart to one that was fitted to all of their images.
+
+    padim-ray merge s3://hamburg/line7 s3://lyon/line7@3 --model s3://models/line7
+
+    Parameters
+    ----------
+    models
+        Two or more models with the same trunk, channels, preprocessing and precision; @3 names a
+        version.
+    """
+    from padim_ray.pipeline.union import run_merge
+
+    run_merge(models, options)
     return SUCCESS
 
 
@@ -137,10 +155,12 @@ def info(
         JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
     """
     from padim_ray import console
+    from padim_ray.artifact import split_name
     from padim_ray.versions import inspect
 
     with hidden_credentials(storage_options):
-        found = inspect(Location.of(model, storage_options), version)
+        uri, number = split_name(model)
+        found = inspect(Location.of(uri, storage_options), number if version is None else version)
     console.print_json(found.to_json()) if json else console.print_info(found)
     return SUCCESS
 
@@ -186,7 +206,10 @@ def prune(model: str, /, *, keep: int, storage_options: StorageOptions = None) -
 def main(arguments: Sequence[str] | None = None) -> None:
     """`padim-ray`: exits with 0, 2 (a mistake), 3 (too many images failed) or 143 (SIGTERM)."""
     app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
-    for command in (fit, update, forget, score, evaluate, report, info, rollback, prune):
+    for command in (
+        *(fit, update, forget, merge, score, evaluate),
+        *(report, info, rollback, prune),
+    ):
         app.command(command)
     _run(app, arguments)
 

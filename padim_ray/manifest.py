@@ -341,7 +341,7 @@ def sample_images(manifest: pa.Table, count: int, seed: int) -> np.ndarray:
             chosen = np.sort(np.argpartition(chances, count)[:count])
         rows.append(start + chosen)
         start += images
-    return np.concatenate(rows)
+    return np.concatenate([*rows, np.empty(0, int)])
 
 
 def _chance(uri: str, seed: int) -> int:

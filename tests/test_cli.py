@@ -18,7 +18,9 @@ from padim_ray.options import (
     EvaluateOptions,
     FitOptions,
     JobOptions,
+    MergeOptions,
     ScoreOptions,
+    VersionOptions,
     from_mapping,
 )
 from padim_ray.pipeline import evaluate, fit, score
@@ -45,6 +47,8 @@ OPTIONS = {
 """,
     "update": SHARED + "--round-images",
     "forget": SHARED + "--round-images",
+    "merge": SHARED.replace("--images", "").replace("--manifest", "")
+    + "--round-images --calibrate",
     "score": SHARED + SCORING,
     "evaluate": SHARED + SCORING + "--masks --normal",
 }
@@ -388,6 +392,9 @@ def test_the_version_is_said(capsys):
             {"images": "a", "model": "m", "precision": "half"},
             "one of auto, float32, bf",
         ),
+        (VersionOptions, {"images": "a", "model": "m@3"}, "--model m@3 names a version"),
+        (MergeOptions, {"model": "s3://m/n@12"}, "leave @12 out"),
+        (MergeOptions, {"model": "m", "calibrate": "all"}, "must be one of readable, none"),
         (ScoreOptions, {"images": "a", "model": "m", "out": "o", "group_memory": 0}, "at least 1"),
     ],
 )

@@ -16,7 +16,7 @@ from padim_ray.errors import ImageError
 from padim_ray.manifest import shard_rows, shard_table
 from padim_ray.model import state_shards
 from padim_ray.moments import Moments, empty_moments
-from padim_ray.options import VersionOptions
+from padim_ray.options import RoundOptions
 from padim_ray.pipeline.columns import column_array
 from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.memory import prepare_memory
@@ -34,7 +34,7 @@ MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made 
 
 
 def partial_sums(
-    options: VersionOptions, plan: Plan, spec: ModelSpec, root: Location, manifest: pa.Table
+    options: RoundOptions, plan: Plan, spec: ModelSpec, root: Location, manifest: pa.Table
 ) -> Iterator[RefBundle]:
     """Blocks of partial sums, group after group.
 

@@ -18,7 +18,7 @@ from padim_ray.artifact import ModelVersion
 from padim_ray.embedder import Embedder, as_images
 from padim_ray.errors import ImageError
 from padim_ray.gaussian import Gaussian
-from padim_ray.options import JobOptions
+from padim_ray.options import RunOptions
 from padim_ray.pipeline.columns import column_array, fixed_size_column
 from padim_ray.pipeline.gaussians import GaussianCache
 from padim_ray.pipeline.memory import prepare_memory
@@ -31,7 +31,7 @@ log = logging.getLogger("padim_ray")
 def score_images(
     shards: list[pa.Table],
     version: ModelVersion,
-    options: JobOptions,
+    options: RunOptions,
     plan: Plan,
     *,
     leave_one_out: bool = False,
