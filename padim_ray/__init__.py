@@ -11,6 +11,7 @@ __all__ = [
     "ModelError",
     "PadimError",
     "PadimModel",
+    "compare",
     "evaluate",
     "fit",
     "forget",
@@ -28,6 +29,7 @@ _LAZY = {
     **{job: f"pipeline.{job}" for job in ("fit", "score", "evaluate")},
     **dict.fromkeys(("update", "forget"), "pipeline.change"),
     "merge": "pipeline.union",
+    "compare": "pipeline.compare",
 }
 
 

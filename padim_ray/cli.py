@@ -18,6 +18,7 @@ from padim_ray.credentials import RedactingFilter, Secrets, hidden_credentials
 from padim_ray.errors import PadimError, TooManyFailed
 from padim_ray.options import (
     RUN,
+    CompareOptions,
     EvaluateOptions,
     FitOptions,
     MergeOptions,
@@ -108,6 +109,25 @@ def evaluate(options: EvaluateOptions) -> int:
     from padim_ray.pipeline.evaluate import run_evaluate
 
     run_evaluate(options)
+    return SUCCESS
+
+
+def compare(before: str, after: str, /, *, options: CompareOptions) -> int:
+    """Score images with two versions of a model, or two models, and say where they disagree.
+
+    padim-ray compare s3://models/line7@3 s3://models/line7@4
+    --images 's3://archive/{group}/2026-11/*.png' --out s3://results/3-and-4
+
+    Parameters
+    ----------
+    before
+        A model, such as s3://models/line7, or with @3 one of its versions.
+    after
+        The one to compare it with.
+    """
+    from padim_ray.pipeline.compare import run_compare
+
+    run_compare(before, after, options)
     return SUCCESS
 
 
@@ -207,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """`padim-ray`: exits with 0, 2 (a mistake), 3 (too many images failed) or 143 (SIGTERM)."""
     app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
     for command in (
-        *(fit, update, forget, merge, score, evaluate),
+        *(fit, update, forget, merge, score, evaluate, compare),
         *(report, info, rollback, prune),
     ):
         app.command(command)

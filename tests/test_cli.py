@@ -15,6 +15,7 @@ import padim_ray
 from padim_ray import cli
 from padim_ray.errors import PadimError, TooManyFailed
 from padim_ray.options import (
+    CompareOptions,
     EvaluateOptions,
     FitOptions,
     JobOptions,
@@ -51,6 +52,7 @@ OPTIONS = {
     + "--round-images --calibrate",
     "score": SHARED + SCORING,
     "evaluate": SHARED + SCORING + "--masks --normal",
+    "compare": SHARED.replace("--model", "") + "--out --alpha --report-images",
 }
 
 
@@ -395,6 +397,8 @@ def test_the_version_is_said(capsys):
         (VersionOptions, {"images": "a", "model": "m@3"}, "--model m@3 names a version"),
         (MergeOptions, {"model": "s3://m/n@12"}, "leave @12 out"),
         (MergeOptions, {"model": "m", "calibrate": "all"}, "must be one of readable, none"),
+        (CompareOptions, {"images": "a", "out": "o", "alpha": 1}, "--alpha must be above 0"),
+        (CompareOptions, {"out": "o"}, "either --images or --manifest"),
         (ScoreOptions, {"images": "a", "model": "m", "out": "o", "group_memory": 0}, "at least 1"),
     ],
 )

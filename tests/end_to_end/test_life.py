@@ -1,4 +1,4 @@
-"""Models merged, versions rolled back and pruned: on S3, two versions published."""
+"""Models merged and compared, versions rolled back and pruned: on S3, two versions published."""
 
 import json
 import logging
@@ -7,6 +7,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import padim_ray
@@ -58,12 +60,28 @@ def merge(line, name, *models, **options):
     )
 
 
+def compare(line, before, after, name, uris, **options):
+    return padim_ray.compare(
+        line.model(before).uri,
+        line.model(after).uri,
+        manifest=line.manifest(f"compared-{name}", *uris),
+        out=(line.root / f"comparisons/{name}").uri,
+        storage_options=line.root.options,
+        **options,
+    )
+
+
 def command(line, *arguments):
     """What `padim-ray` exits with."""
     options = ["--storage-options", json.dumps(line.root.options)]
     with pytest.raises(SystemExit) as exit_:
         cli.main([*map(str, arguments), *options])
     return exit_.value.code
+
+
+def table(location):
+    with location.as_local_file() as path:
+        return pq.read_table(path)
 
 
 def test_a_merged_model_is_the_one_that_is_fitted_to_all(line, caplog):
@@ -237,6 +255,84 @@ def test_versions_are_told_about_rolled_back_and_deleted(line, contested, capsys
     open_version(root).load_moments("bolt")
     assert command(line, "rollback", root.uri, 1) == 2
     assert "has no version 1; it has 2" in capsys.readouterr().err
+
+
+def test_two_versions_are_compared(line, hamburg, archive, monkeypatch, capsys):
+    bolts, nuts, washers = (line.files[group] for group in ("bolt", "nut", "washer"))
+    spots = []
+    for path in sorted((archive / "bolt/test/spot").glob("*.png")):
+        spot = line.root / f"archive/bolt/spot-{path.name}"
+        spot.write(path.read_bytes())
+        spots.append(spot.uri)
+    broken = line.root / "archive/nut/broken.jpg"
+    broken.write(b"no image")
+    uris = [*bolts, *spots, *nuts, broken.uri, *washers]
+    out = line.root / "comparisons/versions"
+
+    def run(**options):
+        return compare(line, "hamburg@1", "hamburg@2", "versions", uris, **options)
+
+    finished = []
+
+    def end(point):
+        if point == "score:run-json-written":
+            finished.append(point)
+            if len(finished) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("padim_ray.pipeline.scoring.kill_at", end)
+    with pytest.raises(KeyboardInterrupt):
+        run(report_images=8)
+    monkeypatch.undo()
+    before = (out / "before/run.json").read()
+    with pytest.raises(PadimError, match=r"unfinished run with --alpha 0\.01, which is 0\.05"):
+        run(report_images=8, alpha=0.05)
+    comparison = run(report_images=8)
+    assert (out / "before/run.json").read() == before  # it was there
+    assert json.loads(before)["model_version"] == 1
+    # the same figures from both runs' own results
+    runs = [
+        pd.concat(
+            table(file).to_pandas() for file in (out / side / "results").list_files()
+        ).set_index("uri")
+        for side in ("before", "after")
+    ]
+    both = pd.merge(*runs, left_index=True, right_index=True, suffixes=("", "_after"))
+    assert comparison.left_out == {"washer": 5}
+    assert comparison.groups.keys() == {"bolt", "nut"}
+    for group, figures in comparison.groups.items():
+        of_group = both[both["group"] == group]
+        scored = of_group.dropna(subset=["score", "score_after"])
+        assert (figures.listed, figures.compared) == (len(of_group), len(scored))
+        correlation = scored["score"].corr(scored["score_after"], "spearman")
+        assert figures.rank_correlation == pytest.approx(correlation)
+        was, now = (scored[name].astype(bool) for name in ("is_anomalous", "is_anomalous_after"))
+        assert (figures.newly_flagged, figures.no_longer_flagged) == (
+            int((now & ~was).sum()),
+            int((was & ~now).sum()),
+        )
+    nut = comparison.groups["nut"]
+    assert (nut.listed, nut.compared) == (len(nuts) + 1, len(nuts))
+    assert nut.rank_correlation == pytest.approx(1) and nut.ratio_quantiles["0.5"] == 1
+    rows = table(out / "compare.parquet").to_pandas().set_index("uri")
+    assert set(rows.index) == set(both.index)
+    for side, name in (("before", "score"), ("after", "score_after")):
+        np.testing.assert_array_equal(rows[f"score_{side}"], both[name].loc[rows.index])
+        heatmaps = (out / f"heatmaps/{side}/bolt").list_files()
+        assert 0 < len(heatmaps) <= 8
+    content = json.loads((out / "compare.json").read())
+    assert content["compared"] == len(bolts) + len(spots) + len(nuts)
+    page = (out / "compare.html").read().decode()
+    assert "hamburg@1" in page and page.count('class="heat"') == 16
+    # again, as a command: it is complete
+    arguments = [f"{line.model('hamburg').uri}@{number}" for number in (1, 2)]
+    arguments += ["--manifest", (line.root / "compared-versions.parquet").uri, "--out", out.uri]
+    assert command(line, "compare", *arguments, "--report-images", 8) == 0
+    assert (out / "before/run.json").read() == before
+    assert command(line, "compare", arguments[0], arguments[0], *arguments[2:]) == 2
+    assert "compare takes two versions, but was given" in capsys.readouterr().err
+    with pytest.raises(PadimError, match="No group of the images is in both"):
+        compare(line, "hamburg@1", "hamburg@2", "washers", washers)
 
 
 def test_images_that_only_the_other_site_can_read_are_merged_without(line, caplog):
