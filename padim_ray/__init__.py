@@ -11,9 +11,11 @@ __all__ = [
     "ModelError",
     "PadimError",
     "PadimModel",
+    "compare",
     "evaluate",
     "fit",
     "forget",
+    "merge",
     "score",
     "update",
 ]
@@ -26,6 +28,8 @@ _LAZY = {
     "PadimModel": "model",
     **{job: f"pipeline.{job}" for job in ("fit", "score", "evaluate")},
     **dict.fromkeys(("update", "forget"), "pipeline.change"),
+    "merge": "pipeline.union",
+    "compare": "pipeline.compare",
 }
 
 

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import safetensors.torch
@@ -79,6 +79,11 @@ class ModelVersion:
     spec: ModelSpec
     groups: Mapping[str, GroupEntry]
 
+    @property
+    def name(self) -> str:
+        """As `open_named` takes it."""
+        return f"{self.root.uri}@{self.number}"
+
     def fingerprint(self) -> str:
         """SHA-256 of model.json: tells a version from another one that took its number."""
         location = version_location(self.root, self.number) / MODEL
@@ -98,13 +103,15 @@ class ModelVersion:
         """Read the trunk's weights; ModelError if they aren't those that the model names."""
         return load_trunk_weights(self.root, self.spec.weights_sha256)
 
-    def load_gaussian(self, group: str) -> Gaussian:
+    def load_gaussian(self, group: str, shard: int | None = None) -> Gaussian:
+        """A group's means and whitening; or those in one of its state shards."""
+
         def empty(device: str) -> Gaussian:
             like = self._empty_moments(group, device)
             return Gaussian(tuple(mean.float() for mean in like.means), like.scatters)
 
         return self._load_state(
-            group, "gaussian", empty, gaussian.to_tensors, gaussian.from_tensors
+            group, "gaussian", empty, gaussian.to_tensors, gaussian.from_tensors, shard
         )
 
     def load_moments(self, group: str, shard: int | None = None) -> Moments:
@@ -203,6 +210,25 @@ def open_version(root: Location, number: int | None = None) -> ModelVersion:
     """
     spec, groups, *_ = describe_version(root, number := check_number(root, number))
     return ModelVersion(root, number, spec, groups)
+
+
+def open_named(name: str, options: Mapping[str, Any] | None = None) -> ModelVersion:
+    """A version as people name it: `s3://models/line7@3`, or without @3 for the current one.
+
+    A directory whose own name ends like that is named with a slash at its end.
+
+    Raises:
+        ModelError: as `open_version`.
+    """
+    uri, number = split_name(name)
+    return open_version(Location.of(uri, options), number)
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """A model's URI, and the number of the version that its name asks for, if it does."""
+    if found := re.fullmatch(r"(.+)@([0-9]{1,9})", name, re.DOTALL):
+        return found[1], int(found[2])
+    return name, None
 
 
 def check_number(root: Location, number: int | None = None) -> int:

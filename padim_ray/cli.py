@@ -18,8 +18,10 @@ from padim_ray.credentials import RedactingFilter, Secrets, hidden_credentials
 from padim_ray.errors import PadimError, TooManyFailed
 from padim_ray.options import (
     RUN,
+    CompareOptions,
     EvaluateOptions,
     FitOptions,
+    MergeOptions,
     PlanOptions,
     ScoreOptions,
     StorageOptions,
@@ -67,6 +69,23 @@ def forget(options: VersionOptions) -> int:
     from padim_ray.pipeline.change import run_forget
 
     run_forget(options)
+    return SUCCESS
+
+
+def merge(*models: str, options: MergeOptions) -> int:
+    """Add up models that were fitted apart to one that was fitted to all of their images.
+
+    padim-ray merge s3://hamburg/line7 s3://lyon/line7@3 --model s3://models/line7
+
+    Parameters
+    ----------
+    models
+        Two or more models with the same trunk, channels, preprocessing and precision; @3 names a
+        version.
+    """
+    from padim_ray.pipeline.union import run_merge
+
+    run_merge(models, options)
     return SUCCESS
 
 
@@ -118,6 +137,25 @@ def plan(
     return SUCCESS
 
 
+def compare(before: str, after: str, /, *, options: CompareOptions) -> int:
+    """Score images with two versions of a model, or two models, and say where they disagree.
+
+    padim-ray compare s3://models/line7@3 s3://models/line7@4
+    --images 's3://archive/{group}/2026-11/*.png' --out s3://results/3-and-4
+
+    Parameters
+    ----------
+    before
+        A model, such as s3://models/line7, or with @3 one of its versions.
+    after
+        The one to compare it with.
+    """
+    from padim_ray.pipeline.compare import run_compare
+
+    run_compare(before, after, options)
+    return SUCCESS
+
+
 def report(out: str, /, *, report_images: int = 200, storage_options: StorageOptions = None) -> int:
     """Make the report of a scoring run again, from what is in its directory.
 
@@ -162,10 +200,12 @@ def info(
         JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
     """
     from padim_ray import console
+    from padim_ray.artifact import split_name
     from padim_ray.versions import inspect
 
     with hidden_credentials(storage_options):
-        found = inspect(Location.of(model, storage_options), version)
+        uri, number = split_name(model)
+        found = inspect(Location.of(uri, storage_options), number if version is None else version)
     console.print_json(found.to_json()) if json else console.print_info(found)
     return SUCCESS
 
@@ -211,7 +251,10 @@ def prune(model: str, /, *, keep: int, storage_options: StorageOptions = None) -
 def main(arguments: Sequence[str] | None = None) -> None:
     """`padim-ray`: exits with 0, 2 (a mistake), 3 (too many images failed) or 143 (SIGTERM)."""
     app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
-    for command in (plan, fit, update, forget, score, evaluate, report, info, rollback, prune):
+    for command in (
+        *(plan, fit, update, forget, merge, score, evaluate, compare),
+        *(report, info, rollback, prune),
+    ):
         app.command(command)
     _run(app, arguments)
 

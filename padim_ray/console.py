@@ -60,7 +60,7 @@ def print_plan(plan: "PlanReport") -> None:
         f"{features['precision']}: {_size(state.gaussian)} of Gaussians per group"
     )
     cluster = plan.plan
-    kind = "GPU" if cluster.actor_gpus else "CPU"
+    kind = "GPU" if cluster.actor.gpus else "CPU"
     console.print(f"{cluster.actors} {kind} actors, {cluster.decoders} decoding tasks at once")
     rates = plan.rates
     if rates.score:
@@ -90,7 +90,7 @@ def print_plan(plan: "PlanReport") -> None:
         "an actor's memory": lambda job: _size(job.actor_bytes),
         **(
             {"an actor's GPU memory": lambda job: _size(job.device_bytes)}
-            if cluster.actor_gpus
+            if cluster.actor.gpus
             else {}
         ),
         "the driver's memory": lambda job: _size(job.driver_bytes),

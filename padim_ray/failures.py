@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from padim_ray.errors import TooManyFailed
-from padim_ray.options import JobOptions
+from padim_ray.options import RunOptions
 from padim_ray.preprocessing import FORMATS
 
 KNOWN_CAUSES = {
@@ -37,7 +37,7 @@ HOPELESS = 1000  # images: if none of so many can be fetched, something else is 
 class Failures:
     """How many images failed so far, and of what: `causes` without their details."""
 
-    options: JobOptions
+    options: RunOptions
     listed: int
     read: int = 0
     causes: Counter[str] = field(default_factory=Counter)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from padim_ray.errors import PadimError
 from padim_ray.fields import parse_json
 from padim_ray.manifest import UriTemplate
-from padim_ray.options import JobOptions
+from padim_ray.options import ImagesOptions, RunOptions
 from padim_ray.redaction import redact
 from padim_ray.sources import without_sources
 from padim_ray.storage import Location
@@ -24,11 +24,13 @@ JOB, LISTED = "job.json", "listed.parquet"
 NOT_IDENTITY = frozenset(
     {
         *("model", "out", "batch_size", "actors", "max_failed", "storage_options", "address"),
-        *("overwrite", "round_images", "gpus", "decode_resource"),
+        *("overwrite", "round_images", "gpus", "decode_resource", "group_memory"),
     }
 )
 """Options that results don't depend on, or that say where they are."""
-NOT_OPTIONS = frozenset({"job", "model", "model_version", "model_sha256", "weights_sha256"})
+NOT_OPTIONS = frozenset({"job", "model", "model_version", "model_sha256", "weights_sha256"}) | {
+    *("models", "models_sha256")
+}
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,19 @@ class JobRecord:
         return replace(self, images=images)
 
 
-def identify(options: JobOptions, **more: Any) -> dict[str, Any]:
+def identify(options: RunOptions, **more: Any) -> dict[str, Any]:
     """A job's identity: what its results depend on, as JSON."""
     chosen = {
         field.name: getattr(options, field.name)
         for field in fields(options)
         if field.name not in NOT_IDENTITY
     }
-    if options.images is not None:  # however the same directory is written
-        template = UriTemplate.parse(options.images, options.storage_options)
-        chosen["images"] = "/".join([template.root.uri, *template.segments])
-    if options.manifest is not None:
-        chosen["manifest"] = Location.of(options.manifest, options.storage_options).uri
+    if isinstance(options, ImagesOptions):  # however the same place is written
+        if options.images is not None:
+            template = UriTemplate.parse(options.images, options.storage_options)
+            chosen["images"] = "/".join([template.root.uri, *template.segments])
+        if options.manifest is not None:
+            chosen["manifest"] = Location.of(options.manifest, options.storage_options).uri
     told = {k: redact(v) if isinstance(v, str) else v for k, v in (chosen | more).items()}
     return json.loads(json.dumps(told))
 

@@ -29,7 +29,7 @@ _TOKEN = re.compile(r"\{([^{}]*)\}|\*|\?|\[[!^]?+\]?+[^\]/]*\]")
 _RESULT_COLUMNS = """
     uri size version_tag status error score p_value threshold is_anomalous regions heatmap_uri
     map_uri width height model_version scored_at shard shard_images image distances
-    leave_one_out_score mask_uri fetch_uri fetch_mask_uri
+    leave_one_out_score mask_uri fetch_uri fetch_mask_uri actor_id loaded_groups
 """
 _RESERVED = frozenset(_RESULT_COLUMNS.split())
 _GIVEN = frozenset({"uri", "size", "version_tag", "mask_uri"})  # what a manifest may bring itself
@@ -361,7 +361,7 @@ def sample_images(manifest: pa.Table, count: int, seed: int) -> np.ndarray:
             chosen = np.sort(np.argpartition(chances, count)[:count])
         rows.append(start + chosen)
         start += images
-    return np.concatenate(rows)
+    return np.concatenate([*rows, np.empty(0, int)])
 
 
 def _chance(uri: str, seed: int) -> int:

@@ -290,15 +290,16 @@ class PadimModel:
         *,
         device: torch.device | str | None = None,
     ) -> "PadimModel":
-        """Read the current version of a model, which can then score, and be updated further.
+        """Read a model, which can then score, and be updated further.
 
-        Groups are loaded when they are first used.
+        It is the current version, or with `@3` at the end of `uri` that one. Groups are loaded when
+        they are first used.
 
         Raises:
             ModelError: if there is no model, it is damaged, or has another format version.
         """
         device = device or _default_device()
-        version = artifact.open_version(Location.of(uri, storage_options))
+        version = artifact.open_named(uri, storage_options)
         model = cls.__new__(cls)
         model._set_up(version.spec, version.load_trunk_weights(), device)
         model._version = version

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
@@ -125,18 +126,8 @@ class ModelOptions(FeatureOptions):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What every job needs to know."""
-
-    images: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
-    """Images to read, such as 's3://archive/{group}/train/good/*.png'. {name} captures a path
-    segment or part of one as a column, and {group} chooses the model; *, ? and ** as in a shell."""
-
-    manifest: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
-    """Parquet file that lists the images instead: uri, and optionally group and other columns."""
-
-    model: Annotated[str, Parameter(group=IMAGES)]
-    """Directory of the model: a path, or a URI such as s3://models/line7."""
+class RunOptions:
+    """How a job runs, whatever it does."""
 
     max_image_pixels: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_PIXELS
     """Images of more pixels fail, before they are decoded."""
@@ -144,8 +135,13 @@ class JobOptions:
     max_image_bytes: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_BYTES
     """Larger files fail, before they are read."""
 
+    group_memory: Annotated[int, Parameter(group=RUN)] = 2 * 2**30
+    """Bytes of groups' Gaussians that an actor keeps on its device when it scores, those used last;
+    what the next group needs is loaded ahead if there is room for it. One group's are always kept.
+    """
+
     batch_size: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
-    """Images per pass through the trunk. Default: 8 on CPUs, 128 on GPUs."""
+    """Images per pass through the trunk. Default: 8 on CPUs, 256 on GPUs."""
 
     actors: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
     """Workers that hold the trunk. Default: one per GPU; without GPUs, one per 8 cores; more when
@@ -177,9 +173,8 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        if (self.images is None) == (self.manifest is None):
-            raise PadimError("Say which images to read: either --images or --manifest")
-        for name in ("batch_size", "actors", "max_image_pixels", "max_image_bytes"):
+        sizes = ("max_image_pixels", "max_image_bytes", "group_memory")
+        for name in ("batch_size", "actors", *sizes):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PadimError(f"{_flag(name)} must be at least 1, but is {value}")
@@ -190,11 +185,8 @@ class JobOptions:
                 raise PadimError(f"{_flag(name)} is empty")
         for name in ("images", "masks", "model", "out"):
             value = getattr(self, name, None)
-            if value is not None and redact(value) != value:
-                raise PadimError(
-                    f"{_flag(name)} holds credentials, which results would tell: give them in "
-                    "--storage-options or in the environment, or presigned images in a --manifest"
-                )
+            if value is not None:
+                check_no_credentials(_flag(name), value)
         if self.max_failed is not None:
             _check_number("max_failed", self.max_failed)
 
@@ -208,7 +200,35 @@ class JobOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class VersionOptions(JobOptions):
+class ImagesOptions(RunOptions):
+    """Which images a job reads."""
+
+    images: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
+    """Images to read, such as 's3://archive/{group}/train/good/*.png'. {name} captures a path
+    segment or part of one as a column, and {group} chooses the model; *, ? and ** as in a shell."""
+
+    manifest: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
+    """Parquet file that lists the images instead: uri, and optionally group and other columns."""
+
+    def __post_init__(self) -> None:
+        if (self.images is None) == (self.manifest is None):
+            raise PadimError("Say which images to read: either --images or --manifest")
+        super().__post_init__()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class JobOptions(ImagesOptions):
+    """What every job needs to know that reads images for a model."""
+
+    model: Annotated[str, Parameter(group=IMAGES)]
+    """Directory of the model: a path, or a URI such as s3://models/line7. What only reads it takes
+    an earlier version, too: s3://models/line7@3."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RoundOptions(RunOptions):
     """Options of the jobs that make a new version of a model."""
 
     round_images: Annotated[int, Parameter(group=RUN)] = 20_000
@@ -219,6 +239,52 @@ class VersionOptions(JobOptions):
         super().__post_init__()
         if self.round_images < 1:
             raise PadimError(f"--round-images must be at least 1, but is {self.round_images}")
+        model = getattr(self, "model", "")
+        if found := re.search("@[0-9]{1,9}$", model):
+            raise PadimError(
+                f"--model {model} names a version, and versions never change: leave {found[0]} out"
+            )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class VersionOptions(RoundOptions, JobOptions):
+    """Options of the jobs that make a new version of images."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(RoundOptions):
+    """Options of `merge`."""
+
+    model: Annotated[str, Parameter(group=MODEL)]
+    """Directory of the merged model: a path, or a URI. If there is a model, this is its next
+    version, which has that model's images only if it is among those that are merged."""
+
+    calibrate: Annotated[Literal["readable", "none"], Parameter(group=MODEL)] = "readable"
+    """Which images make thresholds and p-values of groups that are in several models. readable:
+    those of the sample that can be read from here. none: these groups have none, until an update.
+    """
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(ImagesOptions):
+    """Options of `compare`."""
+
+    out: Annotated[str, Parameter(group=RESULTS)]
+    """Directory of the comparison: a path or a URI."""
+
+    alpha: Annotated[float, Parameter(group=RESULTS)] = 0.01
+    """False-alarm rate, from which both models' thresholds follow."""
+
+    report_images: Annotated[int, Parameter(group=RESULTS)] = 50
+    """Images in the report's gallery: those that changed most, with both heatmaps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share("alpha", self.alpha)
+        _check_number("report_images", self.report_images)
 
 
 @Parameter(name="*")
@@ -284,10 +350,7 @@ class ScoreOptions(JobOptions):
         if self.top < 1:
             raise PadimError(f"--top must be at least 1, but is {self.top}")
         for name in ("alpha", "pixel_alpha"):
-            if not 0 < getattr(self, name) < 1:
-                raise PadimError(
-                    f"{_flag(name)} must be above 0 and below 1, but is {getattr(self, name)}"
-                )
+            _check_share(name, getattr(self, name))
         for name in ("threshold", "min_region_area", "report_images"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name))
@@ -377,6 +440,15 @@ class PlanOptions(FeatureOptions):
                     raise PadimError(f"{_flag(field.name)} is the model's: leave it out")
 
 
+def check_no_credentials(name: str, uri: str) -> None:
+    """Raises: PadimError if a URI holds what mustn't be written down."""
+    if redact(uri) != uri:
+        raise PadimError(
+            f"{name} holds credentials, which results would tell: give them in "
+            "--storage-options or in the environment, or presigned images in a --manifest"
+        )
+
+
 def from_mapping(kind: type, options: Mapping[str, Any]) -> Any:
     """Options from keyword arguments, which may be named as on the command line.
 
@@ -397,12 +469,18 @@ def _check_choices(options: Any) -> None:
     choices = {
         "regularization": ("shrink", "paper"),
         "precision": ("auto", "float32", "bfloat16"),
+        "calibrate": ("readable", "none"),
         "heatmaps": ("anomalous", "all", "none", "top"),
     }
     for name, allowed in choices.items():
         value = getattr(options, name, allowed[0])
         if value not in allowed:
             raise PadimError(f"{_flag(name)} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise PadimError(f"{_flag(name)} must be above 0 and below 1, but is {value}")
 
 
 def _check_number(name: str, value: float) -> None:

@@ -241,7 +241,7 @@ def forecast_fit(
     compute = None
     if rates.fit and rates.score:
         # on the cores that merge, a sum takes as long as so many images
-        merging = sums.partials * state.moments / pixels / WORTH if not plan.actor_gpus else 0
+        merging = sums.partials * state.moments / pixels / WORTH if not plan.actor.gpus else 0
         summing = (archive.images + merging) / rates.fit + sample / rates.score
         # by tasks of one core each
         finishing = groups * (rates.factorise or 0) / plan.decoders
@@ -272,7 +272,7 @@ def forecast_fit(
             + groups * (12 * BINS + 2 * RESULT_FILE)
         ),
         actor_bytes=_process(spec, plan)
-        + (0 if plan.actor_gpus else state.moments)
+        + (0 if plan.actor.gpus else state.moments)
         + 2 * state.moments // state.shards,  # what is serialised, and the copy of it
         device_bytes=device_bytes(spec, state.moments),  # calibration has no kernels
         driver_bytes=2 * archive.manifest_bytes + 4 * archive.images,
@@ -311,7 +311,7 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
             + tasks * RESULT_FILE
             + archive.images * (row + ROW)  # listed.parquet
         ),
-        actor_bytes=_process(spec, plan) + (0 if plan.actor_gpus else cached * state.gaussian),
+        actor_bytes=_process(spec, plan) + (0 if plan.actor.gpus else cached * state.gaussian),
         device_bytes=device_bytes(
             spec, cached * state.gaussian, kernels=spec.precision == "bfloat16"
         ),
@@ -394,7 +394,7 @@ def _process(spec: ModelSpec, plan: Plan) -> int:
     On a GPU the features are there, and the process holds the images only, on their way.
     """
     weights = _item(spec) * trunk_parameters(spec)
-    if plan.actor_gpus:
+    if plan.actor.gpus:
         return PROCESS + weights + GPU_TOGETHER * image_bytes(spec)
     features = CPU_TOGETHER * (embedding_numbers(spec) * _item(spec) + 2 * distance_bytes(spec))
     # of the images that a thread computes on together
@@ -433,7 +433,7 @@ def _pace(
     if compute is None or decode is None:
         return None, "unknown"
     stages = {"driver": tasks * DRIVER_PER_SHARD}
-    if plan.actor_gpus:
+    if plan.actor.gpus:
         stages |= {"GPUs": compute, "decoding": decode}
     else:
         stages["CPUs"] = compute + decode

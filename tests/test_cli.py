@@ -15,10 +15,13 @@ import padim_ray
 from padim_ray import cli
 from padim_ray.errors import PadimError, TooManyFailed
 from padim_ray.options import (
+    CompareOptions,
     EvaluateOptions,
     FitOptions,
     JobOptions,
+    MergeOptions,
     ScoreOptions,
+    VersionOptions,
     from_mapping,
 )
 from padim_ray.pipeline import evaluate, fit, score
@@ -30,7 +33,7 @@ SUMMARY = SimpleNamespace()
 NESTED = {"anon": True, "a": {"b": [1]}}
 SHARED = """
     --images --manifest --model --storage-options --address --max-failed --batch-size --actors
-    --config --overwrite --max-image-pixels --max-image-bytes
+    --config --overwrite --max-image-pixels --max-image-bytes --group-memory
 """
 SCORING = """
     --out --heatmaps --top --maps --alpha --threshold --pixel-alpha --min-region-area
@@ -45,8 +48,11 @@ OPTIONS = {
 """,
     "update": SHARED + "--round-images",
     "forget": SHARED + "--round-images",
+    "merge": SHARED.replace("--images", "").replace("--manifest", "")
+    + "--round-images --calibrate",
     "score": SHARED + SCORING,
     "evaluate": SHARED + SCORING + "--masks --normal",
+    "compare": SHARED.replace("--model", "") + "--out --alpha --report-images",
 }
 
 
@@ -388,6 +394,12 @@ def test_the_version_is_said(capsys):
             {"images": "a", "model": "m", "precision": "half"},
             "one of auto, float32, bf",
         ),
+        (VersionOptions, {"images": "a", "model": "m@3"}, "--model m@3 names a version"),
+        (MergeOptions, {"model": "s3://m/n@12"}, "leave @12 out"),
+        (MergeOptions, {"model": "m", "calibrate": "all"}, "must be one of readable, none"),
+        (CompareOptions, {"images": "a", "out": "o", "alpha": 1}, "--alpha must be above 0"),
+        (CompareOptions, {"out": "o"}, "either --images or --manifest"),
+        (ScoreOptions, {"images": "a", "model": "m", "out": "o", "group_memory": 0}, "at least 1"),
     ],
 )
 def test_mistakes_in_python_are_the_same_sentences(kind, options, message):

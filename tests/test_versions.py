@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from padim_ray import ModelError, PadimError, PadimModel, cli
-from padim_ray.artifact import current_number, next_number, open_version, published_numbers
+from padim_ray.artifact import (
+    current_number,
+    next_number,
+    open_named,
+    open_version,
+    published_numbers,
+    split_name,
+)
 from padim_ray.claim import claimed
 from padim_ray.job_record import JOB
 from padim_ray.rounds import Round
@@ -69,6 +76,30 @@ def test_the_command_prints_it(root, capsys):
         expected = json.loads(json.dumps(inspect(root, number).to_json()))
         assert json.loads(printed("--version", str(number), "--json")) == expected
     assert json.loads(printed("--json"))["number"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("s3://models/line7", ("s3://models/line7", None)),
+        ("s3://models/line7@3", ("s3://models/line7", 3)),
+        ("models/a@2@000010", ("models/a@2", 10)),
+        ("models/line7@3/", ("models/line7@3/", None)),
+        ("models/line@new", ("models/line@new", None)),
+        ("@3", ("@3", None)),
+    ],
+)
+def test_a_name_may_end_with_a_version(name, expected):
+    assert split_name(name) == expected
+
+
+def test_a_model_is_loaded_as_it_is_named(root, model):
+    roll_back(root, 2)
+    for name, number in ((root.uri, 2), (f"{root.uri}@3", 3)):
+        assert open_named(name, root.options).number == number
+        assert PadimModel.load(name, root.options).counts == model.counts
+    with pytest.raises(ModelError, match="has no version 9; it has 1, 2, 3, 4"):
+        PadimModel.load(f"{root.uri}@9", root.options)
 
 
 def test_an_earlier_version_becomes_current_again(root, model):

@@ -1,6 +1,5 @@
 """The calibration pass of a new version: training images' leave-one-out scores, group by group."""
 
-import logging
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -12,14 +11,13 @@ from padim_ray.calibration import Calibration
 from padim_ray.histogram import BINS
 from padim_ray.leave_one_out import MIN_IMAGES
 from padim_ray.manifest import sample_images, shard_rows, shard_table
-from padim_ray.options import JobOptions
+from padim_ray.options import RunOptions
 from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.pixels import CountPixels
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.session import data_context, rows_of
-
-log = logging.getLogger("padim_ray")
+from padim_ray.pipeline.summary import warn
 
 
 @dataclass(frozen=True)
@@ -31,24 +29,26 @@ class Sample:
 
 
 def calibrate(
-    manifest: pa.Table, version: ModelVersion, sample: Sample, options: JobOptions, plan: Plan
-) -> tuple[dict[str, GroupEntry], np.ndarray]:
+    manifest: pa.Table, version: ModelVersion, sample: Sample, options: RunOptions, plan: Plan
+) -> tuple[dict[str, GroupEntry], np.ndarray, int]:
     """Calibrate a version that is about to be published.
 
     Args:
         manifest: the images in the moments.
 
     Returns:
-        The version's groups with their numbers of calibrated images, and the leave-one-out score of
-        each image of the manifest, float32, NaN where it isn't in the sample.
+        The version's groups with their numbers of calibrated images, the leave-one-out score of
+        each image of the manifest, float32, NaN where it isn't in the sample or can't be read any
+        more, and the number of images in the sample.
     """
+    missing: list[str] = []
     scores = np.full(manifest.num_rows, np.nan, np.float32)
     entries = dict(version.groups)
     rows = sample_images(manifest, sample.calibration_images, sample.seed)
     groups = manifest["group"].take(rows).to_pylist()
     rows = rows[[entries[group].images >= MIN_IMAGES for group in groups]]
     if not len(rows):
-        return entries, scores
+        return entries, scores, 0
     with data_context(preserve_order=True):
         images = manifest.take(rows)
         per_shard = images_per_shard(images.num_rows, version.spec.preprocessing)
@@ -74,8 +74,21 @@ def calibrate(
                 if len(valid):
                     calibration = Calibration(valid, pixels)
                     save_calibration(version.root, version.number, group, calibration)
+                if len(valid) < len(here):
+                    missing.append(_describe(group, len(valid), len(here)))
                 entries[group] = replace(entries[group], calibrated=len(valid))
-    missing = len(rows) - np.isfinite(scores).sum()
-    if missing:
-        log.warning("%d images could be read for fitting, but not again to calibrate", missing)
-    return entries, scores
+    warn(missing)
+    return entries, scores, len(rows)
+
+
+def _describe(group: str, read: int, sampled: int) -> str:
+    """Why a group's thresholds rest on fewer images than they might."""
+    if read:
+        return (
+            f"Group {group!r}: of the {sampled} images that calibrate it, {sampled - read} can't "
+            "be read any more: its thresholds and p-values hold for images like the others"
+        )
+    return (
+        f"Group {group!r} isn't calibrated, and has no thresholds and no p-values: none of the "
+        f"{sampled} images of its sample can be read any more"
+    )

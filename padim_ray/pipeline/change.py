@@ -23,6 +23,7 @@ from padim_ray.pipeline.new_version import OUTCOMES, Job, with_outcomes
 from padim_ray.pipeline.reducer import check_count
 from padim_ray.pipeline.run import check_images_option, read_images_table
 from padim_ray.pipeline.summary import Summary
+from padim_ray.sources import FETCHED
 from padim_ray.spec import ModelSpec
 from padim_ray.storage import Location
 
@@ -134,6 +135,8 @@ class _Update(_Change):
         new = listed.filter(pc.invert(_is_among(listed, known)))
         if skipped := listed.num_rows - new.num_rows:
             log.info("%d of them are in the model already", skipped)
+            self.skipped = skipped
+            _warn_of_changed(listed, known)
         for group, count in group_counts(new).items():
             if group not in self.version.groups:
                 check_count(group, count)
@@ -161,7 +164,33 @@ class _Forget(_Change):
                     f"Group {group!r} would be left with {left} image{'s' * (left != 1)}, and a "
                     "covariance needs at least 2"
                 )
-        return known.drop_columns(list(OUTCOMES))
+        return _with_sources(known.drop_columns(list(OUTCOMES)), listed)
+
+
+def _warn_of_changed(listed: pa.Table, known: pa.Table) -> None:
+    """Say which images aren't what the model was fitted to: it keeps what they were."""
+    columns = ["uri", "size", "version_tag"]
+    if not set(columns) <= set(known.column_names):
+        return  # a model of images that came as tensors
+    both = listed.select(columns).join(
+        known.select(columns), "uri", right_suffix="_then", join_type="inner"
+    )
+    differs = [pc.not_equal(both[name], both[f"{name}_then"]) for name in columns[1:]]
+    changed = both.filter(pc.or_kleene(*differs).fill_null(False))["uri"].to_pylist()
+    if changed:
+        log.warning(
+            "%d of them changed since; the model keeps what they were, such as %s",
+            *(len(changed), min(changed)),
+        )
+
+
+def _with_sources(images: pa.Table, listed: pa.Table) -> pa.Table:
+    """A version's images with what is to be fetched for them, which it doesn't write down."""
+    rows = pc.index_in(images["uri"], listed["uri"].combine_chunks())
+    for name in FETCHED.values():
+        if name in listed.column_names:
+            images = images.append_column(name, listed[name].take(rows))
+    return images
 
 
 def _is_among(images: pa.Table, others: pa.Table) -> pa.ChunkedArray:

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,14 @@ import safetensors.torch
 import torch
 
 from padim_ray import gaussian, moments
-from padim_ray.artifact import ModelVersion, save_tensors, shard_location, version_location
+from padim_ray.artifact import (
+    ModelVersion,
+    save_calibration,
+    save_tensors,
+    shard_location,
+    version_location,
+)
+from padim_ray.description import GroupEntry
 from padim_ray.errors import ModelError
 from padim_ray.gaussian import PooledScatter, Regularization
 from padim_ray.moments import Blocks, Moments
@@ -171,14 +179,27 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class Base:
-    """What there is already: versions whose moments images are added to, or taken from."""
+    """What there is already: versions whose moments images are added to, or taken from.
+
+    `left_out`: of the versions, by index, groups that don't count. `summed`: groups that are
+    written anew even if no image is added or taken, because several versions have them. `copied`:
+    groups whose files are copied, because another model has them. To all others' files the new
+    version only refers.
+    """
 
     versions: tuple[ModelVersion, ...] = ()
     takes: bool = False
+    left_out: frozenset[tuple[int, str]] = frozenset()
+    summed: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> list[str]:
+        return sorted({group for version in self.versions for group in version.groups})
 
     def images(self, group: str) -> int:
         """In the group's moments, over all versions."""
-        return sum(version.groups[group].images for version in self._with(group))
+        return sum(version.groups[group].images for version in self.holders(group))
 
     def combine(
         self, group: str, merged: Mapping[int, Merged], shards: int, share: Share
@@ -186,33 +207,37 @@ class Base:
         """Add a group's state shards to those of the versions, or take them from there.
 
         Args:
-            merged: sums of images, by number of the shard.
+            merged: sums of images, by number of the shard; empty if there are none.
 
         Raises:
             ModelError: if a version has its shards cut otherwise.
         """
-        versions = self._with(group)
+        versions = self.holders(group)
         for version in versions:
-            if version.groups[group].shards != shards:
-                raise ModelError(
-                    f"{version.root.uri} was written by another padim-ray: it has group {group!r} "
-                    f"in {version.groups[group].shards} shards, not {shards}; fit it again"
-                )
+            _check_shards(version, group, shards)
         task = _combine_task.options(**share.options, num_returns=2)
         combined = {}
-        for shard, part in merged.items():
-            source = part.source
-            state, pooled = task.remote(versions, group, shard, self.takes, source.row, source.ref)
+        for shard in range(shards):
+            part = (merged[shard].source.row, merged[shard].source.ref) if merged else (None, None)
+            state, pooled = task.remote(versions, group, shard, self.takes, *part)
             combined[shard] = Merged(Source(state), pooled)
         return combined
 
-    def _with(self, group: str) -> list[ModelVersion]:
+    def holders(self, group: str) -> list[ModelVersion]:
         """The versions that have a group, with nothing of others: tasks are sent them."""
         return [
             replace(version, groups={group: version.groups[group]})
-            for version in self.versions
-            if group in version.groups
+            for index, version in enumerate(self.versions)
+            if group in version.groups and (index, group) not in self.left_out
         ]
+
+
+def _check_shards(version: ModelVersion, group: str, shards: int) -> None:
+    if version.groups[group].shards != shards:
+        raise ModelError(
+            f"{version.root.uri} was written by another padim-ray: it has group {group!r} "
+            f"in {version.groups[group].shards} shards, not {shards}; fit it again"
+        )
 
 
 @ray.remote(max_retries=-1)
@@ -225,9 +250,12 @@ def _combine_task(
     value: Any,
 ) -> tuple["_Arrays", PooledScatter]:
     prepare_memory()
-    total = moments.merge_all([version.load_moments(group, shard) for version in versions])
-    part = _moments(row, value).to(torch.float64)
-    total = moments.subtract(total, part) if takes else moments.merge(total, part)
+    # one after the other: memory for two, however many models are merged
+    parts = (version.load_moments(group, shard).to(torch.float64) for version in versions)
+    total = reduce(moments.merge, parts)
+    if value is not None:
+        part = _moments(row, value).to(torch.float64)
+        total = moments.subtract(total, part) if takes else moments.merge(total, part)
     return _Arrays.of(total), gaussian.pool(total)
 
 
@@ -330,6 +358,48 @@ def _write_task(
     del merged, whitened
     give_back_memory()
     return None
+
+
+def copy_groups(
+    holders: Mapping[str, ModelVersion], target: "Target", share: Share
+) -> dict[str, GroupEntry]:
+    """Write groups of other models' versions into this one as they are, calibration and all.
+
+    Args:
+        holders: by group.
+        share: what a task asks for, of which there is one per state shard.
+
+    Returns:
+        Their entries.
+
+    Raises:
+        ModelError: if a version has its shards cut otherwise.
+    """
+    for group, version in holders.items():
+        _check_shards(version, group, target.shards)
+    task = _copy_task.options(**share.options)
+    ray.get(
+        [
+            task.remote(version, group, shard, target)
+            for group, version in holders.items()
+            for shard in range(target.shards)
+        ]
+    )
+    return {group: replace(each.groups[group], version=None) for group, each in holders.items()}
+
+
+@ray.remote(max_retries=-1)
+def _copy_task(version: ModelVersion, group: str, shard: int, target: "Target") -> None:
+    """Read and write, and so check, a shard; with the first one goes the calibration."""
+    prepare_memory()
+    state = moments.to_tensors(version.load_moments(group, shard))
+    save_tensors(target.file(group, "moments", shard), state)
+    whitened = gaussian.to_tensors(version.load_gaussian(group, shard))
+    save_tensors(target.file(group, "gaussian", shard), whitened)
+    calibration = version.load_calibration(group) if shard == 0 else None
+    if calibration:
+        save_calibration(target.root, target.version, group, calibration)
+    give_back_memory()
 
 
 def save(part: Merged, file: Location, share: Share) -> ray.ObjectRef:

@@ -25,7 +25,7 @@ from padim_ray.failures import Failures, count_causes
 from padim_ray.job_record import JOB, JobRecord
 from padim_ray.manifest import group_counts, sort_images
 from padim_ray.model import state_shards
-from padim_ray.options import VersionOptions
+from padim_ray.options import ImagesOptions, RoundOptions
 from padim_ray.pipeline.calibrate import Sample, calibrate
 from padim_ray.pipeline.merge import Base, Target
 from padim_ray.pipeline.nodes import plan_for
@@ -53,17 +53,23 @@ class Job(ABC):
 
     `name`: as the command is called. `root`: of the model. `sample`: of each group's images, to
     calibrate it. `base`: what there is already. `why`: what is told of the version, with {} for the
-    number of images.
+    number of images. `calibrates`: whether groups that changed are. `skipped`: listed images that
+    there's nothing to do with. `sampled`, `calibrated`: images
+    that were to be read once more for that, and could be.
     """
 
     name: str
-    options: VersionOptions
+    options: RoundOptions
     root: Location
     claim: Claim
     sample: Sample
     identity: Mapping[str, Any]
     why: str
     base: Base = field(default_factory=Base)
+    calibrates: bool = True
+    skipped: int = 0
+    sampled: int = 0
+    calibrated: int = 0
     started: float = field(default_factory=time.monotonic)
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -83,6 +89,14 @@ class Job(ABC):
         """Rows of the base's manifests that stand in the new one as well."""
         return None
 
+    def is_done(self, images: pa.Table) -> bool:
+        """Whether with these images there is nothing to do."""
+        return not images.num_rows
+
+    def check_calibration(self, manifest: pa.Table) -> None:
+        """Say what is to be known of the calibration, from the version's manifest."""
+        return
+
     def run(self) -> Summary:
         """Make the version, or what is left of it."""
         number = number_to_make(self.root)
@@ -98,7 +112,7 @@ class Job(ABC):
                 remove_rounds(place)
                 return self.nothing_left(number, record.images)
         images = record.images if record else self.list_images()
-        if not images.num_rows:
+        if not record and self.is_done(images):
             log.info("Nothing is left to do")
             return self.sum_up(artifact.check_number(self.root), images, {}, before=0)
         with ray_session(self.options.address):
@@ -124,15 +138,16 @@ class Job(ABC):
         """
         place = f"{self.root.uri} holds an unfinished {record.identity.get('job')}"
         record.check_identity(self.identity, place)
-        if self.options.manifest is not None:
+        if isinstance(self.options, ImagesOptions) and self.options.manifest is not None:
             return record.with_images(self.list_images(), place)
         log.info("Continuing with the %d images that were listed", record.images.num_rows)
         return record
 
     def nothing_left(self, number: int, images: pa.Table) -> Summary:
         """Tell of a version that was made before."""
-        manifest = artifact.open_version(self.root, number).load_manifest()
-        causes = count_causes(manifest["error"].to_pylist())
+        manifest = with_outcomes(artifact.open_version(self.root, number).load_manifest())
+        here = pc.is_in(manifest["uri"], images["uri"].combine_chunks())  # others had failed before
+        causes = count_causes(manifest.filter(here)["error"].to_pylist())
         return self.sum_up(number, images, causes, before=images.num_rows)
 
     def sum_up(
@@ -146,6 +161,9 @@ class Job(ABC):
             groups=group_counts(images),
             before=before,
             seconds=time.monotonic() - self.started,
+            skipped=self.skipped,
+            sampled=self.sampled,
+            calibrated=self.calibrated,
             stages=self.stages,
             places={"model": f"{self.root.uri} (version {number})"},
         )
@@ -180,7 +198,7 @@ class _NewVersion:
         with timed("embed", self.job.stages):
             until_done(
                 lambda: reducers.append(self._sum(target)),
-                progress=lambda: Round.latest(target.location).rows,
+                progress=lambda: Round.latest(target.location).number,
             )
         (reducer,) = reducers
         with timed("calibrate", self.job.stages):
@@ -214,6 +232,7 @@ class _NewVersion:
                         reducer.add(block)
                     self.metrics.report_progress(reducer.rows, len(reducer.failures))
         reducer.finish(plan.finish)
+        reducer.finish_base(plan.finish)
         reducer.commit()
         self.metrics.report_progress(reducer.rows, len(reducer.failures))
         if reducer.rows != self.images.num_rows:
@@ -229,18 +248,19 @@ class _NewVersion:
         job = self.job
         manifest = self._manifest(reducer.failures)
         is_fitted = pc.equal(manifest["status"], "fitted")
-        changed = pa.array(list(reducer.entries), pa.string())
+        changed = pa.array([g for g in reducer.entries if g not in job.base.copied], pa.string())
         has_changed = pc.is_in(manifest["group"], changed)
         scores = manifest["leave_one_out_score"].to_numpy().astype(np.float32)
         scores[has_changed.to_numpy()] = np.nan
         entries: Mapping[str, GroupEntry] = reducer.entries
-        if job.sample.calibration_images:
+        if job.calibrates and job.sample.calibration_images:
             version = ModelVersion(job.root, self.number, self.spec, entries)
             is_candidate = pc.and_(is_fitted, has_changed)
             candidates = manifest.filter(is_candidate).drop_columns(list(OUTCOMES))
-            entries, scores[is_candidate.to_numpy()] = calibrate(
+            entries, scores[is_candidate.to_numpy()], job.sampled = calibrate(
                 candidates, version, job.sample, job.options, self._plan()
             )
+            job.calibrated = int(np.isfinite(scores[is_candidate.to_numpy()]).sum())
         manifest = without_sources(manifest)
         manifest = manifest.set_column(
             manifest.column_names.index("leave_one_out_score"),
@@ -253,6 +273,7 @@ class _NewVersion:
             for group, entry in (self._unchanged() | dict(entries)).items()
         }
         self._check_counts(groups, manifest.filter(is_fitted))
+        job.check_calibration(manifest)
         job.claim.check()
         images = self.images.num_rows - len(reducer.failures)
         artifact.publish(job.root, self.number, self.spec, groups, manifest, job.why.format(images))
@@ -275,10 +296,12 @@ class _NewVersion:
 
     def _unchanged(self) -> dict[str, GroupEntry]:
         """Groups whose files an earlier version holds."""
+        base = self.job.base
         return {
-            group: replace(entry, version=version.home(group))
-            for version in self.job.base.versions
-            for group, entry in version.groups.items()
+            group: replace(holder.groups[group], version=holder.home(group))
+            for group in base.groups
+            if group not in base.summed and group not in base.copied
+            for holder in base.holders(group)
         }
 
     def _check_counts(self, groups: Mapping[str, GroupEntry], fitted: pa.Table) -> None:

@@ -5,7 +5,7 @@ import logging
 import ray
 
 from padim_ray.errors import PadimError
-from padim_ray.options import JobOptions
+from padim_ray.options import RunOptions
 from padim_ray.pipeline.resources import Node, Plan, Share, plan_resources
 from padim_ray.pipeline.session import is_own_ray
 
@@ -14,7 +14,7 @@ log = logging.getLogger("padim_ray")
 NODE_PATIENCE = 15 * 60  # seconds for an autoscaler to bring a first node
 
 
-def plan_for(options: JobOptions) -> Plan:
+def plan_for(options: RunOptions) -> Plan:
     """The plan for the nodes that are alive, and those that may join.
 
     Raises:

@@ -14,7 +14,7 @@ from padim_ray.errors import ImageError
 from padim_ray.manifest import shard_rows, shard_table
 from padim_ray.model import state_shards
 from padim_ray.moments import Moments, empty_moments
-from padim_ray.options import VersionOptions
+from padim_ray.options import RoundOptions
 from padim_ray.pipeline.batches import images_per_batch
 from padim_ray.pipeline.columns import column_array
 from padim_ray.pipeline.decode import images_per_shard
@@ -30,7 +30,7 @@ from padim_ray.storage import Location
 
 
 def partial_sums(
-    options: VersionOptions, plan: Plan, spec: ModelSpec, root: Location, manifest: pa.Table
+    options: RoundOptions, plan: Plan, spec: ModelSpec, root: Location, manifest: pa.Table
 ) -> Iterator[RefBundle]:
     """Blocks of partial sums, group after group.
 

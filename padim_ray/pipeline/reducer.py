@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -14,9 +15,11 @@ from padim_ray.failures import Failures, count_causes
 from padim_ray.gaussian import Regularization
 from padim_ray.pipeline.merge import (
     Base,
+    Merged,
     MergeTree,
     Target,
     check_counts,
+    copy_groups,
     factorise_and_write,
     load,
     save,
@@ -26,6 +29,7 @@ from padim_ray.rounds import PartialGroup, Round
 
 log = logging.getLogger("padim_ray")
 
+COPIED_TOGETHER, SUMMED_TOGETHER = 64, 16  # groups between rounds
 SHOWN = 20  # images in an error's message
 
 
@@ -103,8 +107,8 @@ class Reducer:
         if failures and self.base.takes:
             shown = "; ".join(f"{uri}: {error}" for uri, error in list(failures.items())[:SHOWN])
             raise ModelError(
-                f"{len(failures)} images can't be taken out of the model, because they aren't what "
-                f"it was fitted to any more: {shown}{'; …' * (len(failures) > SHOWN)}"
+                f"{len(failures)} images can't be taken out of the model: they must be readable, "
+                f"and what it was fitted to: {shown}{'; …' * (len(failures) > SHOWN)}"
             )
         images = partial["count"] + len(failures)
         self.rows += images
@@ -137,7 +141,8 @@ class Reducer:
         self.on_commit(images, count_causes(self._uncommitted.values()))
         self._round, self._uncommitted = following, {}
         log.info(
-            "%d images are in the moments, or failed: round %d is committed", self.rows, number
+            "%d images are in the moments, or failed; %d groups finished: round %d is committed",
+            *(self.rows, len(self.entries), number),
         )
 
     def finish(self, share: Share) -> None:
@@ -159,14 +164,41 @@ class Reducer:
             count = before + (-read if self.base.takes else read)
             check_count(self._group, count, self._first_failure)
             merged = self._tree.finish(self._group, share)
-            if before:
-                merged = self.base.combine(self._group, merged, self.target.shards, share)
-            rule = self.regularization
-            factorise_and_write(self._group, merged, count, rule, self.target, share)
-            self.target.check_written(self._group)
-            self.entries[self._group] = GroupEntry(count, self._group_failed, self.target.shards)
+            self._write(self._group, merged, count, self._group_failed, share)
         self._group, self._first_failure = None, None
         self._group_rows = self._group_failed = 0
+
+    def finish_base(self, share: Share) -> None:
+        """Write the base's groups that are written anew though no image was added or taken.
+
+        Every few groups it commits a round.
+        """
+        holders = {
+            group: holder
+            for group in self.base.copied
+            if group not in self.entries
+            for holder in self.base.holders(group)
+        }
+        while holders:
+            some = dict(islice(holders.items(), COPIED_TOGETHER))
+            self.entries |= copy_groups(some, self.target, share)
+            holders = {group: each for group, each in holders.items() if group not in some}
+            self.commit()
+        left = [group for group in self.base.summed if group not in self.entries]
+        for number, group in enumerate(left, 1):
+            self._write(group, {}, self.base.images(group), 0, share)
+            if number % SUMMED_TOGETHER == 0:
+                self.commit()
+
+    def _write(
+        self, group: str, merged: Mapping[int, Merged], count: int, failed: int, share: Share
+    ) -> None:
+        """Write a group, together with what the base has of it."""
+        if self.base.images(group):
+            merged = self.base.combine(group, merged, self.target.shards, share)
+        factorise_and_write(group, merged, count, self.regularization, self.target, share)
+        self.target.check_written(group)
+        self.entries[group] = GroupEntry(count, failed, self.target.shards)
 
 
 def check_count(group: str, count: int, failure: str | None = None) -> None:

@@ -39,6 +39,9 @@ DRAWN_TOGETHER = 16  # images, at their full size in memory
 DRAWN = b"padim_ray.heatmaps_drawn"
 """In a part's metadata: its heatmaps are."""
 
+LOADS = ("actor_id", "loaded_groups")
+"""Columns of scored rows that tell of the Gaussians' loading."""
+
 PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 """On heatmaps of photographs half the time of level 4, and no larger."""
 
@@ -51,6 +54,7 @@ _REGIONS = pa.list_(
     )
 )
 _KINDS = {
+    "loaded_groups": pa.list_(pa.string()),
     "causes": pa.map_(pa.string(), pa.int64()),
     "pixels": pa.map_(pa.string(), pa.large_binary()),
     "unreadable_masks": pa.map_(pa.string(), pa.string()),
@@ -157,7 +161,9 @@ class WriteResults:
             self.output.counts(number).write_table(_one_row(counts))
         self.output.part(number).write_table(results)
         causes = list(count_causes(shard["error"].to_pylist()).items())
-        return _one_row({"shard": number, "scores": scores.tobytes(), "causes": causes} | counts)
+        told = {"shard": number, "scores": scores.tobytes(), "causes": causes}
+        loads = {name: shard[name][0].as_py() for name in LOADS}
+        return _one_row(told | loads | counts)
 
     def _results(
         self,
@@ -190,7 +196,7 @@ class WriteResults:
             map_uris = self._write_maps(shard["uri"].to_pylist(), is_scored, distances)
         now = pa.scalar(datetime.now(UTC), pa.timestamp("ms", tz="UTC"))
         threshold = [decision.threshold if judged else None for judged in is_judged]
-        internal = {"shard", "shard_images", "distances", "width", "height"}
+        internal = {"shard", "shard_images", "distances", "width", "height", *LOADS}
         told = without_sources(shard)
         kept = told.select([name for name in told.column_names if name not in internal])
         for name, column in {

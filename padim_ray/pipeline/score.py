@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -16,13 +16,15 @@ from padim_ray.credentials import hidden_credentials
 from padim_ray.errors import PadimError
 from padim_ray.job_record import JobRecord, identify
 from padim_ray.manifest import group_counts
-from padim_ray.options import ScoreOptions, from_mapping
+from padim_ray.options import ImagesOptions, ScoreOptions, from_mapping
 from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.run import read_images_table
 from padim_ray.pipeline.scoring import ScoringJob
 from padim_ray.pipeline.session import ray_session
 from padim_ray.pipeline.summary import Summary
 from padim_ray.storage import Location
+
+Images = TypeVar("Images", bound=ImagesOptions)
 
 log = logging.getLogger("padim_ray")
 
@@ -67,7 +69,7 @@ def scoring_job(
             are of another run; if another job is writing them.
     """
     started = datetime.now(UTC), time.monotonic()
-    version = artifact.open_version(Location.of(options.model, options.storage_options))
+    version = artifact.open_named(options.model, options.storage_options)
     version.load_trunk_weights()  # so that missing ones are a sentence, not a dead actor
     root = Location.of(options.out, options.storage_options)
     identity = identify(
@@ -82,7 +84,7 @@ def scoring_job(
             run_directory.clear(root)
         record = JobRecord.read(root)
         if record:
-            record = _continue(record, identity, options, read_manifest, root)
+            record = continue_run(record, identity, options, read_manifest, root)
         else:
             run_directory.check_empty(root)
             record = _begin(identity, read_manifest(options), version, root)
@@ -94,11 +96,11 @@ def scoring_job(
             yield job
 
 
-def _continue(
+def continue_run(
     record: JobRecord,
     identity: Mapping[str, Any],
-    options: ScoreOptions,
-    read_manifest: Callable[[ScoreOptions], pa.Table],
+    options: Images,
+    read_manifest: Callable[[Images], pa.Table],
     root: Location,
 ) -> JobRecord:
     """The run that was begun, if it is the one that is asked for.

@@ -1,9 +1,14 @@
 """The actor that scores images: trunk, distances, anomaly map."""
 
-from collections.abc import Sequence
+import logging
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 import torch
 
@@ -12,7 +17,7 @@ from padim_ray.artifact import ModelVersion
 from padim_ray.embedder import Embedder, as_images
 from padim_ray.errors import ImageError
 from padim_ray.gaussian import Gaussian
-from padim_ray.options import JobOptions
+from padim_ray.options import RunOptions
 from padim_ray.pipeline.columns import column_array, fixed_size_column
 from padim_ray.pipeline.device import Device
 from padim_ray.pipeline.gaussians import GaussianCache
@@ -21,25 +26,37 @@ from padim_ray.pipeline.prometheus import stage
 from padim_ray.pipeline.resources import Plan
 from padim_ray.pipeline.run import decode_images
 
-GROUP_CACHE_BYTES = 2 * 2**30  # of Gaussians that an actor keeps loaded
+log = logging.getLogger("padim_ray")
 
 
 def score_images(
     shards: list[pa.Table],
     version: ModelVersion,
-    options: JobOptions,
+    options: RunOptions,
     plan: Plan,
     *,
     leave_one_out: bool = False,
 ) -> ray.data.Dataset:
     """Shards of the manifest to rows as `ScoreImages` makes them: a block per shard."""
-    groups = list(dict.fromkeys(shard["group"][0].as_py() for shard in shards))
+    grid = version.spec.grid
+    size = 4 * (grid.state_size + sum(map(operator.mul, grid.cells, grid.channels)))
+    if size > options.group_memory:
+        log.warning(
+            "--group-memory is %d, and one group's Gaussians take %d bytes: actors hold one group "
+            "at a time, and wait for the next",
+            *(options.group_memory, size),
+        )
+    actors = min(plan.actors, len(shards))
+    following = following_groups([shard["group"][0].as_py() for shard in shards], actors)
     decoded = decode_images(shards, version.spec.preprocessing, options, plan)
     # with GPUs `map_batches` itself refuses whole blocks, as unbounded; a shard is bounded
     return decoded.map_batches_internal(
         ScoreImages,
-        fn_constructor_args=[version, plan, options.batch_size, groups],
-        fn_constructor_kwargs={"leave_one_out": leave_one_out},
+        fn_constructor_args=[version, plan, options.batch_size, following],
+        fn_constructor_kwargs={
+            "leave_one_out": leave_one_out,
+            "group_memory": options.group_memory,
+        },
         batch_size=None,
         batch_format="pyarrow",
         compute=plan.actor_pool(len(shards)),
@@ -47,11 +64,25 @@ def score_images(
     )
 
 
+def following_groups(groups: list[str], actors: int) -> dict[str, str]:
+    """What an actor is asked for after a group, where that is as good as certain.
+
+    A group with fewer shards than there are actors is for some of them only: others would load it
+    for nothing.
+
+    Args:
+        groups: of each shard, in their order.
+    """
+    shards = Counter(groups)
+    return {now: after for now, after in pairwise(shards) if shards[after] >= actors}
+
+
 class ScoreImages:
     """Decoded images in, `score` and patch `distances` out, instead of the pixels.
 
-    With `leave_one_out`, the images must be training images, and have the scores of images that the
-    model wasn't fitted to.
+    `actor_id` is whose work it was, and `loaded_groups`, in a shard's first row, the groups that it
+    began to load meanwhile. With `leave_one_out`, the images must be training images, and have the
+    scores of images that the model wasn't fitted to.
     """
 
     def __init__(
@@ -59,9 +90,10 @@ class ScoreImages:
         version: ModelVersion,
         plan: Plan,
         batch_size: int | None,
-        groups: Sequence[str],
+        following: Mapping[str, str],
         *,
         leave_one_out: bool = False,
+        group_memory: int,
     ) -> None:
         prepare_memory()
         self.version = version
@@ -69,7 +101,8 @@ class ScoreImages:
         self.device = Device.of(plan)
         self.embedder = Embedder(version.spec, weights, self.device.name, batch_size, plan.threads)
         self.leave_one_out = leave_one_out
-        self.gaussians = GaussianCache(self._load, groups, GROUP_CACHE_BYTES)
+        self.gaussians = GaussianCache(self._load, following, group_memory)
+        self.actor = ray.get_runtime_context().get_actor_id()
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         self.device.check()
@@ -99,9 +132,18 @@ class ScoreImages:
             "error": pa.array(errors, pa.string()),
             "score": pa.array(scores, mask=~np.isfinite(scores)),
             "distances": fixed_size_column(distances),
+            **self._loads(shard.num_rows),
         }.items():
             shard = shard.append_column(name, column)
         return shard
+
+    def _loads(self, rows: int) -> dict[str, pa.Array]:
+        """The columns that tell of loading since the last time."""
+        loaded, self.gaussians.started = self.gaussians.started, []
+        return {
+            "actor_id": pa.repeat(pa.scalar(self.actor, pa.string()), rows),
+            "loaded_groups": pa.array([loaded, *[[]] * (rows - 1)], pa.list_(pa.string())),
+        }
 
     def _load(self, group: str) -> Gaussian:
         return self.embedder.load(self.version.load_gaussian(group))

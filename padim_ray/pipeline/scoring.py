@@ -2,9 +2,10 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -50,7 +51,8 @@ LOADING_THREADS = 16  # calibrations are small files: they wait for the store
 class ScoringJob:
     """A scoring run: `run` scores what isn't scored yet, `finish` sums up.
 
-    `done` and `drawn`: shards whose results and whose heatmaps are there.
+    `done` and `drawn`: shards whose results and whose heatmaps are there. `loads`: how often each
+    actor loaded each group's Gaussians, by group and actor.
     """
 
     name: str
@@ -68,6 +70,7 @@ class ScoringJob:
     done: set[int] = field(default_factory=set)
     drawn: set[int] = field(default_factory=set)
     before: int = 0
+    loads: Counter[tuple[str, str]] = field(default_factory=Counter)
     stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -190,6 +193,8 @@ class ScoringJob:
                     self._count(shard, scores, causes)
                     self._take(shard, scores, causes)
                     self.metrics.report_progress(self.failures.read, self.failures.count)
+                    actor = row.pop("actor_id")
+                    self.loads.update((group, actor) for group in row.pop("loaded_groups"))
                     take(self.shards[shard], row)
                     kill_at("score:part-written")
         if len(self.done) != len(self.shards):
@@ -262,9 +267,17 @@ class ScoringJob:
         return summary
 
     def _sum_up(self, is_good: np.ndarray | None, places: Mapping[str, str]) -> Summary:
+        loads: Counter[str] = Counter()
+        for (group, _), times in self.loads.items():
+            loads[group] += times
+        loading_actors = Counter(group for group, _ in self.loads)
         verdicts = {
-            group: GroupVerdict.of(
-                group, scores, decision, scores if is_good is None else scores[is_good[where]]
+            group: replace(
+                GroupVerdict.of(
+                    group, scores, decision, scores if is_good is None else scores[is_good[where]]
+                ),
+                loads=loads[group],
+                loading_actors=loading_actors[group],
             )
             for group, where, scores, decision in self.scores.groups()
         }

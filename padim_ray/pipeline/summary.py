@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +23,12 @@ log = logging.getLogger("padim_ray")
 RUN = "run.json"
 MOST_WARNINGS = 10  # of a kind, on the console
 HISTOGRAM_BINS = 40
-VERBS = {"fit": "fitted", "update": "added", "forget": "taken out"}
+VERBS = {
+    "fit": "fitted",
+    "update": "added",
+    "forget": "taken out",
+    "merge": "taken out to count once",
+}
 
 
 @contextmanager
@@ -35,6 +40,18 @@ def timed(stage: str, stages: dict[str, float]) -> Iterator[None]:
     log.info("%s: %.0f s", stage, stages[stage])
 
 
+def warn(sentences: Sequence[str], where: str = "") -> None:
+    """Log what is to be known of groups, of the first ones at least.
+
+    Args:
+        where: all of it is.
+    """
+    for sentence in sentences[:MOST_WARNINGS]:
+        log.warning("%s", sentence)
+    if len(sentences) > MOST_WARNINGS:
+        log.warning("… and %d more groups%s", len(sentences) - MOST_WARNINGS, where)
+
+
 @dataclass(frozen=True)
 class GroupVerdict:
     """How a group did in a scoring run; as it stands in run.json.
@@ -42,7 +59,8 @@ class GroupVerdict:
     `drift`: distance, critical distance, verdict and its meaning in words; None with too few images
     to tell. `histogram`: edges, and the numbers of this run's and of leave-one-out scores
     between them. `heatmap_scale`: distances of the colours' two ends. Both None if no image was
-    scored.
+    scored. `loads`: how often its Gaussians were loaded in this attempt, `loading_actors` by how
+    many actors.
     """
 
     listed: int
@@ -56,6 +74,8 @@ class GroupVerdict:
     drift: dict[str, Any] | None
     histogram: dict[str, list[float]] | None
     heatmap_scale: tuple[float, float] | None
+    loads: int = 0
+    loading_actors: int = 0
 
     @classmethod
     def of(
@@ -104,7 +124,9 @@ class Summary:
     `failed_by_cause`: numbers of failed images by stage and cause, the most frequent first.
     `groups`: listed images of each. `before`: images that an earlier attempt had done. `seconds`:
     wall time of this one, and `stages` what of it each took. `places`: what was written where.
-    `verdicts`: of each group, after scoring.
+    `verdicts`: of each group, after scoring. `skipped`: listed images that the model has already,
+    which `listed` doesn't count. `sampled`: images that were to be read once more to calibrate the
+    groups that changed, of which `calibrated` could be.
     """
 
     job: str
@@ -116,6 +138,9 @@ class Summary:
     stages: Mapping[str, float]
     places: Mapping[str, str]
     verdicts: Mapping[str, GroupVerdict] = field(default_factory=dict)
+    skipped: int = 0
+    sampled: int = 0
+    calibrated: int = 0
 
     @property
     def failed(self) -> int:
@@ -146,12 +171,24 @@ class Summary:
             self.failed,
             self.images_per_second,
         )
+        if self.skipped:
+            log.info("%d more are in the model already", self.skipped)
+        if self.sampled:
+            log.info(
+                "%d images were read once more to calibrate, which took %.0f s",
+                *(self.calibrated, self.stages["calibrate"]),
+            )
         if self.before:
             log.info("%d of them had been done before", self.before)
         for cause, count in self.failed_by_cause.items():
             log.warning("%d failed: %s", count, cause)
         if self.verdicts:
             log.info("%d images are anomalous", self.flagged)
+            loads = [verdict.loads for verdict in self.verdicts.values()]
+            log.info(
+                "%d groups' Gaussians were loaded %d times, one group's %d times at the most",
+                *(len(loads), sum(loads), max(loads)),
+            )
         notes = [
             f"{group!r}: {verdict.threshold_note}"
             for group, verdict in self.verdicts.items()
@@ -162,11 +199,8 @@ class Summary:
             for verdict in self.verdicts.values()
             if verdict.drift and verdict.drift["has_changed"]
         ]
-        for warnings in (notes, changes):
-            for warning in warnings[:MOST_WARNINGS]:
-                log.warning("%s", warning)
-            if len(warnings) > MOST_WARNINGS:
-                log.warning("… and %d more groups (see run.json)", len(warnings) - MOST_WARNINGS)
+        for sentences in (notes, changes):
+            warn(sentences, " (see run.json)")
         for name, place in self.places.items():
             log.info("%s: %s", name, place)
 

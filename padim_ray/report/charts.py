@@ -66,6 +66,46 @@ def draw_score_histogram(histogram: Mapping[str, Any], threshold: float | None) 
         return _svg(figure)
 
 
+def draw_score_pairs(
+    before: np.ndarray,
+    after: np.ndarray,
+    has_flipped: np.ndarray,
+    thresholds: tuple[float | None, float | None],
+) -> Markup | None:
+    """Each image's score by one model over that by another: on the diagonal they agree.
+
+    None if there is nothing to draw.
+
+    Args:
+        before: scores (n,), positive; so is `after`.
+        has_flipped: (n,), images whose decision changed.
+        thresholds: of both models, drawn as dashed lines.
+    """
+    if not len(before):
+        return None
+    known = [threshold for threshold in thresholds if threshold]
+    ends = np.concatenate([before, after, known])
+    low, high = ends.min() * 0.97, ends.max() * 1.03
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([low, high], [low, high], color=_INK, alpha=0.5, linewidth=0.8)
+        for threshold, draw in zip(thresholds, (axes.axvline, axes.axhline), strict=True):
+            if threshold:
+                draw(threshold, color=_THRESHOLD, linewidth=1.2, linestyle=(0, (4, 2)))
+        for chosen, color, size in ((~has_flipped, _RUN, 9), (has_flipped, _THRESHOLD, 18)):
+            axes.scatter(before[chosen], after[chosen], size, color=color, alpha=0.6, linewidths=0)
+        _scale_scores(axes, np.array([low, high]), None)
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_locator(axes.xaxis.get_major_locator())
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(axes.xaxis.get_major_formatter())
+        axes.set_xlabel("score before")
+        axes.set_ylabel("score after")
+        return _svg(figure)
+
+
 def heat_colors() -> list[str]:
     """The colours of heat, faint to strong, as in the heatmaps."""
     shades = FIRST_COLOR + (1 - FIRST_COLOR) * np.linspace(0, 1, 8)
@@ -124,7 +164,7 @@ def _svg(figure: Figure) -> Markup:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # the same in every chart, and nothing needs them
+    svg = re.sub(r' id="(?!C\d)[\w.]+_\d+"', "", svg)  # in every chart, and nothing needs them
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg)
     svg = re.sub(r"\n\s*", "\n", svg).replace("xlink:href", "href")
     for drawn, shown in _PAGE_COLORS.items():

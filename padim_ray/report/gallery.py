@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
@@ -78,23 +79,43 @@ def build_gallery(
 ) -> list[GalleryImage]:
     """Fetch images and heatmaps, and shrink them until all fit in `PICTURE_BYTES` together."""
     columns, sources = captured_columns(rows), sources or {}
-    left = len(rows) + sum(row.get("heatmap_uri") is not None for row in rows)
+    pictures = encode_pictures(
+        [
+            ([sources.get(row["uri"], row["uri"]) for row in rows], storage_options),
+            ([row.get("heatmap_uri") for row in rows], root.options),
+        ],
+        most_pixels(rows),
+    )
+    return [
+        _gallery_image(columns, root, row, *both) for row, both in zip(rows, pictures, strict=True)
+    ]
+
+
+def encode_pictures(
+    columns: Sequence[tuple[Sequence[str | None], Mapping[str, Any]]], pixels: int
+) -> Iterator[tuple[bytes | ImageError | None, ...]]:
+    """Row by row, pictures as WebP that all fit in `PICTURE_BYTES` together.
+
+    An error says why an image can't be shown, empty bytes that there is no room for it.
+
+    Args:
+        columns: URIs, None where there is no picture, and the options of their storage.
+        pixels: larger images can't be shown.
+    """
+    left = sum(uri is not None for uris, _ in columns for uri in uris)
     remaining = PICTURE_BYTES
-    wanted = UprightImage(_most_pixels(rows), QUALITIES[0][0])
-    gallery = []
+    wanted = UprightImage(pixels, QUALITIES[0][0])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(rows), TOGETHER):
-            window = rows[start : start + TOGETHER]
-            encode = partial(_encode, share=remaining // left)
-            uris = [sources.get(row["uri"], row["uri"]) for row in window]
-            images = list(pool.map(encode, _shrink(_fetch(uris, storage_options), wanted)))
-            heatmap_uris = [row.get("heatmap_uri") for row in window]
-            heatmaps = list(pool.map(encode, _shrink(_fetch(heatmap_uris, root.options), wanted)))
-            for encoded in images + heatmaps:
+        for start in range(0, len(columns[0][0]), TOGETHER):
+            encode = partial(_encode, share=remaining // max(left, 1))
+            window = [
+                list(pool.map(encode, _shrink(_fetch(uris[start : start + TOGETHER], of), wanted)))
+                for uris, of in columns
+            ]
+            for encoded in chain.from_iterable(window):
                 remaining -= len(encoded) if isinstance(encoded, bytes) else 0
                 left -= encoded is not None
-            gallery += map(partial(_gallery_image, columns, root), window, images, heatmaps)
-    return gallery
+            yield from zip(*window, strict=True)
 
 
 def relative_link(uri: str | None, root: Location) -> str | None:
@@ -115,7 +136,7 @@ def _gallery_image(
     image: bytes | ImageError | None,
     heatmap: bytes | ImageError | None,
 ) -> GalleryImage:
-    (thumbnail, problem), (heat, heat_problem) = _picture(image), _picture(heatmap)
+    (thumbnail, problem), (heat, heat_problem) = read_picture(image), read_picture(heatmap)
     shape = thumbnail or heat
     regions = sorted(row.get("regions") or (), key=lambda region: -region["peak"])
     return GalleryImage(
@@ -139,9 +160,10 @@ def _gallery_image(
     )
 
 
-def _most_pixels(rows: Sequence[Row]) -> int:
+def most_pixels(rows: Sequence[Row]) -> int:
     """A job may have allowed larger images than usual: those that it scored are shown."""
-    return max((MAX_IMAGE_PIXELS, *((row["width"] or 0) * (row["height"] or 0) for row in rows)))
+    sizes = ((row.get("width") or 0) * (row.get("height") or 0) for row in rows)
+    return max((MAX_IMAGE_PIXELS, *sizes))
 
 
 def _fetch(
@@ -188,7 +210,7 @@ def _encode(image: Image.Image | ImageError | None, share: int) -> bytes | Image
     return b""
 
 
-def _picture(encoded: bytes | ImageError | None) -> tuple[Picture | None, str | None]:
+def read_picture(encoded: bytes | ImageError | None) -> tuple[Picture | None, str | None]:
     """A picture, or why there is none."""
     match encoded:
         case None:

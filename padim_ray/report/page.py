@@ -98,6 +98,36 @@ def _render(
     failed: Sequence[Row],
     root: Location,
 ) -> bytes:
+    groups = rank_groups(run)
+    charts = [
+        (
+            name,
+            group,
+            draw_score_histogram(group["histogram"], group["threshold"])
+            if group["histogram"]
+            else None,
+        )
+        for name, group in groups[:MOST_CHARTS]
+    ]
+    return render(
+        "page.html",
+        run=run,
+        verdict=judge(run),
+        charts=charts,
+        other_groups=groups[MOST_CHARTS : MOST_CHARTS + MOST_GROUPS],
+        causes=list(run["failed_by_cause"].items()),
+        most_causes=MOST_CAUSES,
+        failed=failed,
+        gallery=gallery,
+        filters=_filters(gallery),
+        evaluation=summarise_evaluation(metrics, root) if metrics else None,
+        has_drifted=has_drifted,
+        flagged_share=flagged_share,
+    )
+
+
+def render(template: str, **content: Any) -> bytes:
+    """A page with everything in it, of a template's content."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATE),
         autoescape=True,
@@ -112,31 +142,9 @@ def _render(
         duration=text.duration,
         moment=text.moment,
     )
-    groups = rank_groups(run)
-    charts = [
-        (
-            name,
-            group,
-            draw_score_histogram(group["histogram"], group["threshold"])
-            if group["histogram"]
-            else None,
-        )
-        for name, group in groups[:MOST_CHARTS]
-    ]
     style, script = ((_TEMPLATE / name).read_text() for name in ("style.css", "script.js"))
-    html = environment.get_template("page.html").render(
-        run=run,
-        verdict=judge(run),
-        charts=charts,
-        other_groups=groups[MOST_CHARTS : MOST_CHARTS + MOST_GROUPS],
-        causes=list(run["failed_by_cause"].items()),
-        most_causes=MOST_CAUSES,
-        failed=failed,
-        gallery=gallery,
-        filters=_filters(gallery),
-        evaluation=summarise_evaluation(metrics, root) if metrics else None,
-        has_drifted=has_drifted,
-        flagged_share=flagged_share,
+    html = environment.get_template(template).render(
+        content,
         heat_colors=heat_colors(),
         style=Markup(style),
         script=Markup(script),
@@ -146,12 +154,21 @@ def _render(
 
 
 def _filters(gallery: Sequence[GalleryImage]) -> list[Filter]:
-    """By group, by verdict, and by each captured column that has few values."""
     verdicts = {True: "flagged", False: "not flagged", None: "no threshold"}
+    return make_filters(gallery, "verdict", [verdicts[image.is_anomalous] for image in gallery])
+
+
+def make_filters(gallery: Sequence[Any], name: str, verdicts: Sequence[str]) -> list[Filter]:
+    """By group, by verdict, and by each captured column that has few values.
+
+    Args:
+        gallery: images with `group` and `captured`.
+        name: what their verdicts are called.
+    """
     columns = dict.fromkeys(name for image in gallery for name in image.captured)
     values = [
         ("group", [image.group for image in gallery]),
-        ("verdict", [verdicts[image.is_anomalous] for image in gallery]),
+        (name, list(verdicts)),
         *((name, [image.captured.get(name) for image in gallery]) for name in columns),
     ]
     filters = []

@@ -1,8 +1,6 @@
 """Update and forget against fitting afresh, on S3, two versions published."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import padim_ray
@@ -10,14 +8,12 @@ from padim_ray import ModelError
 from padim_ray.artifact import current_number, open_version
 from padim_ray.storage import Location
 from padim_ray.versions import prune, roll_back
-from tests.test_moments import assert_close
+from tests.end_to_end.line import Line, assert_same_model
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),
     pytest.mark.parametrize("place", ["s3"], indirect=True),
 ]
-
-SMALL = {"image_size": 64, "n_features": 40, "precision": "float32", "calibration_images": 12}
 
 
 @pytest.fixture
@@ -26,93 +22,7 @@ def line(place, archive, weights):
     return Line(place, archive, weights)
 
 
-class Line:
-    def __init__(self, root, archive, weights):
-        self.root, self.weights = root, weights
-        self.files = {}
-        for group, suffix in (("bolt", "png"), ("nut", "jpg")):
-            for path in sorted((archive / group / "train/good").glob(f"*.{suffix}"))[:16]:
-                self.put(group, path.name, path.read_bytes())
-
-    def put(self, group, name, content):
-        location = self.root / f"archive/{group}/{name}"
-        location.write(content)
-        self.files.setdefault(group, []).append(location.uri)
-
-    def manifest(self, name, *uris):
-        """Of these images, as they are now."""
-        location = self.root / f"{name}.parquet"
-        listed = {file.uri: file for file in (self.root / "archive").list_files()}
-        infos = {uri: listed[uri].fs.info(listed[uri].path) for uri in uris}
-        location.write_table(
-            pa.table(
-                {
-                    "uri": uris,
-                    "group": [uri.split("/")[-2] for uri in uris],
-                    "size": [infos[uri]["size"] for uri in uris],
-                    "version_tag": [infos[uri]["ETag"].strip('"') for uri in uris],
-                }
-            )
-        )
-        return location.uri
-
-    def model(self, name):
-        return self.root / f"models/{name}"
-
-    def run(self, job, name, manifest, **options):
-        return job(
-            manifest=manifest,
-            model=self.model(name).uri,
-            storage_options=self.root.options,
-            **options,
-        )
-
-    def fit(self, name, *uris):
-        return self.run(
-            padim_ray.fit, name, self.manifest(name, *uris), weights=self.weights, **SMALL
-        )
-
-    def change(self, job, name, *uris, **options):
-        return self.run(job, name, self.manifest(f"{job.__name__}-{name}", *uris), **options)
-
-    def scores(self, name, *uris):
-        out = self.root / f"results/{name}"
-        self.run(
-            padim_ray.score,
-            name,
-            self.manifest("scored", *uris),
-            out=out.uri,
-            heatmaps="none",
-            report_images=0,
-        )
-        tables = []
-        for file in (out / "results").list_files():
-            with file.as_local_file() as path:
-                tables.append(pq.read_table(path))
-        table = pa.concat_tables(tables).sort_by("uri")
-        return table["score"].to_numpy()
-
-
-def assert_same_model(version, other, accuracy):
-    assert version.groups.keys() == other.groups.keys()
-    for group, entry in version.groups.items():
-        same = other.groups[group]
-        assert (entry.images, entry.failed, entry.calibrated) == (
-            *(same.images, same.failed),
-            same.calibrated,
-        )
-        assert_close(version.load_moments(group), other.load_moments(group), accuracy)
-        np.testing.assert_allclose(
-            version.load_calibration(group).scores,
-            other.load_calibration(group).scores,
-            rtol=1e-3,
-        )
-    columns = ["uri", "group", "status", "error"]
-    tables = [each.load_manifest().select(columns) for each in (version, other)]
-    assert tables[0].equals(tables[1])
-
-
-def test_an_update_equals_fitting_to_all(line):
+def test_an_update_equals_fitting_to_all(line, caplog):
     bolts, nuts = line.files["bolt"], line.files["nut"]
     line.fit("updated", *bolts[:9], *nuts)
     line.put("washer", "broken.png", b"no image")
@@ -121,6 +31,8 @@ def test_an_update_equals_fitting_to_all(line):
     washers = line.files["washer"]
     summary = line.change(padim_ray.update, "updated", *bolts, *nuts, *washers)
     assert (summary.listed, summary.done, summary.failed) == (7 + 6, 7 + 5, 1)
+    assert summary.skipped == 9 + len(nuts)
+    assert summary.sampled == summary.calibrated == 12 + 5  # of bolts and washers
     line.fit("whole", *bolts, *nuts, *washers)
     root = line.model("updated")
     updated, whole = open_version(root), open_version(line.model("whole"))
@@ -133,9 +45,13 @@ def test_an_update_equals_fitting_to_all(line):
     # the group that got no images is the file that it was
     assert updated.home("nut") == 1 and updated.home("bolt") == updated.home("washer") == 2
     assert not any("nut" in name for name in (root / "versions/000002").file_sizes())
-    # nothing is new: nothing happens
+    # nothing is new: nothing happens, but that an image isn't what it was is told
+    Location.of(nuts[0], line.root.options).write(b"another image")
     again = line.change(padim_ray.update, "updated", *bolts, *nuts, *washers[1:])
     assert (again.listed, current_number(root)) == (0, 2)
+    assert f"1 of them changed since; the model keeps what they were, such as {nuts[0]}" in (
+        caplog.text
+    )
     # what a kept version refers to is not deleted, and the version before is as it was
     prune(root, keep=1)
     open_version(root).load_moments("nut")

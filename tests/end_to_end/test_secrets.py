@@ -14,7 +14,9 @@ import pytest
 import ray
 
 import padim_ray
+from padim_ray.artifact import open_version
 from padim_ray.cli import main
+from padim_ray.storage import Location
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -182,6 +184,10 @@ def presigned(archive, signed, weights, ray_cluster, tmp_path_factory):
         weights=weights,
         **SMALL,
     )
+    padim_ray.forget(
+        manifest=manifest_of(uris[:3], directory / "mistakes.parquet"),
+        model=str(directory / "places/model"),
+    )
     uris = [signed(path) for path in test]
     uris[0] = signed(test[0], QUERY.replace("60", "61"))
     padim_ray.score(
@@ -201,6 +207,12 @@ def test_presigned_images_are_fetched(presigned):
     assert failed["error"].startswith("fetch: ")
     assert all(row["heatmap_uri"] and row["map_uri"] for row in rows if row["score"])
     assert (presigned / "out/report.html").read_text().count("data:image/webp") >= 20
+
+
+def test_presigned_images_are_forgotten(presigned):
+    versions = [open_version(Location.of(str(presigned / "model")), number) for number in (1, 2)]
+    counts = [sum(entry.images for entry in version.groups.values()) for version in versions]
+    assert counts[1] == counts[0] - 3
 
 
 def test_presigned_uris_are_in_no_file(presigned):

@@ -13,8 +13,7 @@
   // the heatmap fades to the original, whose bytes the page holds once
   for (const card of cards) {
     const thumbnail = card.querySelector(".thumbnail");
-    const heat = card.querySelector(".heat");
-    if (thumbnail && heat) {
+    for (const heat of thumbnail ? all(".heat", card) : []) {
       const below = thumbnail.cloneNode();
       below.alt = "";
       below.removeAttribute("class");

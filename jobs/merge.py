@@ -1,0 +1,11 @@
+"""The merge job as a script: ray job submit --working-dir . -- python jobs/merge.py --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an installed package
+
+from padim_ray.cli import job_main, merge
+
+if __name__ == "__main__":
+    job_main(merge)
