@@ -24,7 +24,7 @@ JOB, LISTED = "job.json", "listed.parquet"
 NOT_IDENTITY = frozenset(
     {
         *("model", "out", "batch_size", "actors", "max_failed", "storage_options", "address"),
-        *("overwrite", "round_images"),
+        *("overwrite", "round_images", "gpus", "decode_resource"),
     }
 )
 """Options that results don't depend on, or that say where they are."""

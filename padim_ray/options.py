@@ -139,7 +139,16 @@ class JobOptions:
     """Images per pass through the trunk. Default: 8 on CPUs, 128 on GPUs."""
 
     actors: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
-    """Workers that hold the trunk. Default: one per GPU; without GPUs, one per 8 cores."""
+    """Workers that hold the trunk. Default: one per GPU; without GPUs, one per 8 cores; more when
+    nodes join."""
+
+    gpus: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
+    """GPUs to compute on, at most. The job waits for the first one, and asks an autoscaler for as
+    many as its images are worth. 0: compute on CPUs. Default: those that the cluster has."""
+
+    decode_resource: Annotated[str | None, Parameter(group=RUN, negative_none="")] = None
+    """Ray resource of the nodes that decode, merge, draw and write, such as padim_decode: other
+    nodes, such as those with GPUs, then hold nothing but workers with the trunk."""
 
     max_failed: Annotated[float | None, Parameter(group=RUN, negative_none="")] = None
     """Stop with exit code 3 as soon as more images fail: a number of images, or a share of those
@@ -165,7 +174,9 @@ class JobOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PadimError(f"{_flag(name)} must be at least 1, but is {value}")
-        for name in ("images", "manifest", "model", "out"):
+        if self.gpus is not None and self.gpus < 0:
+            raise PadimError(f"--gpus must be at least 0, but is {self.gpus}")
+        for name in ("images", "manifest", "model", "out", "decode_resource"):
             if getattr(self, name, None) == "":
                 raise PadimError(f"{_flag(name)} is empty")
         for name in ("images", "masks", "model", "out"):
