@@ -1,19 +1,33 @@
 """Validation against a CustomResourceDefinition, as strict as `kubectl apply --validate=strict`."""
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 import yaml
+
+from tests.infra.manifests import ROOT
+
+KUBERAY_CRDS = ROOT.parent / "shared/kuberay"
 
 
 @cache
-def validator(definition: Path, version: str) -> jsonschema.Draft202012Validator:
-    """What checks custom resources of a version: unknown fields are errors, too."""
+def definition(kind: str) -> dict[str, Any]:
+    """KubeRay's definition of a kind, in version v1."""
+    path = KUBERAY_CRDS / f"ray.io_{kind.lower()}s.yaml"
+    if not path.is_file():
+        pytest.skip(f"KubeRay's definitions are not at {KUBERAY_CRDS}")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a megabyte each
-    versions = yaml.load(definition.read_text(), loader)["spec"]["versions"]
-    (schema,) = [each["schema"]["openAPIV3Schema"] for each in versions if each["name"] == version]
+    versions = yaml.load(path.read_text(), loader)["spec"]["versions"]
+    (found,) = [version for version in versions if version["name"] == "v1"]
+    return found
+
+
+@cache
+def validator(kind: str) -> jsonschema.Draft202012Validator:
+    """What checks custom resources of a kind: unknown fields are errors, too."""
+    schema = definition(kind)["schema"]["openAPIV3Schema"]
     return jsonschema.Draft202012Validator(_strict(schema, top=True))
 
 

@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from tests.infra.crds import definition
 from tests.infra.manifests import KUBERAY, named
 
 
@@ -71,6 +72,11 @@ def test_a_job_begins_with_one_cpu_node_and_may_grow(all_jobs):
 def test_the_cluster_of_a_job_needs_nothing_that_is_off_by_default(all_jobs):
     for job in all_jobs:
         assert not {"networkPolicy", "tlsOptions", "historyServerOptions"} & set(job.cluster)
+
+
+def test_budgets_for_rayclusters_need_whole_numbers():
+    """Kubernetes takes nothing else where the pods' controller has no scale."""
+    assert set(definition("RayCluster")["subresources"]) == {"status"}
 
 
 @pytest.fixture
