@@ -62,7 +62,9 @@ def test_what_ray_and_a_job_write_to_is_a_volume(ray_pods):
         for path, name in where.items():
             volume = pod.volumes[name]["emptyDir"]
             assert (volume.get("medium") == "Memory") == (path == "/dev/shm")
-        assert pod.environment["MPLCONFIGDIR"].startswith("/tmp/")
+        caches = {"MPLCONFIGDIR"} | ({"TRITON_CACHE_DIR"} if pod.group == "gpu" else set())
+        for cache in caches:  # else in the home directory, which is read-only
+            assert pod.environment[cache].startswith("/tmp/")
 
 
 def test_every_volume_exists_and_is_mounted(containers):
@@ -247,9 +249,8 @@ def test_gpu_workers_differ_from_cpu_workers_only_where_they_must(all_jobs):
             (container,) = template["spec"]["containers"]
             for key in ("image", "resources"):
                 del container[key]
-            container["env"] = [
-                each for each in container["env"] if each["name"] != "RAY_num_workers_soft_limit"
-            ]
+            own = {"RAY_num_workers_soft_limit", "TRITON_CACHE_DIR"}
+            container["env"] = [each for each in container["env"] if each["name"] not in own]
             for volume in template["spec"]["volumes"]:
                 volume["emptyDir"].pop("sizeLimit")
         tolerations = groups["gpu"]["spec"]["tolerations"]
