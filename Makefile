@@ -1,8 +1,10 @@
 # The same commands on a laptop and in CI. Everything they need is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+RAY = $(shell sed -n 's/^ray==//p' constraints.txt)
 
-.PHONY: demo test faults cluster-test lint format bench bench-peers reproduce clean
+.PHONY: demo test faults cluster-test lint format bench bench-peers reproduce image clean
 
 demo: .venv/installed  ## draw an archive, fit, score
 	$(BIN)/python -m demo
@@ -31,6 +33,10 @@ bench-peers: .venv-peers/installed  ## install what `make bench` compares with
 
 reproduce: .venv/installed  ## MVTec AD beside published figures: make reproduce DATA=… WEIGHTS=…
 	$(BIN)/python -m reproduce $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(OPTIONS)
+
+image:  ## the image for Kubernetes: make image REGISTRY=… [GPU=-gpu] [OPTIONS=--push]
+	docker build --file infra/docker/Dockerfile --tag $(REGISTRY)/padim-ray:$(VERSION)-ray$(RAY)$(GPU) \
+		--build-arg RAY_VERSION=$(RAY) --build-arg GPU=$(GPU) $(OPTIONS) .
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "padim-ray needs Python 3.11 or newer")'
