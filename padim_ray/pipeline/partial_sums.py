@@ -1,11 +1,13 @@
 """The actor that sums up images: trunk, moments of a batch."""
 
+from collections import deque
 from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from ray.data._internal.execution.interfaces import RefBundle
 
 from padim_ray import artifact
@@ -90,27 +92,32 @@ class PartialSums:
             yield describe_sum(group, shard, total.count, state, failures if shard == 0 else {})
 
     def _sum_up(self, images: pa.Table, failures: dict[str, str]) -> Moments:
-        grid, step = self.embedder.spec.grid, self.embedder.together
+        grid = self.embedder.spec.grid
         total = empty_moments(grid.cells, grid.channels, device=self.embedder.device)
-        for start in range(0, images.num_rows, step):
+        parts: deque[pa.Table] = deque()
+        for embeddings in self.embedder.embed_each(self._batches(images, parts)):
+            uris = parts.popleft()["uri"]
+            good = embeddings.are_finite()
+            if not good.all():
+                error = str(ImageError("embed", "NaN or infinite features"))
+                bad = (~good).nonzero().flatten().tolist()
+                failures.update({uris[row].as_py(): error for row in bad})
+                embeddings = embeddings[good]
+            if len(embeddings):
+                total = self.embedder.accumulate_(total, embeddings)
+        return total
+
+    def _batches(self, images: pa.Table, parts: deque[pa.Table]) -> Iterator[torch.Tensor]:
+        """Images that were decoded, as many as are best summed up together; `parts`: of these."""
+        for start in range(0, images.num_rows, self.embedder.together):
             # a filter copies, so not before the slice: memory is bounded by the step
-            part = images.slice(start, step)
+            part = images.slice(start, self.embedder.together)
             if part["error"].null_count < part.num_rows:
                 part = part.filter(pc.is_null(part["error"]))
             if part.num_rows:
-                total = self._accumulate(total, part, failures)
-        return total
-
-    def _accumulate(self, total: Moments, images: pa.Table, failures: dict[str, str]) -> Moments:
-        pixels = column_array(images["image"], np.uint8, (*self.embedder.spec.mapper.size, 3))
-        embeddings = self.embedder.embed(as_images(pixels))
-        good = embeddings.are_finite()
-        if not good.all():
-            error = str(ImageError("embed", "NaN or infinite features"))
-            bad = (~good).nonzero().flatten().tolist()
-            failures.update({images["uri"][row].as_py(): error for row in bad})
-            embeddings = embeddings[good]
-        return self.embedder.accumulate_(total, embeddings) if len(embeddings) else total
+                parts.append(part)
+                size = self.embedder.spec.mapper.size
+                yield as_images(column_array(part["image"], np.uint8, (*size, 3)))
 
 
 def describe_sum(
