@@ -33,8 +33,8 @@ from padim_ray.manifest import shard_rows, shard_table, sort_images
 from padim_ray.options import ModelOptions, VersionOptions
 from padim_ray.pipeline.batches import images_per_batch
 from padim_ray.pipeline.decode import images_per_shard
+from padim_ray.pipeline.forecast import State, count_sums, distance_bytes, image_bytes
 from padim_ray.pipeline.session import data_context, rows_of
-from padim_ray.plan import State, count_sums, distance_bytes, image_bytes
 from padim_ray.spec import new_spec
 
 SHARD_IMAGES = 256

@@ -130,7 +130,7 @@ def plan(
         Print JSON, for programs.
     """
     from padim_ray import console
-    from padim_ray.planning import make_plan
+    from padim_ray.pipeline.planning import make_plan
 
     made = make_plan(options or PlanOptions())
     console.print_json(made.to_json()) if json else console.print_plan(made)

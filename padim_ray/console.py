@@ -11,7 +11,7 @@ from rich.text import Text
 from padim_ray.versions import ALPHA, GroupInfo, ModelInfo
 
 if TYPE_CHECKING:
-    from padim_ray.planning import PlanReport
+    from padim_ray.pipeline.planning import PlanReport
 
 
 def print_json(value: Any) -> None:

@@ -46,7 +46,7 @@ def score_images(
             "at a time, and wait for the next",
             *(options.group_memory, size),
         )
-    actors = min(plan.actors, len(shards))
+    actors = min(plan.asked_actors, len(shards))
     following = following_groups([shard["group"][0].as_py() for shard in shards], actors)
     decoded = decode_images(shards, version.spec.preprocessing, options, plan)
     # with GPUs `map_batches` itself refuses whole blocks, as unbounded; a shard is bounded

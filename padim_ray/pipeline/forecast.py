@@ -1,8 +1,7 @@
-"""What a job will take: from what is known before it is begun, by arithmetic. No Ray, no clock.
+"""What a job will take: from what is known before it is begun, by arithmetic. No clock.
 
-Every formula says why it is so; `tests/pipeline/test_plan.py` holds those that need no clock
-against jobs.
-All sizes are in bytes, all times in seconds.
+Every formula says why it is so; `tests/pipeline/test_forecast_of_jobs.py` holds those that need no
+clock against jobs. All sizes are in bytes, all times in seconds.
 """
 
 from collections import Counter

@@ -12,8 +12,7 @@ from padim_ray.decoder import ModelInput
 from padim_ray.fetch import Fetcher
 from padim_ray.gaussian import Regularization
 from padim_ray.options import PlanOptions
-from padim_ray.pipeline.resources import Node, Plan, plan_resources
-from padim_ray.plan import (
+from padim_ray.pipeline.forecast import (
     ASSUMED_GPU_MEMORY,
     GIB,
     Archive,
@@ -23,6 +22,7 @@ from padim_ray.plan import (
     forecast_fit,
     forecast_score,
 )
+from padim_ray.pipeline.resources import Node, Plan, plan_resources
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.spec import ModelSpec
 from padim_ray.speed import Sampled, measure_actor, read_sample

@@ -12,9 +12,7 @@ from padim_ray.gaussian import Gaussian, Regularization
 from padim_ray.model import state_shards
 from padim_ray.moments import empty_moments
 from padim_ray.pipeline import merge
-from padim_ray.pipeline.merge import Merged, MergeTree
-from padim_ray.pipeline.resources import Node, plan_resources
-from padim_ray.plan import (
+from padim_ray.pipeline.forecast import (
     Archive,
     Rates,
     State,
@@ -24,6 +22,8 @@ from padim_ray.plan import (
     forecast_score,
     state_loads,
 )
+from padim_ray.pipeline.merge import Merged, MergeTree
+from padim_ray.pipeline.resources import Node, plan_resources
 from padim_ray.preprocessing import Preprocessing
 from padim_ray.spec import ModelSpec
 from padim_ray.trunk import choose_channels

@@ -10,19 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 
 import padim_ray
-from padim_ray import cli, plan
+from padim_ray import cli
 from padim_ray.artifact import open_version, save_trunk_weights
 from padim_ray.manifest import read_manifest, shard_rows, shard_table, sort_images
 from padim_ray.options import FitOptions, PlanOptions
-from padim_ray.pipeline import merge, reducer
+from padim_ray.pipeline import forecast, merge, reducer
 from padim_ray.pipeline.batches import images_per_batch
 from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.partial_sums import partial_sums
+from padim_ray.pipeline.planning import make_plan
 from padim_ray.pipeline.resources import Node, plan_resources
 from padim_ray.pipeline.run import decode_images
 from padim_ray.pipeline.scorer import score_images
 from padim_ray.pipeline.session import data_context
-from padim_ray.planning import make_plan
 from padim_ray.spec import new_spec
 from padim_ray.storage import Location
 from padim_ray.survey import survey_manifest
@@ -84,7 +84,9 @@ def test_fit_and_score_take_what_was_planned(store, planned, s3, weights, monkey
     assert told["images"] == fitted.listed == fitting["images"]
     assert read(store, "planned/") == fitting["read_bytes"]
     assert (done["sums"], done["merges"]) == (fitting["partial_sums"], fitting["merges"]) == (3, 1)
-    assert done["saves"] == plan.count_sums({"bolt": 24, "nut": 15}, 64, ROUND, ROUND).saves == 1
+    assert (
+        done["saves"] == forecast.count_sums({"bolt": 24, "nut": 15}, 64, ROUND, ROUND).saves == 1
+    )
     groups = s3.root / "planned-out/model/versions/000001/groups"
     stored = sum(path.stat().st_size for path in groups.rglob("*.safetensors"))
     assert fitting["state_bytes"] <= stored <= fitting["state_bytes"] + 4 * 2048
@@ -133,16 +135,16 @@ def test_the_object_store_takes_what_was_planned(archive, weights, tmp_path):
     batch = images_per_batch(300, 2, spec, 130)
     assert batch == 128 == 2 * shard
     groups = {"bolt": 220, "nut": 80}
-    sums = plan.count_sums(groups, shard, batch, 130)
+    sums = forecast.count_sums(groups, shard, batch, 130)
     assert sums.partials == sum(bundle.num_rows() for bundle in bundles) == 5
-    predicted = sums.partials * plan.State.of(spec).moments
+    predicted = sums.partials * forecast.State.of(spec).moments
     assert sum(bundle.size_bytes() for bundle in bundles) == pytest.approx(predicted, rel=0.02)
 
     with data_context(preserve_order=True):
         tables = [shard_table(manifest, *s) for s in enumerate(shard_rows(manifest, shard))]
         decoded = decode_images(tables, spec.preprocessing, options, cluster).materialize()
-    row = manifest.nbytes / 300 + plan.ROW
-    predicted = 300 * (row + plan.image_bytes(spec))
+    row = manifest.nbytes / 300 + forecast.ROW
+    predicted = 300 * (row + forecast.image_bytes(spec))
     assert decoded.size_bytes() == pytest.approx(predicted, rel=0.01)
 
 
@@ -158,8 +160,8 @@ def test_scored_blocks_are_as_large_as_planned(store):
     with data_context(preserve_order=True):
         table = shard_table(manifest, 0, slice(0, len(files)))
         scored = score_images([table], version, options, cluster).materialize()
-    row = manifest.nbytes / len(files) + plan.ROW
-    predicted = len(files) * (row + plan.distance_bytes(version.spec))
+    row = manifest.nbytes / len(files) + forecast.ROW
+    predicted = len(files) * (row + forecast.distance_bytes(version.spec))
     assert scored.size_bytes() == pytest.approx(predicted, rel=0.02)
 
 
