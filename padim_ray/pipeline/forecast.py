@@ -42,6 +42,9 @@ IN_FLIGHT = 2
 ROW = 40
 """Of a decoded or scored row, beside the manifest's columns and its pixels or distances."""
 
+ACTOR = 40
+"""Of a scored row besides: whose work it was, and what that loaded."""
+
 RESULT_ROW, RESULT_FILE = 150, 32 * 1024
 """At most, of a row of results, beside the manifest's columns, and of a Parquet file around it."""
 
@@ -230,7 +233,7 @@ def forecast_fit(
     groups = len(archive.groups)
     # the list travels as blocks, and comes back beside each image's pixels
     summed = archive.images * (2 * (row + ROW) + pixels) + sums.partials * state.moments
-    scored = sample * (3 * (row + ROW) + pixels + distance_bytes(spec))
+    scored = sample * (3 * (row + ROW) + ACTOR + pixels + distance_bytes(spec))
     at_once = (
         archive.manifest_bytes
         + plan.actors * IN_FLIGHT * batch * pixels
@@ -286,7 +289,7 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
     shard = images_per_shard(archive.images, spec.preprocessing)
     row = archive.manifest_bytes / archive.images
     tasks = _shards(archive.groups, shard)
-    per_image = 3 * (row + ROW) + pixels + distance_bytes(spec)
+    per_image = 3 * (row + ROW) + ACTOR + pixels + distance_bytes(spec)
     compute = archive.images / rates.score / plan.actors if rates.score else None
     seconds, bound = _pace(archive.images, compute, tasks, plan, rates)
     cached = cached_gaussians(len(archive.groups), state.gaussian)

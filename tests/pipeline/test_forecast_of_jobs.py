@@ -160,7 +160,7 @@ def test_scored_blocks_are_as_large_as_planned(store):
     with data_context(preserve_order=True):
         table = shard_table(manifest, 0, slice(0, len(files)))
         scored = score_images([table], version, options, cluster).materialize()
-    row = manifest.nbytes / len(files) + forecast.ROW
+    row = manifest.nbytes / len(files) + forecast.ROW + forecast.ACTOR
     predicted = len(files) * (row + forecast.distance_bytes(version.spec))
     assert scored.size_bytes() == pytest.approx(predicted, rel=0.02)
 
