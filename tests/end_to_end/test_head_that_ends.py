@@ -37,7 +37,7 @@ head, stop_jobs, driver = sys.argv[1:]
 subprocess.run([sys.executable, stop_jobs, head], check=True)  # nothing runs yet
 client = JobSubmissionClient(head)
 job = client.submit_job(entrypoint=driver)
-while "ready" not in client.get_job_logs(job):
+while not client.get_job_logs(job).endswith("ready\\n"):  # Ray's log begins with the command
     assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
     time.sleep(0.2)
 subprocess.run([sys.executable, stop_jobs, head], check=True)
