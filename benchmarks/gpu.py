@@ -22,7 +22,7 @@ from padim_ray.gaussian import factorise, pool
 from padim_ray.moments import empty_moments
 from padim_ray.options import ModelOptions
 from padim_ray.spec import new_spec
-from padim_ray.trunk import Trunk
+from padim_ray.trunk import Trunk, native_precision
 
 CASES = (("resnet18", "100"), ("resnet18", "all"), ("wide_resnet50_2", "550"))
 BATCHES = (32, 64, 128, 256, 512, 1024)
@@ -56,7 +56,7 @@ def main() -> None:
                 n_features=channels if channels == "all" else int(channels),
                 image_size=arguments.image_size,
             )
-            spec, weights = new_spec(options, "bfloat16")
+            spec, weights = new_spec(options, native_precision(device))
             for batch in arguments.batches:
                 embedder = Embedder(spec, weights, device, batch)
                 row = {"backbone": backbone, "channels": channels, "batch": batch}
