@@ -8,7 +8,7 @@ import sys
 def test_the_gpu_benchmark_runs_on_a_cpu_without_ray(tmp_path):
     out = tmp_path / "gpu.json"
     without_ray = "import sys; sys.modules['ray'] = None; from benchmarks.gpu import main; main()"
-    arguments = "--device cpu --batches 2 3 --cases resnet18/100 resnet18/all --image-size 32"
+    arguments = "--device cpu --batches 32 64 --cases resnet18/100 resnet18/all --image-size 32"
     subprocess.run(
         [
             sys.executable,
@@ -26,9 +26,9 @@ def test_the_gpu_benchmark_runs_on_a_cpu_without_ray(tmp_path):
     )
     rows = json.loads(out.read_text())
     assert [(row["channels"], row["batch"]) for row in rows] == [
-        ("100", 2),
-        ("100", 3),
-        ("all", 2),
-        ("all", 3),
+        ("100", 32),
+        ("100", 64),
+        ("all", 32),
+        ("all", 64),
     ]
     assert all(row["fit"] > 0 and row["score"] > 0 and row["trunk"] > 0 for row in rows)
