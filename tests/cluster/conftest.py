@@ -31,7 +31,7 @@ GROUPS = ("bolt", "nut", "pin", "ring")
 MANY = 4 * MIN_SHARD_IMAGES  # images, of each group: four shards
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole_network() -> Iterator[Network | None]:
     with ExitStack() as stack:
         try:
@@ -41,19 +41,19 @@ def whole_network() -> Iterator[Network | None]:
             yield None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def add_machine(whole_network) -> Callable[[], Machine]:
     return whole_network.add_machine if whole_network else lambda: LOCALHOST
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def unplug(whole_network) -> Callable[[Machine], None]:
     if whole_network is None:
         pytest.skip("needs the right to make network namespaces, and iproute2")
     return whole_network.unplug
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def store(add_machine, tmp_path_factory, draw_image) -> Iterator[S3Server]:
     """An S3 server with buckets `archive`, of 12 images to train and 6 to test, and `out`."""
     with serve_s3(tmp_path_factory.mktemp("store"), add_machine()) as server:
@@ -77,7 +77,7 @@ def draw_archive(root: Path, draw_image: Callable, **counts: int) -> None:
                 image.save(directory / f"{index:03d}.png")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def many(store, one_node, draw_image, tmp_path_factory) -> Path:
     """Results of one node for a bucket `many`: shards enough for two actors, and to be amid."""
     images = tmp_path_factory.mktemp("many")
@@ -90,7 +90,7 @@ def many(store, one_node, draw_image, tmp_path_factory) -> Path:
     return store.root / "out/one-node/many"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def proxy(store, whole_network) -> Iterator[FaultProxy]:
     """In front of the store, at the outside's address."""
     host = whole_network.outside.address if whole_network else LOCALHOST.address
@@ -98,7 +98,7 @@ def proxy(store, whole_network) -> Iterator[FaultProxy]:
         yield proxy
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(add_machine) -> Iterator[Cluster]:
     """A head without work, a node that decodes, and one with a GPU that PyTorch doesn't have."""
     environment = {
@@ -124,7 +124,7 @@ class OneNode:
     results: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_node(ray_cluster, store, weights) -> OneNode:
     place = "s3://out/one-node"
     shared = {"model": f"{place}/model", "storage_options": store.options}

@@ -12,7 +12,7 @@ from tests.faults.stage import Stage, draw_archive
 LEDGER = pytest.StashKey[Ledger]()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole_cluster() -> Iterator[Cluster]:
     with Cluster() as cluster:
         yield cluster
@@ -20,12 +20,12 @@ def whole_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(whole_cluster: Cluster) -> Cluster:
-    """The session's cluster, with nodes in place of those that died."""
+    """The whole suite's cluster, with nodes in place of those that died."""
     whole_cluster.restore()
     return whole_cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole_proxy(s3) -> Iterator[FaultProxy]:
     with FaultProxy(s3) as proxy:
         yield proxy
@@ -33,13 +33,13 @@ def whole_proxy(s3) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def proxy(whole_proxy: FaultProxy) -> FaultProxy:
-    """The session's proxy, with counts that begin at 0."""
+    """The whole suite's proxy, with counts that begin at 0."""
     whole_proxy.injected.clear()
     whole_proxy.requests = 0
     return whole_proxy
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole_stage(
     whole_cluster: Cluster,
     whole_proxy: FaultProxy,
@@ -56,13 +56,13 @@ def whole_stage(
 
 @pytest.fixture
 def stage(whole_stage: Stage, cluster: Cluster, proxy: FaultProxy) -> Stage:
-    """The session's stage, with all nodes up; undisturbed runs are made without being counted."""
+    """The suite's stage, with all nodes up; undisturbed runs are made without being counted."""
     whole_stage.reference_place("fit")
     whole_stage.reference_place("score")
     return whole_stage
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ledger(pytestconfig: pytest.Config) -> Ledger:
     return pytestconfig.stash.setdefault(LEDGER, Ledger())
 
