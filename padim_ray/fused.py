@@ -22,9 +22,9 @@ ONEDNN = (
     "_reorder_convolution_weight",
     "_is_mkldnn_bf16_supported",
 )
+CUDNN = ("cudnn_convolution_relu", "cudnn_convolution_add_relu")
 MaxPool = Callable[[torch.Tensor], torch.Tensor]
 """3×3 of stride 2 with padding 1, of values that are not negative, channels-last."""
-CUDNN = ("cudnn_convolution_relu", "cudnn_convolution_add_relu")
 
 
 def is_available(device: torch.device, dtype: torch.dtype) -> bool:

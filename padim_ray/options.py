@@ -19,6 +19,7 @@ RUN = Group("Run", sort_key=4)
 
 MAX_IMAGE_PIXELS = 100_000_000
 MAX_IMAGE_BYTES = 256 * 2**20
+GROUP_MEMORY = 2 * 2**30
 
 
 def _parse_json(_: type, tokens: Sequence[Any]) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class RunOptions:
     max_image_bytes: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_BYTES
     """Larger files fail, before they are read."""
 
-    group_memory: Annotated[int, Parameter(group=RUN)] = 2 * 2**30
+    group_memory: Annotated[int, Parameter(group=RUN)] = GROUP_MEMORY
     """Bytes of groups' Gaussians that an actor keeps on its device when it scores, those used last;
     what the next group needs is loaded ahead if there is room for it. One group's are always kept.
     """

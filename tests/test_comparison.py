@@ -38,7 +38,10 @@ def test_figures_are_those_of_pandas(seed):
     assert (group.listed, group.compared) == (len(frame), len(known))
     assert group.rank_correlation == pytest.approx(known["x"].corr(known["y"], "spearman"))
     decided = pd.crosstab(known["x"] > 20, known["y"] > 25)
-    count = lambda was, is_: int(decided.get(is_, pd.Series(dtype=int)).get(was, 0))  # noqa: E731
+
+    def count(was, is_):
+        return int(decided.get(is_, pd.Series(dtype=int)).get(was, 0))
+
     assert group.newly_flagged == count(False, True)
     assert group.no_longer_flagged == count(True, False)
     assert group.flagged_before == int((known["x"] > 20).sum())

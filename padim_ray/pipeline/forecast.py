@@ -15,6 +15,7 @@ from padim_ray.embedder import CPU_TOGETHER, GPU_BATCH, GPU_TOGETHER
 from padim_ray.fused import TOGETHER
 from padim_ray.histogram import BINS
 from padim_ray.model import state_shards
+from padim_ray.options import GROUP_MEMORY
 from padim_ray.pipeline.batches import FAN_IN, WORTH, images_per_batch
 from padim_ray.pipeline.decode import images_per_shard
 from padim_ray.pipeline.resources import Plan
@@ -29,9 +30,6 @@ CUDA_CONTEXT = 600 * 2**20
 
 ASSUMED_GPU_MEMORY = 16 * GIB
 """Where neither the user nor a GPU here says how much there is: the least that clouds rent out."""
-
-GROUP_CACHE = 2 * GIB
-"""Of Gaussians that an actor keeps loaded; but one group's may always be there."""
 
 DRIVER_PER_SHARD = 0.046
 """Of one core, for each shard: Ray's and ours. docs/scaling.md measures 35 to 46 ms."""
@@ -332,7 +330,7 @@ def state_loads(groups: Mapping[str, int], shard: int, actors: int) -> int:
 
 def cached_gaussians(groups: int, size: int) -> int:
     """How many groups' Gaussians an actor holds."""
-    return min(groups, max(1, GROUP_CACHE // size))
+    return min(groups, max(1, GROUP_MEMORY // size))
 
 
 def image_bytes(spec: ModelSpec) -> int:

@@ -118,7 +118,7 @@ def test_labels_are_short_and_ascii(text):
 
 def test_what_fails_is_not_timed(recorder):
     with pytest.raises(ZeroDivisionError), stage("score", 5):
-        1 / 0  # noqa: B018
+        raise ZeroDivisionError
     assert recorder.calls == 0
     with stage("score", 5):
         pass
