@@ -1,7 +1,10 @@
 """Going on after the loss of a node: what was committed stays, the rest is done again."""
 
+import gc
 import logging
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from ray.exceptions import RayError, RayTaskError
 
@@ -16,7 +19,8 @@ def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
     """Run a stage again for as long as the cluster fails it but it gets on.
 
     Ray itself replaces workers and computes lost blocks again. What it can't (blocks whose actors
-    are gone, a node that dies between two stages) ends a stage with an error of Ray's.
+    are gone, a node that dies between two stages) ends a stage with an error of Ray's. Whatever
+    error ends it, its actors end as well.
 
     Args:
         work: does what isn't done yet.
@@ -27,13 +31,40 @@ def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
         try:
             with giving_up_lost_actors():
                 return work()
-        except RayError as error:
+        except BaseException as error:
+            _release_actors(error)
+            if not isinstance(error, RayError):
+                raise
             idle = idle + 1 if progress() == done else 1
             if not is_cluster_failure(error) or idle == MOST_ATTEMPTS:
                 raise
             done = progress()
             reason = str(error).strip().partition("\n")[0]
             log.warning("The cluster lost work (%s: %s); going on", type(error).__name__, reason)
+
+
+def _release_actors(error: BaseException) -> None:
+    """Drop all references to the actors of a stage that ended with an error.
+
+    Ray ends an actor when nothing refers to it any more. The frames that the error's traceback
+    keeps do, and so do cycles of Ray Data's. Until somebody forgets the error, and Python happens
+    to look for cycles, they would hold their CPUs or GPUs: the next stage may wait for these
+    forever.
+    """
+    for each in _chain(error):
+        for frame, _ in traceback.walk_tb(each.__traceback__):
+            for caller, _ in traceback.walk_stack(frame):
+                with suppress(RuntimeError):  # it goes on
+                    caller.clear()
+    gc.collect()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    if error is not None:
+        yield error
+        yield from _chain(error.__cause__)
+        if error.__context__ is not error.__cause__:
+            yield from _chain(error.__context__)
 
 
 def is_cluster_failure(error: RayError) -> bool:
