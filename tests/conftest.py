@@ -146,6 +146,8 @@ def serve_s3(root: Path, machine: Machine = LOCALHOST) -> Iterator[S3Server]:
             *(*machine.prefix, str(Path(sys.executable).with_name("rclone")), "serve", "s3"),
             *(str(root), "--addr", address),
             *("--auth-key", f"{server.key},{server.secret}", "--vfs-cache-mode", "off"),
+            # now and then it takes its own upload for a change, and reading fails for minutes
+            "--local-no-check-updated",
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

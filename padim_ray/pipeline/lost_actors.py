@@ -59,8 +59,13 @@ def _watch(job: ray.JobID, stopped: threading.Event) -> None:
 
 def _homeless(job: ray.JobID) -> list[str]:
     """IDs of the pools' actors that are to be restarted and have no process for it yet."""
-    return [
-        actor
+    restarting = {
+        actor: (told["Address"]["IPAddress"], told["Address"]["Port"])
         for actor, told in actors(job_id=job, actor_state_name="RESTARTING").items()
-        if told["ActorClassName"].startswith(POOL) and not told["Address"]["Port"]
-    ]
+        if told["ActorClassName"].startswith(POOL)
+    }
+    if not restarting:
+        return []
+    # until it has a process, its address is that of a node which was asked for one
+    nodes = {(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()}
+    return [actor for actor, address in restarting.items() if not address[1] or address in nodes]

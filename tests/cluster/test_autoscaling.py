@@ -4,6 +4,7 @@ import json
 
 import pytest
 from ray.autoscaler._private.fake_multi_node import node_provider
+from ray.autoscaler._private.kuberay import autoscaling_config
 
 from padim_ray.pipeline.device import FAKE_GPUS
 from tests.cluster.conftest import DECODE
@@ -33,6 +34,7 @@ def describe_cluster(address):
         return {"resources": resources, "node_config": {}, "max_workers": most}
 
     return {
+        **autoscaling_config._generate_legacy_autoscaling_config_fields(),
         "cluster_name": "fake",
         "max_workers": 4,
         "provider": {
@@ -41,6 +43,7 @@ def describe_cluster(address):
             "gcs_address": address,
             "head_node_id": node_provider.FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
+            "disable_node_updaters": True,
         },
         "head_node_type": HEAD,
         "available_node_types": {

@@ -30,10 +30,13 @@ from tests.faults.processes import (
 BIN = Path(sys.executable).parent
 OBJECT_STORE_BYTES = 200_000_000
 
-# Ray asks nodes every 3 seconds whether they live; here oftener, so that losses are noticed soon.
+# Ray asks nodes every 3 seconds whether they live, and connections that are silent every 5 minutes
+# for as long as 2; here oftener, so that losses are noticed soon.
 NOTICE_SOON = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "10",
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
 }
 _ACTORS = re.compile(r"ray::MapWorker")
 _IDLE = re.compile(r"ray::(IDLE|DashboardAgent|RuntimeEnvAgent)")
