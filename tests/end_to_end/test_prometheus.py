@@ -16,12 +16,13 @@ import numpy as np
 import promql_parser as promql
 import pyarrow.parquet as pq
 import pytest
-import ray
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from padim_ray.pipeline import prometheus
+from tests.faults.cluster import Cluster, free_port
+from tests.faults.machine import LOCALHOST
 from tests.faults.processes import REPOSITORY, wait_until
 
 GRAFANA = REPOSITORY / "infra/grafana"
@@ -47,11 +48,9 @@ class Sample:
     value: float
 
 
-def scrape():
-    """What the node's metrics port tells, as Prometheus reads it."""
-    (node,) = (node for node in ray.nodes() if node["Alive"])
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url) as answer:
+def scrape(port):
+    """What a node's metrics port tells, as Prometheus reads it."""
+    with urllib.request.urlopen(f"http://{LOCALHOST.address}:{port}/metrics") as answer:
         text = answer.read().decode()
     return [
         Sample(sample.name, sample.labels, sample.value)
@@ -63,12 +62,12 @@ def scrape():
 class Scraper(threading.Thread):
     """Scrapes every second, as Prometheus does, and keeps the latest value of each series."""
 
-    def __init__(self):
+    def __init__(self, *ports):
         super().__init__(daemon=True)
-        self.latest, self._stopped = {}, threading.Event()
+        self.ports, self.latest, self._stopped = ports, {}, threading.Event()
 
     def scrape(self):
-        samples = scrape()
+        samples = [sample for port in self.ports for sample in scrape(port)]
         self.latest.update({(s.name, tuple(sorted(s.labels.items()))): s for s in samples})
         return samples
 
@@ -108,20 +107,23 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(archive, weights, ray_cluster, tmp_path_factory):
-    """Fit and score as a process of its own, and what is exported meanwhile and afterwards."""
+def run(archive, weights, tmp_path_factory):
+    """Fit and score on a cluster that nobody else uses, and what its head and its worker export."""
     root = tmp_path_factory.mktemp("watched")
     shutil.copytree(archive, root / "archive")
     (root / "archive/nut").rename(root / "archive/Schräge")  # labels are ASCII only
     (root / "archive/bolt/train/good/empty.png").write_bytes(b"")
     (root / "archive/bolt/test/good/empty.png").write_bytes(b"")
-    address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-c", JOBS, root / "archive", root, weights, address]
-    with Scraper() as scraper:
-        subprocess.run(command, cwd=REPOSITORY, check=True)
-        ended, at_end = time.time(), scraper.scrape()
-        # workers that outlive their task for a while tell every 10 s
-        wait_until(lambda: scraper.stages() >= STAGES, 30)
+    ports = [f"--metrics-export-port={free_port()}" for _ in range(2)]
+    with Cluster(workers=0, head_options=lambda address: ports[:1]) as cluster:
+        cluster.add_node(LOCALHOST, ports[1])
+        jobs = [JOBS, root / "archive", root, weights, cluster.address]
+        with Scraper(*(port.partition("=")[2] for port in ports)) as scraper:
+            driver = cluster.start_driver([sys.executable, "-c", *map(str, jobs)], root / "log")
+            assert driver.wait() == 0, (root / "log").read_text()
+            ended, at_end = time.time(), scraper.scrape()
+            # workers that outlive their task for a while tell every 10 s
+            wait_until(lambda: scraper.stages() >= STAGES, 30)
     return Run(list(scraper.latest.values()), at_end, root, ended)
 
 

@@ -230,7 +230,9 @@ def test_a_plan_measures_here_and_warns(archive, tmp_path):
     assert made.bytes == sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     rates = made.rates
     assert min(rates.decode, rates.fit, rates.score, rates.factorise) > 0
-    assert all(job.hours > 0 and job.bound == "CPUs" for job in made.jobs)
+    assert all(job.hours > 0 for job in made.jobs)
+    # so few small images that a fast processor waits for the driver
+    assert {job.bound for job in made.jobs} <= {"CPUs", "driver"}
     failing, small = made.warnings
     assert failing.startswith("1 of the 7 sampled images fail, the first with: decode: not a PNG")
     assert small == "A fit needs at least 2 images of each group; 'single' have fewer"
