@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,13 +27,13 @@ def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
         work: does what isn't done yet.
         progress: how much is done.
     """
-    idle, done = 0, progress()
+    idle, done, callers_error = 0, progress(), sys.exception()
     while True:
         try:
             with giving_up_lost_actors():
                 return work()
         except BaseException as error:
-            _release_actors(error)
+            _release_actors(error, callers_error)
             if not isinstance(error, RayError):
                 raise
             idle = idle + 1 if progress() == done else 1
@@ -43,15 +44,17 @@ def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
             log.warning("The cluster lost work (%s: %s); going on", type(error).__name__, reason)
 
 
-def _release_actors(error: BaseException) -> None:
+def _release_actors(error: BaseException, callers_error: BaseException | None) -> None:
     """Drop all references to the actors of a stage that ended with an error.
+
+    What the caller was handling when it began the stage is left as it is.
 
     Ray ends an actor when nothing refers to it any more. The frames that the error's traceback
     keeps do, and so do cycles of Ray Data's. Until somebody forgets the error, and Python happens
     to look for cycles, they would hold their CPUs or GPUs: the next stage may wait for these
     forever.
     """
-    for each in _chain(error):
+    for each in _chain(error, callers_error):
         for frame, _ in traceback.walk_tb(each.__traceback__):
             for caller, _ in traceback.walk_stack(frame):
                 with suppress(RuntimeError):  # it goes on
@@ -59,12 +62,12 @@ def _release_actors(error: BaseException) -> None:
     gc.collect()
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    if error is not None:
+def _chain(error: BaseException | None, end: BaseException | None) -> Iterator[BaseException]:
+    if error is not None and error is not end:
         yield error
-        yield from _chain(error.__cause__)
+        yield from _chain(error.__cause__, end)
         if error.__context__ is not error.__cause__:
-            yield from _chain(error.__context__)
+            yield from _chain(error.__context__, end)
 
 
 def is_cluster_failure(error: RayError) -> bool:

@@ -1,6 +1,7 @@
 """Stages that end with an error."""
 
 import gc
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from ray._private.state import actors
 import padim_ray
 from padim_ray.errors import ModelError, TooManyFailed
 from padim_ray.model import PadimModel
+from padim_ray.pipeline.recovery import until_done
 from tests.faults.processes import wait_until
 
 SMALL = {"image_size": 64, "n_features": 20, "precision": "float32"}
@@ -77,3 +79,18 @@ def test_no_actor_outlives_its_stage_even_if_somebody_keeps_the_error(
         job(images, model, weights)
     assert kept.value.__traceback__
     wait_until(lambda: not pools_actors(), 30)
+
+
+def test_what_the_caller_was_handling_keeps_its_variables(ray_cluster):
+    def fail():
+        kept = "as it was"
+        raise KeyError(kept)
+
+    try:
+        fail()
+    except KeyError as error:
+        with pytest.raises(ValueError, match="invalid literal") as raised:
+            until_done(lambda: int("one"), progress=lambda: 0)
+        assert raised.value.__context__ is error
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        assert frame.f_locals == {"kept": "as it was"}
