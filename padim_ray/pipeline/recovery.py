@@ -5,7 +5,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from ray.exceptions import RayError, RayTaskError
 
@@ -27,15 +27,12 @@ def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
         work: does what isn't done yet.
         progress: how much is done.
     """
-    idle, done, callers_error = 0, progress(), sys.exception()
+    idle, done = 0, progress()
     while True:
         try:
-            with giving_up_lost_actors():
+            with _releasing_actors(), giving_up_lost_actors():
                 return work()
-        except BaseException as error:
-            _release_actors(error, callers_error)
-            if not isinstance(error, RayError):
-                raise
+        except RayError as error:
             idle = idle + 1 if progress() == done else 1
             if not is_cluster_failure(error) or idle == MOST_ATTEMPTS:
                 raise
@@ -44,8 +41,9 @@ def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
             log.warning("The cluster lost work (%s: %s); going on", type(error).__name__, reason)
 
 
-def _release_actors(error: BaseException, callers_error: BaseException | None) -> None:
-    """Drop all references to the actors of a stage that ended with an error.
+@contextmanager
+def _releasing_actors() -> Iterator[None]:
+    """Drop all references to the actors of a stage that ends with an error.
 
     What the caller was handling when it began the stage is left as it is.
 
@@ -54,15 +52,21 @@ def _release_actors(error: BaseException, callers_error: BaseException | None) -
     to look for cycles, they would hold their CPUs or GPUs: the next stage may wait for these
     forever.
     """
-    for each in _chain(error, callers_error):
-        for frame, _ in traceback.walk_tb(each.__traceback__):
-            for caller, _ in traceback.walk_stack(frame):
-                with suppress(RuntimeError):  # it goes on
-                    caller.clear()
-    gc.collect()
+    callers_error = sys.exception()
+    try:
+        yield
+    except BaseException as error:
+        for each in _chain(error, callers_error):
+            for frame, _ in traceback.walk_tb(each.__traceback__):
+                for caller, _ in traceback.walk_stack(frame):
+                    with suppress(RuntimeError):  # it goes on
+                        caller.clear()
+        gc.collect()
+        raise
 
 
 def _chain(error: BaseException | None, end: BaseException | None) -> Iterator[BaseException]:
+    """All errors that lead to this one: any of them keeps frames, not only causes."""
     if error is not None and error is not end:
         yield error
         yield from _chain(error.__cause__, end)

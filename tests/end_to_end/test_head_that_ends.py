@@ -5,13 +5,14 @@ import os
 import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.faults.cluster import answers, free_port
 
 STOP_JOBS = Path(__file__).parents[2] / "infra/docker/stop_jobs.py"
 BIN = Path(sys.executable).parent
@@ -46,12 +47,6 @@ print(json.dumps({"status": status, "message": message, "logs": client.get_job_l
 """
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def head(monkeypatch, tmp_path):
     """A head without CPUs that wants a token, as in infra/kuberay: its dashboard's address."""
@@ -74,9 +69,8 @@ def head(monkeypatch, tmp_path):
         )
     try:
         for _ in range(120):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", dashboard)) == 0:
-                    break
+            if answers("127.0.0.1", dashboard):
+                break
             assert process.poll() is None, Path(log.name).read_text()
             time.sleep(0.5)
         yield f"http://127.0.0.1:{dashboard}"

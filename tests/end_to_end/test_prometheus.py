@@ -114,11 +114,12 @@ def run(archive, weights, tmp_path_factory):
     (root / "archive/nut").rename(root / "archive/Schräge")  # labels are ASCII only
     (root / "archive/bolt/train/good/empty.png").write_bytes(b"")
     (root / "archive/bolt/test/good/empty.png").write_bytes(b"")
-    ports = [f"--metrics-export-port={free_port()}" for _ in range(2)]
-    with Cluster(workers=0, head_options=lambda address: ports[:1]) as cluster:
-        cluster.add_node(LOCALHOST, ports[1])
+    head, worker = free_port(), free_port()
+    option = "--metrics-export-port={}".format
+    with Cluster(workers=0, head_options=lambda address: [option(head)]) as cluster:
+        cluster.add_node(LOCALHOST, option(worker))
         jobs = [JOBS, root / "archive", root, weights, cluster.address]
-        with Scraper(*(port.partition("=")[2] for port in ports)) as scraper:
+        with Scraper(head, worker) as scraper:
             driver = cluster.start_driver([sys.executable, "-c", *map(str, jobs)], root / "log")
             assert driver.wait() == 0, (root / "log").read_text()
             ended, at_end = time.time(), scraper.scrape()

@@ -11,6 +11,7 @@ from ray._private.state import actors
 import padim_ray
 from padim_ray.errors import ModelError, TooManyFailed
 from padim_ray.model import PadimModel
+from padim_ray.pipeline.lost_actors import POOL
 from padim_ray.pipeline.recovery import until_done
 from tests.faults.processes import wait_until
 
@@ -31,7 +32,7 @@ def pools_actors():
     return [
         actor
         for actor in actors().values()
-        if actor["ActorClassName"].startswith("MapWorker(") and actor["State"] != "DEAD"
+        if actor["ActorClassName"].startswith(POOL) and actor["State"] != "DEAD"
     ]
 
 
