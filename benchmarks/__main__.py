@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--weights", help="resnet18 weights; default: random ones, equally fast")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    prepare_memory()  # as the actors do
+    prepare_memory(keep_activations=True)  # as the actors do
     figures = []
     with tempfile.TemporaryDirectory(prefix="padim-ray-bench-") as directory:
         root = Path(directory)

@@ -116,7 +116,7 @@ if __name__ == "__main__":
 
     from benchmarks.archive import random_trunk
 
-    prepare_memory()
+    prepare_memory(keep_activations=True)
     with tempfile.TemporaryDirectory() as directory:
         for row in measure(random_trunk(Path(directory) / "trunk.pth"), repeats=5):
             print(f"{row['stage']:<16}{row['what']:<28}{row['median']:>8.0f} images/s")

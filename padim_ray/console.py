@@ -61,7 +61,7 @@ def print_plan(plan: "PlanReport") -> None:
     )
     cluster = plan.plan
     kind = "GPU" if cluster.actor.gpus else "CPU"
-    console.print(f"{cluster.actors} {kind} actors, {cluster.decoders} decoding tasks at once")
+    console.print(f"{cluster.actors} {kind} actors, {cluster.decode_tasks} decoding tasks at once")
     rates = plan.rates
     if rates.score:
         console.print(

@@ -3,15 +3,17 @@
 A library that meets a broken file may crash, hang, or take so much memory that the kernel kills the
 process. Here that costs one image its row, and the process that wanted it goes on.
 
-A request is `REQUEST`, JSON that says what is wanted, and the encoded image; an answer is `ANSWER`
-and pixels, or an error in JSON. Answers come in the order of requests, so when the child ends, it
-was at work on the first image without one: the culprit is known without trying halves. That image
-is tried again, alone and in a fresh child, because memory that ran out, or a heap that another
-image broke, may have been the cause.
+Encoded images and pixels go through slots, files in memory that both processes have open: neither
+waits for the other to read, as with megabytes in a pipe. Requests and answers take the slots in
+turn. A request is `REQUEST` and JSON that says what is wanted of the image in the slot; an answer
+is `ANSWER`, and pixels, or an error in JSON, are in the slot instead.
+
+Answers come in the order of requests, so when the child ends, it was at work on the first image
+without one: the culprit is known without trying halves. That image is tried again, alone and in a
+fresh child, because memory that ran out, or a heap that another image broke, may have been the
+cause.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import select
@@ -19,10 +21,12 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import BinaryIO
 
 import numpy as np
 
@@ -36,7 +40,8 @@ ANSWER = struct.Struct("<Q5I")  # bytes, upright width and height, the pixels' s
 READY = b"ready"  # what the child says first
 
 _IN_FLIGHT = 4  # images that were sent and have no answer: the child needn't wait for the next one
-_PIPE_BYTES = 2**20  # the most that everyone may have
+_BYTES_IN_FLIGHT = 64 * 2**20  # of them, beside a first one
+_KEPT_BYTES = 4 * 2**20  # of a slot; what a larger image took is given back
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # else it starts one per core
     # glibc keeps what an image took for the next one, which saves a quarter of a JPEG's time
@@ -82,13 +87,18 @@ class Decoded:
 
 
 def decode_all(
-    contents: Iterable[bytes | ImageError], wanted: Wanted, hung_after: float = HUNG_AFTER
+    contents: Iterable[bytes | ImageError],
+    wanted: Wanted,
+    hung_after: float = HUNG_AFTER,
+    out: Iterable[np.ndarray] = (),
 ) -> Iterator[Decoded | ImageError]:
     """Decode images in a child of this process, which is kept for the next call.
 
     Args:
         contents: encoded images; an error stands for one that couldn't be had, and stays.
-        hung_after: seconds without a sign of life after which the child is ended.
+        hung_after: seconds without an answer after which the child is ended.
+        out: where to put each image's pixels, contiguous and of their shape; without it, they come
+            in arrays of their own.
 
     Yields:
         For each image, in order, what was wanted of it, or why that can't be had.
@@ -98,7 +108,7 @@ def decode_all(
     """
     stage = "mask" if isinstance(wanted, Mask) else "decode"
     request = json.dumps({"wanted": type(wanted).__name__, **asdict(wanted)}).encode()
-    source = iter(contents)
+    source, places = iter(contents), iter(out)
     waiting: deque[bytes | ImageError] = deque()  # the next images, without an answer yet
     sent = ended = 0  # how many of them were sent; how many children ended at the first one
     decoder = _take_idle()
@@ -107,17 +117,21 @@ def decode_all(
             waiting.extend(islice(source, _IN_FLIGHT - len(waiting)))
             if not waiting:
                 return
+            if not ended:
+                place = next(places, None)
             answer: Decoded | ImageError
             if isinstance(waiting[0], ImageError):
                 answer = waiting[0]
             else:
                 decoder = decoder or Decoder()
                 for content in islice(waiting, sent, 1 if ended else _IN_FLIGHT):
-                    sent += 1
                     if not isinstance(content, ImageError):
+                        if decoder.is_full:
+                            break
                         decoder.send(request, content)
+                    sent += 1
                 try:
-                    answer = decoder.receive(hung_after)
+                    answer = decoder.receive(hung_after, place)
                 except (EOFError, TimeoutError) as error:
                     exit_code = decoder.close()
                     decoder, sent, ended = None, 0, ended + 1
@@ -148,28 +162,21 @@ class Decoder:
         child_reads, requests = os.pipe()
         answers, child_writes = os.pipe()
         self._requests, self._answers = os.fdopen(requests, "wb", 0), os.fdopen(answers, "rb", 0)
-        self._outgoing: deque[memoryview] = deque()
+        self._slots = deque(_unnamed_file() for _ in range(_IN_FLIGHT))  # the next one first
+        self._sent: deque[tuple[BinaryIO, int]] = deque()  # slots without an answer, and their size
+        inherited = (child_reads, child_writes, *(slot.fileno() for slot in self._slots))
         try:
             self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "padim_ray.decoder_process"),
-                    *(str(child_reads), str(child_writes)),
-                ],
+                [sys.executable, "-P", "-m", "padim_ray.decoder_process", *map(str, inherited)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what libraries print
-                pass_fds=(child_reads, child_writes),
+                pass_fds=inherited,
                 env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": _python_path()},
                 process_group=0,  # Ctrl-C is for the parent
             )
         finally:
             os.close(child_reads)
             os.close(child_writes)
-        for pipe in (self._requests, self._answers):
-            os.set_blocking(pipe.fileno(), False)
-            if sys.platform == "linux":
-                # all pipes of a user have a limit together: beyond it, this one stays as it is
-                with contextlib.suppress(PermissionError):
-                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             self._read(len(READY), HUNG_AFTER)
         except (EOFError, TimeoutError) as error:
@@ -178,71 +185,96 @@ class Decoder:
                 f"({_explain(self.close())})"
             ) from error
 
-    def send(self, request: bytes, content: bytes) -> None:
-        """Have an image sent, as soon as the child has room for it."""
-        header = REQUEST.pack(len(request), len(content))
-        self._outgoing += (memoryview(header + request), memoryview(content))
+    @property
+    def is_full(self) -> bool:
+        """Whether an answer must be received before the next image is sent."""
+        return not self._slots or sum(size for _, size in self._sent) > _BYTES_IN_FLIGHT
 
-    def receive(self, hung_after: float) -> Decoded | ImageError:
-        """The next answer.
+    def send(self, request: bytes, content: bytes) -> None:
+        """Give the child an image."""
+        slot = self._slots.popleft()
+        self._sent.append((slot, len(content)))
+        write_slot(slot.fileno(), content)
+        try:
+            self._requests.write(REQUEST.pack(len(request), len(content)) + request)
+        except BrokenPipeError:
+            return  # what it answered before its end is still to be read
+
+    def receive(self, hung_after: float, out: np.ndarray | None = None) -> Decoded | ImageError:
+        """The next answer; its pixels are put into `out`, if that is given.
 
         Raises:
             EOFError: if the child has ended.
-            TimeoutError: if it has neither read nor written anything for so many seconds.
+            TimeoutError: if it doesn't answer for so many seconds.
         """
         header = ANSWER.unpack(self._read(ANSWER.size, hung_after))
         size, width, height, rows, columns, channels = header
-        content = self._read(size, hung_after)
-        if not width:
-            return ImageError(*json.loads(content.tobytes()))
-        if not channels:  # a mask
-            return Decoded(content.view(bool).reshape(rows, columns), width, height)
-        return Decoded(content.reshape(rows, columns, channels), width, height)
+        slot, sent = self._sent.popleft()
+        self._slots.append(slot)
+        answer: Decoded | ImageError
+        if width:
+            shape = (rows, columns, channels) if channels else (rows, columns)  # a mask
+            pixels = np.empty(shape, np.uint8 if channels else bool) if out is None else out
+            read_slot(slot.fileno(), memoryview(pixels).cast("B"))
+            answer = Decoded(pixels, width, height)
+        else:
+            read_slot(slot.fileno(), memoryview(error := bytearray(size)))
+            answer = ImageError(*json.loads(error))
+        if max(sent, size) > _KEPT_BYTES:
+            os.ftruncate(slot.fileno(), 0)
+        return answer
 
     def close(self) -> int:
         """End the child, whatever it does; its exit code, as `subprocess` has it."""
         self.process.kill()
-        self._requests.close()
-        self._answers.close()
+        for file in (
+            self._requests,
+            self._answers,
+            *self._slots,
+            *(slot for slot, _ in self._sent),
+        ):
+            file.close()
         return self.process.wait()  # no zombie stays
 
-    def _read(self, size: int, hung_after: float) -> np.ndarray:
-        """Read (size,) uint8, and write meanwhile: neither side waits for the other to read."""
-        received = np.empty(size, np.uint8)
-        rest = memoryview(received)
-        while rest:
-            try:
-                count = os.readv(self._answers.fileno(), [rest])
-            except BlockingIOError:
-                self._wait(hung_after)
-                continue
-            if not count:
-                raise EOFError
-            rest = rest[count:]
-        return received
-
-    def _wait(self, hung_after: float) -> None:
-        """Until there is something to read, or something was written."""
-        requests = self._requests.fileno()
+    def _read(self, size: int, timeout: float) -> bytes:
+        """What the child writes at once: few bytes come whole."""
         poll = select.poll()
         poll.register(self._answers, select.POLLIN)
-        if self._outgoing:
-            poll.register(requests, select.POLLOUT)
-        ready = dict(poll.poll(hung_after * 1000))
-        if not ready:
+        if not poll.poll(timeout * 1000):
             raise TimeoutError
-        if requests not in ready:
-            return
-        try:
-            count = os.writev(requests, self._outgoing)
-        except BrokenPipeError:  # what it answered before its end is still to be read
-            self._outgoing.clear()
-            return
-        while count:
-            first = self._outgoing.popleft()
-            if count < len(first):
-                self._outgoing.appendleft(first[count:])
-            count -= min(count, len(first))
+        content = self._answers.read(size)
+        if not content:
+            raise EOFError
+        return content
+
+
+def _unnamed_file() -> BinaryIO:
+    """A file without a name, which vanishes with its last process; in memory on Linux."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("padim-ray-slot"), "r+b", 0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def write_slot(slot: int, content: bytes | memoryview) -> None:
+    """Write bytes to a slot's beginning."""
+    rest, offset = memoryview(content), 0
+    while rest:
+        count = os.pwrite(slot, rest, offset)
+        rest, offset = rest[count:], offset + count
+
+
+def read_slot(slot: int, buffer: memoryview) -> None:
+    """Fill a buffer of bytes with a slot's beginning.
+
+    Raises:
+        EOFError: if there is less in the slot.
+    """
+    offset = 0
+    while buffer:
+        count = os.preadv(slot, [buffer], offset)
+        if not count:
+            raise EOFError
+        buffer, offset = buffer[count:], offset + count
 
 
 # each thread, and each of nested iterations, takes one for itself

@@ -1,4 +1,4 @@
-"""The child process of the decoder: reads images from its input, answers with their pixels.
+"""The child process of the decoder: takes images from slots, and puts their pixels there instead.
 
 It imports little, starts in a fifth of a second, and ends with its parent, whatever that dies of.
 """
@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from padim_ray.decoder import (
     ModelInput,
     UprightImage,
     Wanted,
+    read_slot,
+    write_slot,
 )
 from padim_ray.errors import ImageError
 from padim_ray.fail_points import is_on
@@ -41,27 +44,31 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         # what the kernel kills first when memory runs out; as soon as Ray's workers, all the same
         Path("/proc/self/oom_score_adj").write_text("1000")
-    requests, answers = os.fdopen(int(sys.argv[1]), "rb"), os.fdopen(int(sys.argv[2]), "wb")
-    answers.write(READY)
-    answers.flush()
+    requests, answers, *slots = map(int, sys.argv[1:])
+    incoming = os.fdopen(requests, "rb")
+    os.write(answers, READY)
     fails = is_on("decoder")
-    while len(header := requests.read(REQUEST.size)) == REQUEST.size:
+    for slot in cycle(slots):
+        if len(header := incoming.read(REQUEST.size)) < REQUEST.size:
+            return
         request, size = REQUEST.unpack(header)
-        wanted = _parse(json.loads(requests.read(request)))
-        content = requests.read(size)
+        wanted = _parse(json.loads(incoming.read(request)))
+        read_slot(slot, memoryview(buffer := bytearray(size)))
+        content = bytes(buffer)
         if fails:
             _fail(content)
         try:
             decoded = make(wanted, content)
         except ImageError as error:
-            message = json.dumps(error.args).encode()
-            answers.write(ANSWER.pack(len(message), 0, 0, 0, 0, 0) + message)
+            answer = json.dumps(error.args).encode()
+            header = ANSWER.pack(len(answer), 0, 0, 0, 0, 0)
         else:
             pixels = np.ascontiguousarray(decoded.pixels)
+            answer = memoryview(pixels).cast("B")
             shape = (*pixels.shape, 0)[:3]  # a mask has no channels
-            answers.write(ANSWER.pack(pixels.nbytes, decoded.width, decoded.height, *shape))
-            answers.write(pixels.data)
-        answers.flush()
+            header = ANSWER.pack(pixels.nbytes, decoded.width, decoded.height, *shape)
+        write_slot(slot, answer)
+        os.write(answers, header)
 
 
 def make(wanted: Wanted, content: bytes) -> Decoded:

@@ -110,10 +110,32 @@ def test_an_image_comes_as_what_is_wanted_of_it():
     np.testing.assert_array_equal(mask, fit_mask(defective == 1, preprocessing))
 
 
-def test_images_larger_than_pipes_go_both_ways():
+def test_large_images_go_both_ways_and_leave_nothing_in_memory(fresh, monkeypatch):
+    monkeypatch.setattr(decoder, "_BYTES_IN_FLIGHT", 10_000_000)
+    starts = []
+    monkeypatch.setattr(decoder, "Decoder", lambda: starts.append(Decoder()) or starts[-1])
     noise = np.random.default_rng(0).integers(0, 256, (6, 1500, 1500, 3), np.uint8)
-    answers = list(decode_all([encode(image, "BMP") for image in noise], WHOLE))
-    np.testing.assert_array_equal([answer.pixels for answer in answers], noise)
+    answers = decode_all([encode(image, "BMP") for image in noise], WHOLE)
+    np.testing.assert_array_equal(next(answers).pixels, noise[0])
+    (child,) = starts
+    assert len(child._sent) == 1  # with 7 MB each, a third one had to wait
+    np.testing.assert_array_equal([answer.pixels for answer in answers], noise[1:])
+    assert {os.fstat(slot.fileno()).st_size for slot in child._slots} == {0}
+
+
+def test_pixels_are_put_where_they_are_wanted():
+    contents = [png(picture(shade)) for shade in range(1, 9)]
+    contents[2:4] = [ImageError("fetch", "not found"), b"?"]
+    pixels = np.zeros((8, 6, 9, 3), np.uint8)
+    answers = list(decode_all(contents, WHOLE, out=pixels))
+    for row, answer in enumerate(answers):
+        if row in (2, 3):
+            assert isinstance(answer, ImageError) and not pixels[row].any()
+        else:
+            assert np.shares_memory(answer.pixels, pixels[row])
+            np.testing.assert_array_equal(pixels[row], picture(row + 1))
+    with pytest.raises(TypeError, match="contiguous"):
+        list(decode_all(contents, WHOLE, out=pixels[:, :, ::2]))
 
 
 @pytest.mark.parametrize(
@@ -132,9 +154,11 @@ def test_an_image_that_ends_the_child_fails_alone(what, error, fresh, monkeypatc
     started = time.monotonic()
     contents = [png(picture(shade)) for shade in range(20)]
     contents[9] = deadly(what)
-    answers = list(decode_all(contents, WHOLE, hung_after=2))
+    pixels = np.zeros((20, 6, 9, 3), np.uint8)
+    answers = list(decode_all(contents, WHOLE, hung_after=2, out=pixels))
     assert str(answers.pop(9)) == f"decode: {error}"
     shades = [answer.pixels.max() for answer in answers]
+    assert [shade for shade in pixels.max((1, 2, 3)) if shade] == shades[1:]
     assert shades == [shade for shade in range(20) if shade != 9]
     assert len(starts) == ATTEMPTS + 1  # the last one goes on with the rest
     (left,) = set(own_children()) - before

@@ -17,7 +17,7 @@ from padim_ray.preprocessing import Preprocessing
 from padim_ray.sources import uris_to_fetch
 
 SHARD_BYTES = 48 * 2**20  # of decoded pixels: well below the size at which Ray Data splits blocks
-MIN_SHARD_IMAGES, MAX_SHARD_IMAGES = 64, 256
+MIN_SHARD_IMAGES, MAX_SHARD_IMAGES = 128, 256
 FAIR_SHARDS = 256
 WINDOW_BYTES = 64 * 2**20  # of encoded images: fetched together, while the last window is decoded
 WINDOW_IMAGES = 64
@@ -69,13 +69,12 @@ class FetchAndDecode:
         pixels = np.zeros((shard.num_rows, height, width, 3), np.uint8)
         errors: list[str | None] = []
         sizes: list[tuple[int, int] | tuple[None, None]] = []
-        decoded = decode_all(self._fetch(shard), self.wanted, self.hung_after)
-        for row, image in enumerate(decoded):
+        decoded = decode_all(self._fetch(shard), self.wanted, self.hung_after, pixels)
+        for image in decoded:
             if isinstance(image, ImageError):
                 errors.append(str(image))
                 sizes.append((None, None))
             else:
-                pixels[row] = image.pixels
                 errors.append(None)
                 sizes.append((image.width, image.height))
         columns = {

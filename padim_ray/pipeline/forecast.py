@@ -235,7 +235,7 @@ def forecast_fit(
     at_once = (
         archive.manifest_bytes
         + plan.actors * IN_FLIGHT * batch * pixels
-        + plan.decoders * shard * pixels
+        + plan.decode_tasks * shard * pixels
         + _waiting(sums, groups, state)
     )
     compute = None
@@ -302,7 +302,7 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
         object_store_bytes=round(archive.images * per_image),
         object_store_at_once=round(
             archive.manifest_bytes
-            + (plan.actors * IN_FLIGHT + plan.decoders) * shard * pixels
+            + (plan.actors * IN_FLIGHT + plan.decode_tasks) * shard * pixels
             + plan.actors * shard * distance_bytes(spec)
         ),
         state_bytes=state.stored_gaussian * state_loads(archive.groups, shard, plan.actors),

@@ -64,7 +64,7 @@ class PartialSums:
     """
 
     def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int | None) -> None:
-        prepare_memory()
+        prepare_memory(keep_activations=True)
         weights = artifact.load_trunk_weights(root, spec.weights_sha256)
         self.device = Device.of(plan)
         self.embedder = Embedder(spec, weights, self.device.name, batch_size, plan.threads)

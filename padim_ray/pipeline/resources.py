@@ -11,6 +11,7 @@ a custom resource, and not a label of the nodes, since every autoscaler of Ray k
 only its second version labels.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from padim_ray.errors import PadimError
 
 CORES_PER_CPU_ACTOR = 8  # a convolution's threads pay up to about here; further actors pay more
+TASKS_PER_CORE = 4 / 3  # Ray Data takes up to 0.2 s to follow a task with the next one
 DECODE_UNIT = 0.001  # of the decode resource, for each task
 SHARDS_WORTH_AN_ACTOR = 8  # a node takes minutes to come, a shard of images seconds
 MORE_THAN_HALF = 0.0001
@@ -55,8 +57,8 @@ class Plan:
 
     `actors`: those there is room for. `most_actors`: as many as there may be when nodes join; None:
     as many as the work is worth. `asked_actors`: to be asked for before there is room, so that an
-    autoscaler adds nodes. `threads`: compute threads of one actor. `decoders`: decoding tasks at
-    once, in the cluster; None: as many as fit. `finish`: of a task that runs when the actors are
+    autoscaler adds nodes. `threads`: compute threads of one actor. `decoders`: cores that
+    decode, in the cluster; None: as many as fit. `finish`: of a task that runs when the actors are
     gone.
     """
 
@@ -73,6 +75,11 @@ class Plan:
     @property
     def device(self) -> str:
         return "cuda" if self.actor.gpus else "cpu"
+
+    @property
+    def decode_tasks(self) -> int | None:
+        """Decoding tasks at once, in the cluster; None: as many as fit."""
+        return self.decoders and _tasks(self.decoders)
 
     def actor_pool(self, shards: int, **settings: int) -> ActorPoolStrategy:
         """A pool of actors for a stage's shards of images.
@@ -91,7 +98,7 @@ class Plan:
 
     def decoding_tasks(self, shards: int) -> TaskPoolStrategy:
         """A pool of tasks for decoding a stage's shards of images."""
-        return TaskPoolStrategy(size=min(self.decoders or shards, shards))
+        return TaskPoolStrategy(size=min(self.decode_tasks or shards, shards))
 
     def drawing_tasks(self, shards: int) -> TaskPoolStrategy:
         """A pool of helper tasks for a stage without actors."""
@@ -148,6 +155,7 @@ def plan_resources(
         asked = actors or usable
         # none where nothing else runs: nodes may then be started without CPUs
         cpus = 0 if decode_resource else min(1, min(cpus_per_gpu, default=1) / 2)
+        decoders = max(1, cores - (0 if decode_resource else usable))
         return Plan(
             actors=count,
             most_actors=actors or (usable if gpus or not grows else None),
@@ -157,8 +165,8 @@ def plan_resources(
                 1.0 if asked <= usable else _floor(1 / -(-asked // usable)),
             ),
             threads=1,
-            decoders=None if grows else max(1, cores - (0 if decode_resource else usable)),
-            decode=share(min(0.75, smallest / 4)),
+            decoders=None if grows else decoders,
+            decode=share(min(0.75, smallest / 4) * (1 if grows else decoders / _tasks(decoders))),
             helper=share(min(0.25, smallest / 4)),
             finish=share(min(1.0, smallest)),
         )
@@ -177,10 +185,17 @@ def plan_resources(
         threads=max(1, int(part)),
         decoders=None if can_grow else cores,
         # without a limit to their number, as many as there are cores fit beside actors and helpers
-        decode=share(min(3 / 8, smallest / 4) if can_grow else min(1.0, smallest) / 4),
+        decode=share(
+            min(3 / 8, smallest / 4) if can_grow else min(1.0, smallest) / 4 * cores / _tasks(cores)
+        ),
         helper=share(min(1.0, smallest / 4)),
         finish=share(min(1.0, smallest)),
     )
+
+
+def _tasks(cores: int) -> int:
+    """How many tasks keep so many cores decoding."""
+    return math.ceil(cores * TASKS_PER_CORE)
 
 
 def _floor(share: float) -> float:

@@ -95,7 +95,7 @@ class ScoreImages:
         leave_one_out: bool = False,
         group_memory: int,
     ) -> None:
-        prepare_memory()
+        prepare_memory(keep_activations=True)
         self.version = version
         weights = version.load_trunk_weights()
         self.device = Device.of(plan)

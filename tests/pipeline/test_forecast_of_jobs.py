@@ -124,18 +124,18 @@ def test_the_object_store_takes_what_was_planned(archive, weights, tmp_path):
     save_trunk_weights(root, state_dict)
     files = sorted((archive / "bolt/train/good").iterdir())
     # Ray Data counts rows, not files: some images stand for many
-    uris = [str(files[row % len(files)]) for row in range(300)]
-    manifest = pa.table({"uri": uris, "group": ["bolt"] * 220 + ["nut"] * 80})
+    uris = [str(files[row % len(files)]) for row in range(600)]
+    manifest = pa.table({"uri": uris, "group": ["bolt"] * 440 + ["nut"] * 160})
     for name, kind in (("size", pa.int64()), ("version_tag", pa.string())):
-        manifest = manifest.append_column(name, pa.nulls(300, kind))
-    options = FitOptions(images="a/*", model="m", weights=weights, round_images=130, **SMALL)
+        manifest = manifest.append_column(name, pa.nulls(600, kind))
+    options = FitOptions(images="a/*", model="m", weights=weights, round_images=260, **SMALL)
     cluster = plan_resources([Node(2)], actors=2)
     bundles = list(partial_sums(options, cluster, spec, root, manifest))
-    shard = images_per_shard(300, spec.preprocessing)
-    batch = images_per_batch(300, 2, spec, 130)
-    assert batch == 128 == 2 * shard
-    groups = {"bolt": 220, "nut": 80}
-    sums = forecast.count_sums(groups, shard, batch, 130)
+    shard = images_per_shard(600, spec.preprocessing)
+    batch = images_per_batch(600, 2, spec, 260)
+    assert batch == 256 == 2 * shard
+    groups = {"bolt": 440, "nut": 160}
+    sums = forecast.count_sums(groups, shard, batch, 260)
     assert sums.partials == sum(bundle.num_rows() for bundle in bundles) == 5
     predicted = sums.partials * forecast.State.of(spec).moments
     assert sum(bundle.size_bytes() for bundle in bundles) == pytest.approx(predicted, rel=0.02)
@@ -143,8 +143,8 @@ def test_the_object_store_takes_what_was_planned(archive, weights, tmp_path):
     with data_context(preserve_order=True):
         tables = [shard_table(manifest, *s) for s in enumerate(shard_rows(manifest, shard))]
         decoded = decode_images(tables, spec.preprocessing, options, cluster).materialize()
-    row = manifest.nbytes / 300 + forecast.ROW
-    predicted = 300 * (row + forecast.image_bytes(spec))
+    row = manifest.nbytes / 600 + forecast.ROW
+    predicted = 600 * (row + forecast.image_bytes(spec))
     assert decoded.size_bytes() == pytest.approx(predicted, rel=0.01)
 
 

@@ -18,6 +18,14 @@ def test_a_decoder_and_a_helper_always_fit_beside_the_actors(nodes, actors):
     assert plan.decode.cpus + plan.helper.cpus <= min(node.cpus for node in nodes) / 2 + 1e-9
 
 
+@given(NODES)
+def test_helpers_fit_beside_as_many_decoding_tasks_as_there_may_be(nodes):
+    plan = plan_resources(nodes)
+    cpus = sum(node.cpus for node in nodes)
+    taken = plan.actors * plan.actor.cpus + plan.decode_tasks * plan.decode.cpus
+    assert taken + plan.helper.cpus <= cpus + 1e-9
+
+
 @given(st.lists(st.builds(Node, CPUS), min_size=1, max_size=12))
 def test_a_second_actor_fits_on_no_node_for_one_even_where_nodes_may_join(nodes):
     assume(max(node.cpus for node in nodes) < 12)
@@ -68,14 +76,15 @@ def test_with_a_decode_resource_all_but_the_actors_asks_for_it():
         assert share.options["resources"] == {"padim_decode": 0.001}
         assert share.cpus <= 4
     assert (plan.actor.cpus, plan.actor.options["resources"]) == (0, {})
-    assert plan.decoders == 4
+    assert (plan.decoders, plan.decode_tasks) == (4, 6)
 
 
-@pytest.mark.parametrize("decode_resource", [None, "padim_decode"])
-def test_gpu_nodes_may_be_without_cpus(decode_resource):
+@pytest.mark.parametrize(("decode_resource", "decode"), [(None, 0.375), ("padim_decode", 0.5)])
+def test_gpu_nodes_may_be_without_cpus(decode_resource, decode):
     nodes = [Node(4), Node(0, 8, decodes=False)]
     plan = plan_resources(nodes, decode_resource=decode_resource)
-    assert (plan.actors, plan.actor.gpus, plan.actor.cpus, plan.decode.cpus) == (8, 1, 0, 0.75)
+    assert (plan.actors, plan.actor.gpus, plan.actor.cpus) == (8, 1, 0)
+    assert plan.decode.cpus == decode
 
 
 @pytest.mark.parametrize(
