@@ -15,6 +15,7 @@ from torch import nn
 
 from padim_ray.resnet import Block
 
+MIDDLE = 128  # of a pixel's values
 TOGETHER = 8  # images on CPUs: few enough that an activation is read from the cache
 ONEDNN = (
     "_convolution_pointwise",
@@ -176,12 +177,14 @@ class _OneDnn:
     @staticmethod
     def max_pool(x: torch.Tensor) -> torch.Tensor:
         """3×3 of stride 2 with padding 1, of values that are not negative: rows, then columns."""
-        x = x.permute(0, 2, 3, 1)
+        dtype, x = x.dtype, x.permute(0, 2, 3, 1)
+        if dtype == torch.bfloat16:  # their bits, as whole numbers, have the same order
+            x = x.view(torch.int16)
         rows = torch.maximum(x[:, 0::2], x[:, 1::2])
         torch.maximum(rows[:, 1:], x[:, 1:-1:2], out=rows[:, 1:])
         pooled = torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
         torch.maximum(pooled[:, :, 1:], rows[:, :, 1:-1:2], out=pooled[:, :, 1:])
-        return pooled.permute(0, 3, 1, 2)
+        return pooled.view(dtype).permute(0, 3, 1, 2)
 
     row = 1
     """Channels of which a level must have a multiple."""
@@ -269,8 +272,8 @@ class _FirstLayer:
 
     Pixels in blocks of 2×2 are one cell of 12 channels, on which the convolution is a 4×4 one of
     stride 1: 3 channels would leave most of a vector unused. The normalisation is part of the
-    weights, exactly, since the border is filled with what normalisation makes zero. Only a whole
-    number is subtracted from pixels before, which bfloat16 represents exactly.
+    weights, exactly, since the border is filled with what normalisation makes zero. Only the middle
+    is subtracted from pixels before; that leaves whole numbers, which bfloat16 represents exactly.
     """
 
     def __init__(
@@ -282,10 +285,9 @@ class _FirstLayer:
         together: int,
     ) -> None:
         mean, std = mean.flatten().cpu().double(), std.flatten().cpu().double()
-        self.shift = round(float(mean.mean()))
-        self.border = (mean - self.shift).repeat(4)
+        self.border = (mean - MIDDLE).repeat(4)
         weight = module.weight.double() / std[:, None, None]  # (64, 3, 7, 7)
-        bias = module.bias.double() - (weight * (mean - self.shift)[:, None, None]).sum((1, 2, 3))
+        bias = module.bias.double() - (weight * (mean - MIDDLE)[:, None, None]).sum((1, 2, 3))
         # 8×8, beginning one pixel earlier; then rows and columns within blocks become channels
         weight = nn.functional.pad(weight, (1, 0, 1, 0)).unflatten(2, (4, 2)).unflatten(4, (4, 2))
         weight = weight.permute(0, 3, 5, 1, 2, 4).reshape(len(weight), 12, 4, 4)
@@ -310,10 +312,14 @@ class _FirstLayer:
             border = _widen(self.border, 0, channels).to(weight.device, self.convolution.bias.dtype)
             cells = self.buffers.cells = border.expand(shape).clone()
         inside = cells[:, 2:-1, 2:-1]
-        pixels = images.permute(0, 2, 3, 1).contiguous().view(len(images), rows, 2, columns, 6)
+        pixels = images.permute(0, 2, 3, 1).contiguous()
+        if pixels.dtype == torch.uint8:  # a byte whose first bit is flipped is 128 less, signed
+            pixels = pixels.bitwise_xor(MIDDLE).view(torch.int8)
+        else:
+            pixels = pixels - MIDDLE
+        pixels = pixels.view(len(images), rows, 2, columns, 6)
         for row in (0, 1):
-            half = inside[: len(images), :, :, 6 * row : 6 * row + 6]
-            half.copy_(pixels[:, :, row]).sub_(self.shift)
+            inside[: len(images), :, :, 6 * row : 6 * row + 6].copy_(pixels[:, :, row])
         return cells.permute(0, 3, 1, 2)
 
 
