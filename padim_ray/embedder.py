@@ -1,6 +1,7 @@
 """What an actor does: images to embeddings by the trunk, and these to moments or distances."""
 
 import logging
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -177,6 +178,10 @@ def load_kernels(device: torch.device) -> ModuleType | None:
 
 
 def as_images(pixels: np.ndarray) -> torch.Tensor:
-    """(n, H, W, 3) uint8 pixels as channels-last images (n, 3, H, W)."""
-    writeable = pixels if pixels.flags.writeable else pixels.copy()  # tensors can't be read-only
-    return torch.from_numpy(writeable).permute(0, 3, 1, 2)
+    """(n, H, W, 3) uint8 pixels as channels-last images (n, 3, H, W), which share their memory.
+
+    Neither is the pixels' memory to be written to: it may be the object store's.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)

@@ -16,7 +16,7 @@ from torch import nn
 from padim_ray.resnet import Block
 
 MIDDLE = 128  # of a pixel's values
-TOGETHER = 8  # images on CPUs: few enough that an activation is read from the cache
+TOGETHER = 4  # images on CPUs: few enough that an activation is read from the cache
 ONEDNN = (
     "_convolution_pointwise",
     "_convolution_pointwise_",

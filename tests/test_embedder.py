@@ -30,6 +30,19 @@ def images():
     return as_images(pixels)
 
 
+def test_pixels_may_be_read_only_and_stay_as_they_are(embedders):
+    pixels = np.random.default_rng().integers(0, 256, (9, 64, 64, 3), np.uint8)
+    shared = np.frombuffer(content := pixels.tobytes(), np.uint8).reshape(pixels.shape)
+    images = as_images(shared)
+    assert images.data_ptr() == shared.ctypes.data
+    for embedder in embedders:
+        levels = zip(
+            embedder.embed(images).levels, embedder.embed(as_images(pixels)).levels, strict=True
+        )
+        assert all(torch.equal(level, other) for level, other in levels)
+    assert content == pixels.tobytes()
+
+
 def fitted(embedder, images):
     grid = embedder.spec.grid
     empty = empty_moments(grid.cells, grid.channels)

@@ -5,7 +5,7 @@ import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _LARGE = 4 * 2**20
-_LARGER_THAN_ACTIVATIONS = 20 * 2**20  # of 8 images at 256×256, whose largest one has 19 MB
+_LARGER_THAN_ACTIVATIONS = 12 * 2**20  # of 4 images at 256×256 in bfloat16
 _EVERYTHING = 2**30
 
 
