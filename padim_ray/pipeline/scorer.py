@@ -95,7 +95,8 @@ class ScoreImages:
         leave_one_out: bool = False,
         group_memory: int,
     ) -> None:
-        prepare_memory(keep_activations=True)
+        # leave-one-out distances need more memory than the trunk, of a few images only
+        prepare_memory(keep_activations=not leave_one_out)
         self.version = version
         weights = version.load_trunk_weights()
         self.device = Device.of(plan)
