@@ -2,12 +2,14 @@
 
 `python -m benchmarks.jobs` runs this alone. Start-up is left out by comparing a small with a large
 archive; efficiency is the time per image that the stages take all cores alone, measured before and
-after the jobs, divided by the job's.
+after the jobs, divided by the job's. It also tells who has the cores during the larger scoring.
 """
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 import padim_ray
 from benchmarks import decode, stages
 from benchmarks.archive import ARCHIVES, many_images, random_trunk
+from benchmarks.shares import shares
 from benchmarks.timing import Figure, clock, figure, rates, steady_rate
 from padim_ray.pipeline.session import ray_session
 
@@ -37,16 +40,19 @@ def measure(root: Path, weights: str, repeats: int, sizes: tuple[int, int] = SIZ
     }
     work = stages.stages(*stages.prepare(weights, "all", "bfloat16"))
     measured: dict[tuple[str, str], dict[str, list[float]]] = {}
+    had: dict[tuple[str, str], list[float]] = {}  # shares of the cores
     with ray_session(None):
         for repeat in range(repeats):
             for name in ARCHIVES:
                 place = root / f"{repeat}-{name}"
                 before = stage_seconds(work, name)
-                small, large = (
-                    run(place / str(size), manifests[name, size], weights) for size in sizes
-                )
+                small = run(place / "small", manifests[name, sizes[0]], weights)
+                found: Counter[str] = Counter()
+                large = run(place / "large", manifests[name, sizes[1]], weights, shares(found))
                 after = stage_seconds(work, name)
                 shutil.rmtree(place)
+                for kind, share in found.items():
+                    had.setdefault((name, kind), []).append(share)
                 for job, needed in NEEDS.items():
                     rate = steady_rate(sizes, (small[job], large[job]))
                     alone = sum(before[stage] + after[stage] for stage in needed) / 2
@@ -59,6 +65,8 @@ def measure(root: Path, weights: str, repeats: int, sizes: tuple[int, int] = SIZ
         figures.append(figure(job, f"{name}, without start-up", values["rate"], "images/s"))
         figures.append(figure(job, f"{name}, efficiency", values["efficiency"], "of 1"))
         figures.append(figure(job, f"{name}, start-up and end", values["start"], "s"))
+    for (name, kind), values in had.items():
+        figures.append(figure("score", f"{name}, cores: {kind}", values, "of 1"))
     return figures
 
 
@@ -68,14 +76,20 @@ def stage_seconds(work: Mapping[str, Callable[[], int]], archive: str) -> Mappin
     return seconds | {"decode": 1 / decode.measure_all_cores(archive)}
 
 
-def run(directory: Path, manifest: str, weights: str, **options: Any) -> dict[str, float]:
+def run(
+    directory: Path,
+    manifest: str,
+    weights: str,
+    during_score: AbstractContextManager[None] | None = None,
+    **options: Any,
+) -> dict[str, float]:
     """Fit, with these options, and score: both in seconds."""
     started, model = clock(), str(directory / "model")
     padim_ray.fit(manifest=manifest, model=model, weights=weights, calibration_images=0, **options)
     fitted = clock()
-    padim_ray.score(
-        manifest=manifest, model=model, out=str(directory / "out"), heatmaps="none", report_images=0
-    )
+    out = str(directory / "out")
+    with during_score or nullcontext():
+        padim_ray.score(manifest=manifest, model=model, out=out, heatmaps="none", report_images=0)
     return {"fit": fitted - started, "score": clock() - fitted}
 
 

@@ -4,10 +4,9 @@ Memory is what an actor has for itself (RssAnon): the object store's pages, whic
 reading, are shared, and bounded by Ray.
 """
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +16,7 @@ import psutil
 import padim_ray
 from benchmarks.archive import many_images, random_trunk
 from benchmarks.jobs import listed
-from benchmarks.timing import Figure, figure
+from benchmarks.timing import Figure, figure, sample
 from padim_ray.options import ModelOptions
 from padim_ray.spec import new_spec
 
@@ -83,24 +82,6 @@ def state_sizes(weights: str) -> list[Figure]:
         figures.append(figure("memory", f"{what}, nested", [nested], "MB"))
         figures.append(figure("memory", f"{what}, dense", [dense], "MB"))
     return figures
-
-
-@contextmanager
-def sample(measured: Callable[[], Iterable[float]]) -> Iterator[list[float]]:
-    """Measure again and again while the block runs."""
-    values, stop = [0.0], threading.Event()
-
-    def repeat() -> None:
-        while not stop.wait(0.05):
-            values.extend(measured())
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield values
-    finally:
-        stop.set()
-        thread.join()
 
 
 def private_memory(name: str) -> Iterator[float]:

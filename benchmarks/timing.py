@@ -2,12 +2,15 @@
 
 import os
 import statistics
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Figure = dict[str, Any]
+Value = TypeVar("Value")
 
 
 def cores() -> int:
@@ -60,3 +63,21 @@ def rates(
                 images += function()
             measured[name].append(images / spent)
     return [figure(stage, name, values, "images/s") for name, values in measured.items()]
+
+
+@contextmanager
+def sample(measured: Callable[[], Iterable[Value]], every: float = 0.05) -> Iterator[list[Value]]:
+    """Measure again and again while the block runs: in the beginning, and every so many seconds."""
+    values, stop = list(measured()), threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(every):
+            values.extend(measured())
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield values
+    finally:
+        stop.set()
+        thread.join()

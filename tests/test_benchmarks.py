@@ -3,6 +3,12 @@
 import json
 import subprocess
 import sys
+import time
+from collections import Counter
+
+import pytest
+
+from benchmarks.shares import shares
 
 
 def test_the_gpu_benchmark_runs_on_a_cpu_without_ray(tmp_path):
@@ -32,3 +38,15 @@ def test_the_gpu_benchmark_runs_on_a_cpu_without_ray(tmp_path):
         ("all", 64),
     ]
     assert all(row["fit"] > 0 and row["score"] > 0 and row["trunk"] > 0 for row in rows)
+
+
+def test_shares_of_the_cores_are_those_of_processes_and_what_is_idle():
+    found = Counter()
+    child = [sys.executable, "-c", "while True: pass", "ray::MapWorker(MapBatches(ScoreImages))"]
+    with shares(found), subprocess.Popen(child) as busy:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+        busy.kill()
+    assert found["actor"] > 0
+    assert sum(found.values()) == pytest.approx(1)
