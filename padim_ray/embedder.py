@@ -40,6 +40,8 @@ class Embedder:
         threads: that work on pieces (images, or runs of cells) side by side; then PyTorch has one
             thread in this process. They never wait for each other, as threads within an operator
             do after every operator. Default: as PyTorch is set.
+        reuse: whether embeddings last only until the next ones are made, on CPUs in the same
+            memory: freed and had again, it is cleared by the kernel.
 
     `together`: how many images are best embedded, and summed up or measured, by one call.
     """
@@ -51,6 +53,8 @@ class Embedder:
         device: torch.device | str,
         batch_size: int | None = None,
         threads: int | None = None,
+        *,
+        reuse: bool = False,
     ) -> None:
         self.spec = spec
         self.device = torch.device(device)
@@ -73,6 +77,8 @@ class Embedder:
             together=self.batch_size if self.device.type == "cuda" else TOGETHER,
             max_pool=self._kernels and self._kernels.max_pool,
         )
+        self._reuse = reuse and self.device.type == "cpu"  # GPUs' memory is kept by PyTorch
+        self._room: Embeddings | None = None
         self._pool = None
         if threads is not None:
             torch.set_num_threads(1)
@@ -99,7 +105,7 @@ class Embedder:
 
     @torch.inference_mode()
     def _embed(self, images: int, parts: Iterable[torch.Tensor]) -> Embeddings:
-        embeddings = self.spec.grid.empty(images, self.trunk.dtype, self.device, self.trunk.widths)
+        embeddings = self._make_room(images)
 
         def embed(piece: tuple[torch.Tensor, Embeddings]) -> None:
             part, out = piece
@@ -107,6 +113,14 @@ class Embedder:
 
         self._each(embed, zip(parts, embeddings.split(self.batch_size), strict=True))
         return embeddings
+
+    def _make_room(self, images: int) -> Embeddings:
+        if self._reuse and self._room and images <= len(self._room):
+            return self._room[:images]
+        room = self.spec.grid.empty(images, self.trunk.dtype, self.device, self.trunk.widths)
+        if self._reuse:
+            self._room = room
+        return room
 
     def load(self, group: Gaussian) -> Gaussian:
         """Bring a group's Gaussians to the device, as `distances` likes them best."""
@@ -180,7 +194,7 @@ def load_kernels(device: torch.device) -> ModuleType | None:
 def as_images(pixels: np.ndarray) -> torch.Tensor:
     """(n, H, W, 3) uint8 pixels as channels-last images (n, 3, H, W), which share their memory.
 
-    Neither is the pixels' memory to be written to: it may be the object store's.
+    Write to neither: the memory may be the object store's.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

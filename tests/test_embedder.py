@@ -60,6 +60,20 @@ def test_threads_share_out_images_and_cells(embedders, images):
             torch.testing.assert_close(other, block, rtol=1e-5, atol=1e-5 * float(block.max()))
 
 
+def test_embeddings_in_the_same_memory_again(weights, images):
+    options = ModelOptions(weights=weights, image_size=(64,), n_features=100)
+    spec = new_spec(options, "bfloat16")
+    one, reusing = Embedder(*spec, "cpu"), Embedder(*spec, "cpu", reuse=True)
+    places = set()
+    for part in (images[:20], images, images[20:]):
+        embeddings, expected = reusing.embed(part), one.embed(part)
+        assert len(embeddings) == len(part)
+        places.add(embeddings.levels[0].data_ptr())
+        for level, other in zip(embeddings.levels, expected.levels, strict=True):
+            assert torch.equal(level, other)
+    assert len(places) == 2  # of all images, there are too many for the first's
+
+
 @pytest.mark.parametrize("left_out_of", [None, IMAGES, NEGLIGIBLE_FROM])
 def test_distances_of_threads(embedders, images, left_out_of):
     one, _ = embedders

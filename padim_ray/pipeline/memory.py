@@ -3,10 +3,11 @@
 import ctypes
 import os
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # malloc.h
 _LARGE = 4 * 2**20
 _LARGER_THAN_ACTIVATIONS = 12 * 2**20  # of 4 images at 256×256 in bfloat16
 _EVERYTHING = 2**30
+_HEAP = 64 * 2**20  # that a thread had before: unmapped as soon as it's empty, but for this pad
 
 
 def prepare_memory(*, keep_activations: bool = False) -> None:
@@ -29,6 +30,7 @@ def prepare_memory(*, keep_activations: bool = False) -> None:
     if keep_activations:
         _tell_glibc("mallopt", _M_MMAP_THRESHOLD, _LARGER_THAN_ACTIVATIONS)
         _tell_glibc("mallopt", _M_TRIM_THRESHOLD, _EVERYTHING)
+        _tell_glibc("mallopt", _M_TOP_PAD, _HEAP)
     else:
         _tell_glibc("mallopt", _M_MMAP_THRESHOLD, _LARGE)
 

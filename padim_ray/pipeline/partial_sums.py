@@ -67,7 +67,9 @@ class PartialSums:
         prepare_memory(keep_activations=True)
         weights = artifact.load_trunk_weights(root, spec.weights_sha256)
         self.device = Device.of(plan)
-        self.embedder = Embedder(spec, weights, self.device.name, batch_size, plan.threads)
+        self.embedder = Embedder(
+            spec, weights, self.device.name, batch_size, plan.threads, reuse=True
+        )
 
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
         self.device.check()

@@ -100,7 +100,9 @@ class ScoreImages:
         self.version = version
         weights = version.load_trunk_weights()
         self.device = Device.of(plan)
-        self.embedder = Embedder(version.spec, weights, self.device.name, batch_size, plan.threads)
+        self.embedder = Embedder(
+            version.spec, weights, self.device.name, batch_size, plan.threads, reuse=True
+        )
         self.leave_one_out = leave_one_out
         self.gaussians = GaussianCache(self._load, following, group_memory)
         self.actor = ray.get_runtime_context().get_actor_id()

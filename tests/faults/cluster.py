@@ -11,9 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.faults.machine import LOCALHOST, Machine
@@ -226,24 +224,9 @@ class Cluster:
         self._guard.watch(process.pid)
         self._started.append(process)
 
-    @contextmanager
-    def watch_spilling(self) -> Iterator[set[str]]:
-        """Collect the names of objects that lie on disk for a while as they don't fit in memory."""
-        seen: set[str] = set()
-        stopped = threading.Event()
-
-        def look() -> None:
-            while not stopped.wait(0.05):
-                found = self.directory.glob("session_*/ray_spilled_objects*/*")
-                seen.update(path.name for path in found)
-
-        thread = threading.Thread(target=look, daemon=True)
-        thread.start()
-        try:
-            yield seen
-        finally:
-            stopped.set()
-            thread.join()
+    def spilled(self) -> list[str]:
+        """Names of the objects that lie on disk for a while as they don't fit in memory."""
+        return [path.name for path in self.directory.glob("session_*/ray_spilled_objects*/*")]
 
     def job(self, name: str, *arguments: object) -> list[str]:
         """The command that runs jobs/NAME.py on this cluster."""
