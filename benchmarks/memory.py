@@ -4,10 +4,11 @@ Memory is what an actor has for itself (RssAnon): the object store's pages, whic
 reading, are shared, and bounded by Ray.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -52,17 +53,23 @@ def wide_trunk(root: Path, files: list[Path]) -> list[Figure]:
     weights = root / "wide_resnet50_2.pth"
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # this one's memory is measured
         pool.submit(random_trunk, weights, "wide_resnet50_2").result()
-    manifest = listed(files, root / "memory-wide.parquet")
-    model, out = str(root / "memory-wide-model"), str(root / "memory-wide-out")
-    images = {"manifest": manifest, "model": model}
-    jobs = {  # each in a Ray of its own: the object store keeps pages that it has used
-        "fit": partial(padim_ray.fit, **images, weights=str(weights), backbone="wide_resnet50_2"),
-        "score": partial(padim_ray.score, **images, out=out),
+    padim_ray = str(Path(sys.executable).with_name("padim-ray"))
+    images = ["--manifest", listed(files, root / "memory-wide.parquet")]
+    images += ["--model", str(root / "memory-wide-model")]
+    jobs = {  # from the shell: this process keeps memory, and Ray's object store pages
+        "fit": ["--weights", str(weights), "--backbone", "wide_resnet50_2"],
+        "score": ["--out", str(root / "memory-wide-out")],
     }
     figures = []
-    for name, job in jobs.items():
-        with sample(lambda: [sum(proportional_memory())]) as seen:
-            job()
+    for name, options in jobs.items():
+        command = [padim_ray, name, *images, *options]
+        with (
+            subprocess.Popen(command, stdout=subprocess.DEVNULL) as job,
+            sample(lambda pid=job.pid: [sum(proportional_memory(pid))]) as seen,
+        ):
+            code = job.wait()
+        if code:
+            raise subprocess.CalledProcessError(code, command)
         what = f"wide_resnet50_2, {name}, {len(files)} images, all processes"
         figures.append(figure("memory", what, [max(seen)], "MB"))
     return figures
@@ -97,9 +104,10 @@ def private_memory(name: str) -> Iterator[float]:
             continue  # it ended meanwhile
 
 
-def proportional_memory() -> Iterator[float]:
-    """Of this process and all below it, in MB; pages that they share count once."""
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        with suppress(psutil.Error):  # it ended meanwhile
-            yield process.memory_full_info().pss / 1e6
+def proportional_memory(pid: int) -> Iterator[float]:
+    """Of a process and all below it, in MB; pages that they share count once."""
+    with suppress(psutil.Error):  # they end
+        job = psutil.Process(pid)
+        for process in [job, *job.children(recursive=True)]:
+            with suppress(psutil.Error):
+                yield process.memory_full_info().pss / 1e6
