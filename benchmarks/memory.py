@@ -7,9 +7,7 @@ reading, are shared, and bounded by Ray.
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -51,12 +49,11 @@ def measure(root: Path, weights: str, sizes: tuple[int, ...] = SIZES) -> list[Fi
 def wide_trunk(root: Path, files: list[Path]) -> list[Figure]:
     """The paper's larger model, which is heavier than any number of images."""
     weights = root / "wide_resnet50_2.pth"
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # this one's memory is measured
-        pool.submit(random_trunk, weights, "wide_resnet50_2").result()
+    random_trunk(weights, "wide_resnet50_2")
     padim_ray = str(Path(sys.executable).with_name("padim-ray"))
     images = ["--manifest", listed(files, root / "memory-wide.parquet")]
     images += ["--model", str(root / "memory-wide-model")]
-    jobs = {  # from the shell: this process keeps memory, and Ray's object store pages
+    jobs = {  # each in processes of its own: none keeps memory of what was before
         "fit": ["--weights", str(weights), "--backbone", "wide_resnet50_2"],
         "score": ["--out", str(root / "memory-wide-out")],
     }
