@@ -5,7 +5,6 @@ reading, are shared, and bounded by Ray.
 """
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 import padim_ray
 from benchmarks.archive import many_images, random_trunk
 from benchmarks.jobs import listed
+from benchmarks.start import PADIM_RAY
 from benchmarks.timing import Figure, figure, sample
 from padim_ray.options import ModelOptions
 from padim_ray.spec import new_spec
@@ -50,7 +50,6 @@ def wide_trunk(root: Path, files: list[Path]) -> list[Figure]:
     """The paper's larger model, which is heavier than any number of images."""
     weights = root / "wide_resnet50_2.pth"
     random_trunk(weights, "wide_resnet50_2")
-    padim_ray = str(Path(sys.executable).with_name("padim-ray"))
     images = ["--manifest", listed(files, root / "memory-wide.parquet")]
     images += ["--model", str(root / "memory-wide-model")]
     jobs = {  # each in processes of its own: none keeps memory of what was before
@@ -59,7 +58,7 @@ def wide_trunk(root: Path, files: list[Path]) -> list[Figure]:
     }
     figures = []
     for name, options in jobs.items():
-        command = [padim_ray, name, *images, *options]
+        command = [PADIM_RAY, name, *images, *options]
         with (
             subprocess.Popen(command, stdout=subprocess.DEVNULL) as job,
             sample(lambda pid=job.pid: [sum(proportional_memory(pid))]) as seen,

@@ -10,6 +10,7 @@ from benchmarks.jobs import listed
 from benchmarks.timing import Figure, figure
 
 IMAGES = 200
+PADIM_RAY = str(Path(sys.executable).with_name("padim-ray"))
 RAY_ALONE = """
 import ray, ray.data
 
@@ -32,10 +33,9 @@ def measure(root: Path, weights: str, repeats: int) -> list[Figure]:
     files = many_images(root / "start", IMAGES, *ARCHIVES["JPEG 700²"])
     manifest = listed(files, root / "start.parquet")
     model = str(root / "start-model")
-    padim_ray = str(Path(sys.executable).with_name("padim-ray"))
     images = ["--manifest", manifest, "--model", model, "--overwrite"]
-    fit = [padim_ray, "fit", *images, "--weights", weights]
-    score = [padim_ray, "score", *images, "--out", str(root / "start-out")]
+    fit = [PADIM_RAY, "fit", *images, "--weights", weights]
+    score = [PADIM_RAY, "score", *images, "--out", str(root / "start-out")]
     commands = {
         "Ray alone": [sys.executable, "-c", RAY_ALONE],
         "fit, no calibration": [*fit, "--calibration-images", "0"],

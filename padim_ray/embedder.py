@@ -115,7 +115,7 @@ class Embedder:
         return embeddings
 
     def _make_room(self, images: int) -> Embeddings:
-        if self._reuse and self._room and images <= len(self._room):
+        if self._room and images <= len(self._room):
             return self._room[:images]
         room = self.spec.grid.empty(images, self.trunk.dtype, self.device, self.trunk.widths)
         if self._reuse:

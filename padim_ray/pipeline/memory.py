@@ -7,7 +7,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8 
 _LARGE = 4 * 2**20
 _LARGER_THAN_ACTIVATIONS = 12 * 2**20  # of 4 images at 256×256 in bfloat16
 _EVERYTHING = 2**30
-_HEAP = 64 * 2**20  # that a thread had before: unmapped as soon as it's empty, but for this pad
+_HEAP = 64 * 2**20  # a thread's, from before: glibc unmaps it when empty, unless told to pad it
 
 
 def prepare_memory(*, keep_activations: bool = False) -> None:
