@@ -20,7 +20,7 @@ from benchmarks import decode, jobs, memory, peers, stages, start
 from benchmarks.archive import random_trunk
 from benchmarks.picture import draw_picture
 from benchmarks.timing import Figure, cores
-from padim_ray.pipeline.memory import prepare_memory
+from padim_ray.pipeline.cluster.memory import prepare_memory
 
 OUTPUT = Path("build/bench.json")
 SECTIONS: dict[str, Callable[[Path, str, int], list[Figure]]] = {

@@ -16,13 +16,14 @@ import torch
 
 from benchmarks.archive import random_trunk
 from benchmarks.timing import rates
-from padim_ray.anomaly_map import image_scores
-from padim_ray.embedder import Embedder
-from padim_ray.gaussian import factorise, pool
-from padim_ray.moments import empty_moments
-from padim_ray.options import ModelOptions
-from padim_ray.spec import new_spec
-from padim_ray.trunk import Trunk, native_precision
+from padim_ray.densities.gaussian.moments import empty_moments
+from padim_ray.densities.gaussian.regularization import pool
+from padim_ray.densities.gaussian.whitening import factorise
+from padim_ray.features.embedder import Embedder
+from padim_ray.features.trunk import Trunk, native_precision
+from padim_ray.model.spec import new_spec
+from padim_ray.runs.options.model import ModelOptions
+from padim_ray.scoring.anomaly_map import image_scores
 
 CASES = (("resnet18", "100"), ("resnet18", "all"), ("wide_resnet50_2", "550"))
 BATCHES = (32, 64, 128, 256, 512, 1024)

@@ -22,7 +22,7 @@ from benchmarks import decode, stages
 from benchmarks.archive import ARCHIVES, many_images, random_trunk
 from benchmarks.shares import shares
 from benchmarks.timing import Figure, clock, figure, rates, steady_rate
-from padim_ray.pipeline.session import ray_session
+from padim_ray.pipeline.cluster.session import ray_session
 
 SIZES = (1000, 3000)
 NEEDS = {

@@ -16,8 +16,8 @@ from benchmarks.archive import many_images, random_trunk
 from benchmarks.jobs import listed
 from benchmarks.start import PADIM_RAY
 from benchmarks.timing import Figure, figure, sample
-from padim_ray.options import ModelOptions
-from padim_ray.spec import new_spec
+from padim_ray.model.spec import new_spec
+from padim_ray.runs.options.model import ModelOptions
 
 SIZES = (100, 1000, 10_000)
 ACTORS = {"fit": "PartialSums", "score": "ScoreImages"}

@@ -29,13 +29,14 @@ import padim_ray
 from benchmarks.archive import ARCHIVES, many_images, random_trunk
 from benchmarks.jobs import listed
 from benchmarks.timing import steady_rate
-from padim_ray.manifest import shard_rows, shard_table, sort_images
-from padim_ray.options import ModelOptions, VersionOptions
-from padim_ray.pipeline.batches import images_per_batch
-from padim_ray.pipeline.decode import images_per_shard
-from padim_ray.pipeline.forecast import State, count_sums, distance_bytes, image_bytes
-from padim_ray.pipeline.session import data_context, rows_of
-from padim_ray.spec import new_spec
+from padim_ray.images.manifest import sort_images
+from padim_ray.images.shards import shard_rows, shard_table
+from padim_ray.model.spec import new_spec
+from padim_ray.pipeline.cluster.session import data_context, rows_of
+from padim_ray.planning.batches import images_per_batch, images_per_shard
+from padim_ray.planning.forecast import State, count_sums, distance_bytes, image_bytes
+from padim_ray.runs.options.fit import VersionOptions
+from padim_ray.runs.options.model import ModelOptions
 
 SHARD_IMAGES = 256
 NODES = 4

@@ -5,16 +5,18 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.timing import Figure, cores, rates
-from padim_ray.anomaly_map import image_scores
-from padim_ray.embedder import Embedder
-from padim_ray.gaussian import factorise, pool
-from padim_ray.leave_one_out import NEGLIGIBLE_FROM
-from padim_ray.moments import empty_moments
-from padim_ray.options import ModelOptions
-from padim_ray.patches import Embeddings
-from padim_ray.pipeline.memory import prepare_memory
-from padim_ray.spec import new_spec
-from padim_ray.trunk import Trunk, read_weights
+from padim_ray.densities.gaussian.leave_one_out import NEGLIGIBLE_FROM
+from padim_ray.densities.gaussian.moments import empty_moments
+from padim_ray.densities.gaussian.regularization import pool
+from padim_ray.densities.gaussian.whitening import factorise
+from padim_ray.features.embedder import Embedder
+from padim_ray.features.grid import Embeddings
+from padim_ray.features.trunk import Trunk
+from padim_ray.features.weights import read_weights
+from padim_ray.model.spec import new_spec
+from padim_ray.pipeline.cluster.memory import prepare_memory
+from padim_ray.runs.options.model import ModelOptions
+from padim_ray.scoring.anomaly_map import image_scores
 
 BATCH = 128
 

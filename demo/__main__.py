@@ -14,7 +14,7 @@ from rich.table import Table
 
 import padim_ray
 from demo.archive import draw_archive
-from padim_ray.evaluation import LABELS
+from padim_ray.evaluation.tables import LABELS
 
 ROOT = Path("demo-run").resolve()
 BACKBONE = "resnet18"

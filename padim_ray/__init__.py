@@ -4,8 +4,8 @@ import logging
 from importlib import import_module
 from typing import Any
 
-from padim_ray.credentials import RedactingFilter
 from padim_ray.errors import ModelError, PadimError
+from padim_ray.storage.credentials import RedactingFilter
 
 __all__ = [
     "ModelError",
@@ -25,11 +25,9 @@ logging.getLogger("padim_ray").addFilter(RedactingFilter())  # in every process
 
 # loaded when first used: the library does without ray, and decoding tasks without torch
 _LAZY = {
-    "PadimModel": "model",
-    **{job: f"pipeline.{job}" for job in ("fit", "score", "evaluate")},
-    **dict.fromkeys(("update", "forget"), "pipeline.change"),
-    "merge": "pipeline.union",
-    "compare": "pipeline.compare",
+    "PadimModel": "model.padim_model",
+    **{job: f"pipeline.jobs.{job}" for job in ("fit", "merge", "score", "evaluate", "compare")},
+    **dict.fromkeys(("update", "forget"), "pipeline.jobs.update_and_forget"),
 }
 
 

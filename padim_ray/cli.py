@@ -14,22 +14,18 @@ import yaml
 from cyclopts import App, Parameter
 
 from padim_ray import __version__
-from padim_ray.credentials import RedactingFilter, Secrets, hidden_credentials
 from padim_ray.errors import PadimError, TooManyFailed
-from padim_ray.options import (
-    RUN,
-    CompareOptions,
-    EvaluateOptions,
-    FitOptions,
-    MergeOptions,
-    PlanOptions,
-    ScoreOptions,
-    StorageOptions,
-    VersionOptions,
-)
 from padim_ray.redaction import redact
-from padim_ray.stopping import StopSignal
-from padim_ray.storage import Location
+from padim_ray.runs.options.common import RUN, StorageOptions
+from padim_ray.runs.options.compare import CompareOptions
+from padim_ray.runs.options.evaluate import EvaluateOptions
+from padim_ray.runs.options.fit import FitOptions, VersionOptions
+from padim_ray.runs.options.merge import MergeOptions
+from padim_ray.runs.options.plan import PlanOptions
+from padim_ray.runs.options.score import ScoreOptions
+from padim_ray.runs.stopping import StopSignal
+from padim_ray.storage.credentials import RedactingFilter, Secrets, hidden_credentials
+from padim_ray.storage.location import Location
 
 CONTINUE = "what is done is kept. Repeat the command to continue"
 SUCCESS, DEFECT, MISTAKE, TOO_MANY_FAILED = 0, 1, 2, 3
@@ -40,7 +36,7 @@ def fit(options: FitOptions) -> int:
 
     padim-ray fit --images 's3://archive/{group}/train/good/*.png' --model s3://models/line7
     """
-    from padim_ray.pipeline.fit import run_fit  # ray and torch, which --help can do without
+    from padim_ray.pipeline.jobs.fit import run_fit  # ray and torch, which --help can do without
 
     run_fit(options)
     return SUCCESS
@@ -53,7 +49,7 @@ def update(options: VersionOptions) -> int:
 
     padim-ray update --images 's3://archive/{group}/train/good/*.png' --model s3://models/line7
     """
-    from padim_ray.pipeline.change import run_update
+    from padim_ray.pipeline.jobs.update_and_forget import run_update
 
     run_update(options)
     return SUCCESS
@@ -66,7 +62,7 @@ def forget(options: VersionOptions) -> int:
 
     padim-ray forget --manifest mistakes.parquet --model s3://models/line7
     """
-    from padim_ray.pipeline.change import run_forget
+    from padim_ray.pipeline.jobs.update_and_forget import run_forget
 
     run_forget(options)
     return SUCCESS
@@ -83,7 +79,7 @@ def merge(*models: str, options: MergeOptions) -> int:
         Two or more models with the same trunk, channels, preprocessing and precision; @3 names a
         version.
     """
-    from padim_ray.pipeline.union import run_merge
+    from padim_ray.pipeline.jobs.merge import run_merge
 
     run_merge(models, options)
     return SUCCESS
@@ -95,7 +91,7 @@ def score(options: ScoreOptions) -> int:
     padim-ray score --images 's3://archive/{group}/test/{defect}/*.png'
     --model s3://models/line7 --out s3://results/2026-11-20
     """
-    from padim_ray.pipeline.score import run_score
+    from padim_ray.pipeline.jobs.score import run_score
 
     run_score(options)
     return SUCCESS
@@ -107,7 +103,7 @@ def evaluate(options: EvaluateOptions) -> int:
     padim-ray evaluate --images 'ROOT/{group}/test/{defect}/{name}.png'
     --masks 'ROOT/{group}/ground_truth/{defect}/{name}_mask.png' --model models/line7 --out results
     """
-    from padim_ray.pipeline.evaluate import run_evaluate
+    from padim_ray.pipeline.jobs.evaluate import run_evaluate
 
     run_evaluate(options)
     return SUCCESS
@@ -130,7 +126,7 @@ def plan(
         Print JSON, for programs.
     """
     from padim_ray import console
-    from padim_ray.pipeline.planning import make_plan
+    from padim_ray.planning.plan import make_plan
 
     made = make_plan(options or PlanOptions())
     console.print_json(made.to_json()) if json else console.print_plan(made)
@@ -150,7 +146,7 @@ def compare(before: str, after: str, /, *, options: CompareOptions) -> int:
     after
         The one to compare it with.
     """
-    from padim_ray.pipeline.compare import run_compare
+    from padim_ray.pipeline.jobs.compare import run_compare
 
     run_compare(before, after, options)
     return SUCCESS
@@ -200,8 +196,8 @@ def info(
         JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
     """
     from padim_ray import console
-    from padim_ray.artifact import split_name
-    from padim_ray.versions import inspect
+    from padim_ray.model.history import inspect
+    from padim_ray.model.layout import split_name
 
     with hidden_credentials(storage_options):
         uri, number = split_name(model)
@@ -222,7 +218,7 @@ def rollback(model: str, version: int, /, *, storage_options: StorageOptions = N
     storage_options
         JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
     """
-    from padim_ray.versions import roll_back
+    from padim_ray.model.history import roll_back
 
     with hidden_credentials(storage_options):
         roll_back(Location.of(model, storage_options), version)
@@ -241,10 +237,10 @@ def prune(model: str, /, *, keep: int, storage_options: StorageOptions = None) -
     storage_options
         JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
     """
-    from padim_ray import versions
+    from padim_ray.model import history
 
     with hidden_credentials(storage_options):
-        versions.prune(Location.of(model, storage_options), keep)
+        history.prune(Location.of(model, storage_options), keep)
     return SUCCESS
 
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from padim_ray.versions import ALPHA, GroupInfo, ModelInfo
+from padim_ray.model.history import ALPHA, GroupInfo, ModelInfo
 
 if TYPE_CHECKING:
-    from padim_ray.pipeline.planning import PlanReport
+    from padim_ray.planning.plan import PlanReport
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,6 @@ storage options (and what is before the @ of `abfs://container@account` is no se
 import re
 
 HIDDEN = "***"
-
 _USERINFO = re.compile(
     r"""
     (?P<scheme>\b[a-z][a-z0-9+.-]{0,30}://)

@@ -16,11 +16,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 import padim_ray
-from padim_ray import artifact
 from padim_ray.errors import PadimError
-from padim_ray.options import IMAGES, RESULTS, ModelOptions
-from padim_ray.spec import ModelSpec
-from padim_ray.storage import Location
+from padim_ray.model.spec import ModelSpec
+from padim_ray.model.version import open_version
+from padim_ray.runs.options.common import IMAGES, RESULTS
+from padim_ray.runs.options.model import ModelOptions
+from padim_ray.storage.location import Location
 from reproduce.comparison import (
     Published,
     Table,
@@ -77,7 +78,7 @@ def reproduce(options: ReproduceOptions) -> None:
         out=str(out / "evaluation"),
         overwrite=options.overwrite,
     )
-    settings = describe_spec(artifact.open_version(Location.of(model)).spec)
+    settings = describe_spec(open_version(Location.of(model)).spec)
     metrics = json.loads((out / "evaluation/metrics.json").read_text())
     published = read_published()
     tables = compare(metrics, published)

@@ -18,7 +18,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from padim_ray.storage import Location
+from padim_ray.storage.location import Location
 from tests.faults.machine import LOCALHOST, Machine
 
 if not torch.cuda.is_available():  # before Triton is imported, which torchvision does
@@ -87,7 +87,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory, draw_image) -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Ray in this process, as the jobs start it, for all tests that want one."""
-    from padim_ray.pipeline.session import ray_session
+    from padim_ray.pipeline.cluster.session import ray_session
 
     with ray_session("local"):
         yield

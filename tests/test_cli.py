@@ -14,17 +14,13 @@ from hypothesis import strategies as st
 import padim_ray
 from padim_ray import cli
 from padim_ray.errors import PadimError, TooManyFailed
-from padim_ray.options import (
-    CompareOptions,
-    EvaluateOptions,
-    FitOptions,
-    JobOptions,
-    MergeOptions,
-    ScoreOptions,
-    VersionOptions,
-    from_mapping,
-)
-from padim_ray.pipeline import evaluate, fit, score
+from padim_ray.pipeline.jobs import evaluate, fit, score
+from padim_ray.runs.options.common import JobOptions, from_mapping
+from padim_ray.runs.options.compare import CompareOptions
+from padim_ray.runs.options.evaluate import EvaluateOptions
+from padim_ray.runs.options.fit import FitOptions, VersionOptions
+from padim_ray.runs.options.merge import MergeOptions
+from padim_ray.runs.options.score import ScoreOptions
 
 ROOT = Path(__file__).parents[1]
 FIT = ["fit", "--images", "a/*.png", "--model", "m"]

@@ -7,13 +7,16 @@ import triton.language as tl
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from padim_ray.gaussian import Regularization, factorise, pool, squared_distances
-from padim_ray.moments import Moments, accumulate_, empty_moments
-from padim_ray.patches import Embeddings
-from tests.features import grids, random_features
+from padim_ray.densities.gaussian.moments import Moments, accumulate_, empty_moments
+from padim_ray.densities.gaussian.regularization import Regularization, pool
+from padim_ray.densities.gaussian.whitening import factorise, squared_distances
+from padim_ray.features.grid import Embeddings
+from tests.helpers.features import grids, random_features
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-kernels = pytest.importorskip("padim_ray.kernels", reason="no Triton on this platform")
+kernels = pytest.importorskip(
+    "padim_ray.densities.gaussian.kernels", reason="no Triton on this platform"
+)
 # Triton's interpreter cuts a number's last digits off, where a GPU rounds
 EXACT = 1e-6 if DEVICE == "cuda" else 3e-5
 few = settings(max_examples=20 if DEVICE == "cuda" else 4, phases=[Phase.explicit, Phase.generate])

@@ -18,9 +18,9 @@ from benchmarks.archive import ARCHIVES, DIFFERENT, many_images
 from benchmarks.jobs import listed, run
 from benchmarks.timing import Figure, cores, figure, steady_rate
 from padim_ray import PadimModel
-from padim_ray.options import ModelOptions
-from padim_ray.pipeline.session import ray_session
-from padim_ray.spec import new_spec
+from padim_ray.model.spec import new_spec
+from padim_ray.pipeline.cluster.session import ray_session
+from padim_ray.runs.options.model import ModelOptions
 
 PYTHON = Path(".venv-peers/bin/python")
 THEIR_SIZES = (100, 600)

@@ -1,1 +1,1 @@
-"""The jobs: everything that imports ray."""
+"""Everything that imports Ray."""

@@ -7,19 +7,18 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from padim_ray.comparison import Comparison, GroupComparison, Verdicts
 from padim_ray.errors import ImageError
+from padim_ray.evaluation.agreement import Comparison, GroupComparison, Verdicts
 from padim_ray.report.charts import draw_score_pairs
 from padim_ray.report.gallery import Picture, encode_pictures, most_pixels, read_picture
 from padim_ray.report.page import MAX_BYTES, MOST_CHARTS, MOST_GROUPS, make_filters, render
 from padim_ray.report.rows import Row
 from padim_ray.report.text import count, join_some, percent
 from padim_ray.report.verdict import Tone
-from padim_ray.storage import Location
+from padim_ray.storage.location import Location
 
 MOST_POINTS = 500  # in a chart
 ENOUGH_CORRELATION = 0.9  # below, a group's order has changed enough to be told
-
 _OWN = (
     *("uri", "group", "size", "version_tag", "change", "width", "height"),
     *("heatmap_before", "heatmap_after"),

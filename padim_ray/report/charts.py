@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from padim_ray.heatmap import COLORMAP, FIRST_COLOR
+from padim_ray.scoring.heatmap import COLORMAP, FIRST_COLOR
 
 MOST_BARS = 60
-
 # drawn in these colours, which the page's take the place of
 _INK, _RUN, _TRAINING, _THRESHOLD = "#000001", "#000002", "#000003", "#000004"
 _PAGE_COLORS = {

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from padim_ray.evaluation import LABELS, METRICS, UNDEFINED
+from padim_ray.evaluation.tables import LABELS, METRICS, UNDEFINED
 from padim_ray.report.gallery import data_uri, relative_link
-from padim_ray.storage import Location, safe_segment
+from padim_ray.storage.location import Location, safe_segment
 
 MOST_GROUPS, MOST_DEFECTS, MOST_CURVES = 60, 150, 8
 CURVE_BYTES = 200 * 2**10  # larger pictures are only linked to

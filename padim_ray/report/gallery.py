@@ -13,12 +13,12 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from padim_ray.decoder import Decoded, UprightImage, decode_all
 from padim_ray.errors import ImageError, PadimError
-from padim_ray.fetch import Fetcher
-from padim_ray.options import MAX_IMAGE_PIXELS
+from padim_ray.images.decode_in_child import Decoded, UprightImage, decode_all
+from padim_ray.images.fetch import Fetcher
+from padim_ray.images.limits import MAX_IMAGE_PIXELS
 from padim_ray.report.rows import Row, captured_columns, score_ratio
-from padim_ray.storage import Location
+from padim_ray.storage.location import Location
 
 PICTURE_BYTES = 6 * 2**20  # of all pictures together; base64 adds a third
 QUALITIES = (

@@ -19,13 +19,12 @@ from padim_ray.report.evaluation import summarise_evaluation
 from padim_ray.report.gallery import GalleryImage, build_gallery
 from padim_ray.report.rows import Row, select_rows
 from padim_ray.report.verdict import flagged_share, has_drifted, judge, rank_groups
-from padim_ray.storage import Location
+from padim_ray.storage.location import Location
 
 MAX_BYTES = 15 * 10**6
 MOST_IMAGES = 2000  # pictures of more would be too small to see anything
 MOST_CHARTS, MOST_GROUPS, MOST_CAUSES, MOST_FAILED = 12, 300, 30, 200
 MOST_CHOICES = 30  # in the filter of a captured column
-
 _TEMPLATE = Path(__file__).parent / "template"
 
 

@@ -17,19 +17,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from padim_ray.errors import PadimError
-from padim_ray.run_directory import list_parts
-from padim_ray.storage import Location
+from padim_ray.runs.run_directory import list_parts
+from padim_ray.storage.location import Location
 
 READING_THREADS = 4
 BATCH_ROWS = 4096
-
 _SHOWN = """
     uri group status error score p_value threshold is_anomalous regions heatmap_uri width height
 """
 _NOT_SHOWN = "size version_tag map_uri mask_uri model_version scored_at"
 SHOWN, NOT_SHOWN = frozenset(_SHOWN.split()), frozenset(_NOT_SHOWN.split())
 """All other columns were captured from the images' names, or came with the manifest."""
-
 Row = dict[str, Any]
 _Key = tuple[float, float, str]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import padim_ray
-from padim_ray.pipeline.decode import MIN_SHARD_IMAGES
-from padim_ray.pipeline.device import FAKE_GPUS
+from padim_ray.pipeline.cluster.device import FAKE_GPUS
+from padim_ray.planning.batches import MIN_SHARD_IMAGES
 from tests.cluster.network import Network, network
 from tests.conftest import S3Server, serve_s3
 from tests.faults.cluster import Cluster

@@ -6,7 +6,7 @@ import pytest
 from ray.autoscaler._private.fake_multi_node import node_provider
 from ray.autoscaler._private.kuberay import autoscaling_config
 
-from padim_ray.pipeline.device import FAKE_GPUS
+from padim_ray.pipeline.cluster.device import FAKE_GPUS
 from tests.cluster.conftest import DECODE
 from tests.cluster.drivers import running, wait_for
 from tests.cluster.whereabouts import ask_nodes, ask_where

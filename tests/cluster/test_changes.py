@@ -3,8 +3,8 @@
 import pytest
 
 import padim_ray
-from padim_ray.artifact import open_version
-from padim_ray.storage import Location
+from padim_ray.model.version import open_version
+from padim_ray.storage.location import Location
 from tests.cluster.conftest import DECODES, HAS_GPU, MODEL
 from tests.cluster.drivers import running, wait_for
 from tests.cluster.whereabouts import ask_where

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from padim_ray.artifact import open_version
-from padim_ray.storage import Location
+from padim_ray.model.version import open_version
+from padim_ray.storage.location import Location
 from tests.cluster.conftest import DECODE, MODEL, flags
 from tests.cluster.whereabouts import ask_where
 from tests.faults.cluster import BIN

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import padim_ray
-from tests.test_moments import assert_close
+from tests.densities.test_moments import assert_close
 
 SMALL = {"image_size": 64, "n_features": 40, "precision": "float32", "calibration_images": 12}
 

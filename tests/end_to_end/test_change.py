@@ -5,9 +5,10 @@ import pytest
 
 import padim_ray
 from padim_ray import ModelError
-from padim_ray.artifact import current_number, open_version
-from padim_ray.storage import Location
-from padim_ray.versions import prune, roll_back
+from padim_ray.model.history import prune, roll_back
+from padim_ray.model.layout import current_number
+from padim_ray.model.version import open_version
+from padim_ray.storage.location import Location
 from tests.end_to_end.line import Line, assert_same_model
 
 pytestmark = [

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import padim_ray
-from padim_ray.artifact import open_version
 from padim_ray.errors import PadimError, TooManyFailed
-from padim_ray.storage import Location
-from tests.test_moments import assert_close
+from padim_ray.model.version import open_version
+from padim_ray.storage.location import Location
+from tests.densities.test_moments import assert_close
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -28,7 +28,7 @@ def model(archive, weights, tmp_path_factory, ray_cluster):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr("padim_ray.pipeline.decode.MIN_SHARD_IMAGES", 2)
+    monkeypatch.setattr("padim_ray.planning.batches.MIN_SHARD_IMAGES", 2)
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from PIL import Image
 
 import padim_ray
 from padim_ray import PadimModel
-from padim_ray.artifact import open_version
-from padim_ray.storage import Location
-from tests.test_model import images
+from padim_ray.model.version import open_version
+from padim_ray.storage.location import Location
+from tests.model.test_padim_model import images
 
 GROUPS = 200
 

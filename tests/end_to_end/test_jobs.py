@@ -12,11 +12,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import padim_ray
-from padim_ray.artifact import open_version
-from padim_ray.images import decode, model_input
-from padim_ray.preprocessing import Preprocessing
-from padim_ray.storage import Location
-from tests.test_moments import assert_close
+from padim_ray.images.decode import decode, model_input
+from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.model.version import open_version
+from padim_ray.storage.location import Location
+from tests.densities.test_moments import assert_close
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -338,7 +338,7 @@ def test_how_the_work_is_divided_does_not_matter(
     options = {"actors": {"actors": 3}, "batch_size": {"batch_size": 5}}.get(variant, {})
     manifest = None
     if variant == "actors":  # so many shards that each group spans all actors
-        monkeypatch.setattr("padim_ray.pipeline.decode.MIN_SHARD_IMAGES", 2)
+        monkeypatch.setattr("padim_ray.planning.batches.MIN_SHARD_IMAGES", 2)
     if variant == "order":
         manifest = shuffled_manifest(archive, tmp_path / "manifest.parquet")
     moments, scores = fit_and_score(archive, weights, tmp_path, manifest, **options)

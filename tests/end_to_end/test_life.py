@@ -13,12 +13,13 @@ import pytest
 
 import padim_ray
 from padim_ray import ModelError, PadimError, PadimModel, cli
-from padim_ray.artifact import current_number, open_version, published_numbers
-from padim_ray.storage import Location
-from padim_ray.versions import prune, roll_back
+from padim_ray.model.history import prune, roll_back
+from padim_ray.model.layout import current_number, published_numbers
+from padim_ray.model.version import open_version
+from padim_ray.storage.location import Location
+from tests.densities.test_moments import assert_close
 from tests.end_to_end.line import Line, assert_same_model
-from tests.test_model import images
-from tests.test_moments import assert_close
+from tests.model.test_padim_model import images
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -210,7 +211,7 @@ def test_one_of_two_changes_at_once_wins_and_the_other_says_so(line, contested, 
             reached.set()
             assert go_on.wait(300)
 
-    monkeypatch.setattr("padim_ray.artifact.kill_at", wait)
+    monkeypatch.setattr("padim_ray.model.layout.kill_at", wait)
     with ThreadPoolExecutor(1) as pool:
         update = pool.submit(line.change, padim_ray.update, "contested", *bolts[:6])
         assert reached.wait(300)
@@ -280,7 +281,7 @@ def test_two_versions_are_compared(line, hamburg, archive, monkeypatch, capsys):
             if len(finished) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("padim_ray.pipeline.scoring.kill_at", end)
+    monkeypatch.setattr("padim_ray.pipeline.jobs.scoring_run.kill_at", end)
     with pytest.raises(KeyboardInterrupt):
         run(report_images=8)
     monkeypatch.undo()

@@ -9,7 +9,7 @@ import ray
 
 import padim_ray
 from padim_ray.cli import main
-from tests.test_model import images
+from tests.model.test_padim_model import images
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-from padim_ray.pipeline import prometheus
+from padim_ray.pipeline.cluster import prometheus
 from tests.faults.cluster import Cluster, free_port
 from tests.faults.machine import LOCALHOST
 from tests.faults.processes import REPOSITORY, wait_until

@@ -14,9 +14,9 @@ import pytest
 import ray
 
 import padim_ray
-from padim_ray.artifact import open_version
 from padim_ray.cli import main
-from padim_ray.storage import Location
+from padim_ray.model.version import open_version
+from padim_ray.storage.location import Location
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

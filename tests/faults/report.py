@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from padim_ray.artifact import ModelVersion
-from tests.test_moments import assert_close
+from padim_ray.model.version import ModelVersion
+from tests.densities.test_moments import assert_close
 
 SCORE_TOLERANCE = 1e-4
 MOMENTS_TOLERANCE = 1e-6  # of a block's largest entry

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from padim_ray.artifact import open_version
-from padim_ray.storage import Location
+from padim_ray.model.version import open_version
+from padim_ray.storage.location import Location
 from tests.faults.cluster import Cluster
 from tests.faults.killers import Start, run_until_done
 from tests.faults.proxy import FaultProxy

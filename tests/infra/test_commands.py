@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from padim_ray import cli
-from padim_ray.manifest import UriTemplate
-from padim_ray.options import FitOptions, ScoreOptions
+from padim_ray.images.template import UriTemplate
+from padim_ray.runs.options.fit import FitOptions
+from padim_ray.runs.options.score import ScoreOptions
 from tests.infra.manifests import OVERLAYS, jobs, named
 
 ZONES = ("Etc/UTC", "Europe/Berlin", "America/Los_Angeles", "Asia/Kolkata", "Pacific/Kiritimati")

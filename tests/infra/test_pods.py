@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from padim_ray import stopping
+from padim_ray.runs import stopping
 from tests.infra.manifests import KUBERAY, ROOT, copy, named, quantity
 
 GIB = 2**30

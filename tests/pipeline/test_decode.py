@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from padim_ray.fetch import Fetcher
-from padim_ray.pipeline.columns import column_array, fixed_size_column
-from padim_ray.pipeline.decode import WINDOW_IMAGES, FetchAndDecode
-from padim_ray.preprocessing import Preprocessing
-from padim_ray.storage import Location
+from padim_ray.images.fetch import Fetcher
+from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.pipeline.stages.columns import column_array, fixed_size_column
+from padim_ray.pipeline.stages.decode import WINDOW_IMAGES, FetchAndDecode
+from padim_ray.storage.location import Location
 
 NASTY = ["plain.png", "b[1].png", "star*.png", "what?.png", "spa ce.png", "ü%2F.png", "-dash.png"]
 

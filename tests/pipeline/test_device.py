@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from padim_ray.errors import PadimError
-from padim_ray.pipeline.device import FAKE_GPUS, Device
-from padim_ray.pipeline.resources import Node, plan_resources
+from padim_ray.pipeline.cluster.device import FAKE_GPUS, Device
+from padim_ray.planning.resources import Node, plan_resources
 
 WITH_GPUS = plan_resources([Node(4, 1)])
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from padim_ray.metrics import PixelCounts
-from padim_ray.pipeline.evaluate import _Truth
+from padim_ray.evaluation.metrics import PixelCounts
+from padim_ray.pipeline.jobs.evaluate import _Truth
 
 IMAGES_PER_SHARD = 64
 

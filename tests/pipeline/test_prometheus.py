@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import padim_ray
-from padim_ray.failures import KNOWN_CAUSES, bounded_cause
-from padim_ray.pipeline import prometheus
-from padim_ray.pipeline.prometheus import MOST_GROUPS, OTHERS, JobMetrics, label, stage
-from padim_ray.preprocessing import FORMATS
+from padim_ray.images.preprocessing import FORMATS
+from padim_ray.pipeline.cluster import prometheus
+from padim_ray.pipeline.cluster.prometheus import MOST_GROUPS, OTHERS, JobMetrics, label, stage
+from padim_ray.runs.failures import KNOWN_CAUSES, bounded_cause
 from tests.faults.processes import wait_until
 
 

@@ -10,9 +10,9 @@ from ray._private.state import actors
 
 import padim_ray
 from padim_ray.errors import ModelError, TooManyFailed
-from padim_ray.model import PadimModel
-from padim_ray.pipeline.lost_actors import POOL
-from padim_ray.pipeline.recovery import until_done
+from padim_ray.model.padim_model import PadimModel
+from padim_ray.pipeline.cluster.lost_actors import POOL
+from padim_ray.pipeline.cluster.recovery import until_done
 from tests.faults.processes import wait_until
 
 SMALL = {"image_size": 64, "n_features": 20, "precision": "float32"}
@@ -49,7 +49,7 @@ def model(weights, draw_image, tmp_path):
 @pytest.fixture
 def images(draw_image, monkeypatch, tmp_path):
     """The first is broken, and an actor still has many to do when a job gives up for it."""
-    monkeypatch.setattr("padim_ray.pipeline.decode.MIN_SHARD_IMAGES", 2)
+    monkeypatch.setattr("padim_ray.planning.batches.MIN_SHARD_IMAGES", 2)
     for index in range(100):
         path = tmp_path / f"images/{index:03d}.png"
         path.parent.mkdir(exist_ok=True)

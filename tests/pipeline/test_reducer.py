@@ -7,21 +7,24 @@ import ray
 import safetensors.torch
 import torch
 
-from padim_ray import ModelError, gaussian, moments
+from padim_ray import ModelError
+from padim_ray.densities.gaussian import moments, whitening
+from padim_ray.densities.gaussian.moments import merge_all
+from padim_ray.densities.gaussian.regularization import Regularization, pool
+from padim_ray.densities.gaussian.whitening import factorise
 from padim_ray.errors import TooManyFailed
-from padim_ray.failures import Failures
-from padim_ray.gaussian import Regularization, factorise, pool
-from padim_ray.moments import merge_all
-from padim_ray.options import JobOptions
-from padim_ray.patches import PatchGrid, split_cells
-from padim_ray.pipeline.merge import FAN_IN, Target, serialise
-from padim_ray.pipeline.partial_sums import describe_sum
-from padim_ray.pipeline.reducer import Reducer
-from padim_ray.pipeline.resources import Share
-from padim_ray.rounds import Round
-from padim_ray.storage import Location
-from tests.features import nest, random_features
-from tests.test_moments import assert_close, join_moments, of
+from padim_ray.features.grid import PatchGrid, split_cells
+from padim_ray.model.rounds import Round
+from padim_ray.pipeline.merging.codec import describe_sum, serialise
+from padim_ray.pipeline.merging.groups import Target
+from padim_ray.pipeline.merging.reducer import Reducer
+from padim_ray.planning.batches import FAN_IN
+from padim_ray.planning.resources import Share
+from padim_ray.runs.failures import Failures
+from padim_ray.runs.options.common import JobOptions
+from padim_ray.storage.location import Location
+from tests.densities.test_moments import assert_close, join_moments, of
+from tests.helpers.features import nest, random_features
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -74,7 +77,7 @@ def test_many_partial_sums_become_the_moments_of_all(tmp_path):
         assert_close(merged, expected, ROUNDED)
         rule = Regularization()
         whole = factorise(expected, rule.scale(expected.count), rule.offset(pool(expected)))
-        joined = gaussian.concatenate(load(reducer, group, "gaussian", gaussian.from_tensors))
+        joined = whitening.concatenate(load(reducer, group, "gaussian", whitening.from_tensors))
         for row, same in zip(whole.whitening, joined.whitening, strict=True):
             for block, same_block in zip(row, same, strict=True):
                 torch.testing.assert_close(block, same_block, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from padim_ray.report import write_report
-from padim_ray.storage import Location
+from padim_ray.storage.location import Location
 from tests.report.run_directory import (
     AWKWARD_NAMES,
     draw_heat,

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from padim_ray.heatmap import draw_heatmap
-from padim_ray.preprocessing import Preprocessing
-from padim_ray.storage import safe_segment
+from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.scoring.heatmap import draw_heatmap
+from padim_ray.storage.location import safe_segment
 
 AWKWARD_NAMES = [
     "<script>alert(1)</script>.png",

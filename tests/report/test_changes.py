@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from padim_ray.comparison import Comparison, GroupComparison, Verdicts
-from padim_ray.decision import Decision
+from padim_ray.evaluation.agreement import Comparison, GroupComparison, Verdicts
 from padim_ray.report.changes import write_changes
-from padim_ray.storage import Location
+from padim_ray.scoring.decision import Decision
+from padim_ray.storage.location import Location
 from tests.report.run_directory import draw_heat, draw_picture
 
 NAMES = ["bolt", "<script>alert(1)</script>"]

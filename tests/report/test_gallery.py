@@ -8,7 +8,7 @@ from PIL import Image
 
 from padim_ray.report import gallery as report_gallery
 from padim_ray.report.gallery import MOST_REGIONS, Picture, build_gallery, relative_link
-from padim_ray.storage import Location
+from padim_ray.storage.location import Location
 from tests.report.run_directory import (
     AWKWARD_NAMES,
     draw_heat,

@@ -10,7 +10,7 @@ from PIL import Image
 from padim_ray.errors import PadimError
 from padim_ray.report import write_report
 from padim_ray.report.page import MAX_BYTES, MOST_CHARTS, MOST_FAILED, MOST_GROUPS
-from padim_ray.storage import Location
+from padim_ray.storage.location import Location
 from tests.report.run_directory import (
     draw_picture,
     failed_row,
@@ -181,7 +181,7 @@ def test_reports_need_neither_ray_nor_torch(tmp_path):
     write_run(tmp_path)
     program = (
         "import sys; from padim_ray.report import write_report; "
-        "from padim_ray.storage import Location; write_report(Location.of(sys.argv[1])); "
+        "from padim_ray.storage.location import Location; write_report(Location.of(sys.argv[1])); "
         "sys.exit(bool({'ray', 'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)

@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from padim_ray.report import write_report
-from padim_ray.storage import Location
+from padim_ray.storage.location import Location
 from tests.report.conftest import SCRIPT
 from tests.report.run_directory import write_part, write_run
 

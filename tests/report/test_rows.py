@@ -10,7 +10,7 @@ import pytest
 from padim_ray.errors import PadimError
 from padim_ray.report import rows as report_rows
 from padim_ray.report.rows import Selection, captured_columns, select_rows
-from padim_ray.storage import Location
+from padim_ray.storage.location import Location
 from tests.report.run_directory import failed_row, results_table, scored_row, write_part
 
 

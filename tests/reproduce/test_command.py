@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 import padim_ray
-from padim_ray.options import ModelOptions
-from padim_ray.spec import new_spec
+from padim_ray.model.spec import new_spec
+from padim_ray.runs.options.model import ModelOptions
 from reproduce import __main__ as command
 
 

@@ -1,0 +1,1 @@
+"""How likely an embedding is at a cell."""

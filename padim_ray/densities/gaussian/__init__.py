@@ -1,0 +1,1 @@
+"""One Gaussian per cell: moments, whitening, distances, leave-one-out."""

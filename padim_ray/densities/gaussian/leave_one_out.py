@@ -1,0 +1,233 @@
+"""Exact leave-one-out distances of training images, from the Gaussians that they are part of.
+
+Let d = x − μ be a training image's offset at a patch, c = n/(n−1), and S the scatter. Without the
+image the scatter is S − c·ddᵀ and the image is c·d away from the mean. Its share in R is known too:
+the scatter averaged over cells loses A = c·Σ_p d_p d_pᵀ / P. With B = Σ·(n−1)/(n−2), which needs no
+other factorisation than Σ's, the covariance without the image is
+
+    Σ₋ᵢ = (B − E) − a′c·ddᵀ,   a′ = (1−λ)/(n−2),
+    E = (λA + diag(r·t_ℓ(A)))/(n−2) for `shrink`,   E = ε·I/(n−2) for `paper`,
+
+and by Sherman and Morrison's formula the squared distance without the image is
+M² = c²q/(1 − a′c·q), q = dᵀ(B − E)⁻¹d. E is a small correction to B, so q comes from a few steps of
+conjugate gradients preconditioned by B⁻¹ = WᵀW·(n−2)/(n−1), as many as M² needs to settle.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+
+from padim_ray.densities.gaussian.moments import cut_cells
+from padim_ray.densities.gaussian.regularization import Regularization
+from padim_ray.densities.gaussian.whitening import Gaussian, squared_distances
+from padim_ray.features.grid import split_cells
+
+MIN_IMAGES = 3  # without one of them, two are left for a covariance
+SMALLEST_REMAINDER = 1e-6  # of 1, of what an image leaves of a patch's covariance
+CORRECTION_NUMBERS = 2**24  # in the E of the images that are solved together
+FIELD_NUMBERS = 2**20  # in their vectors at the patches that are solved together
+NEGLIGIBLE_FROM = 500  # images, of which one's share in R moves scores by less than a percent
+TOLERANCE = {"shrink": 2e-3, "paper": 3e-5}  # of distances; the paper's steps are cheap
+MOST_STEPS = 10
+
+
+def leave_one_out_squared_distances(
+    gaussian: Gaussian,
+    patches: Sequence[torch.Tensor],
+    count: int,
+    regularization: Regularization,
+    *,
+    tolerance: float | None = None,
+    most_steps: int | None = None,
+) -> torch.Tensor:
+    """Squared Mahalanobis distances to the Gaussians fitted without the image itself.
+
+    Args:
+        gaussian: of all images.
+        patches: of some of these images, per level (P_ℓ, c_ℓ, B), in nested order.
+        count: n, the images in the Gaussians; at least 3.
+        regularization: what the Gaussians were made with.
+        tolerance: relative error of the distances at which the iteration ends; default: 2e-3, and
+            3e-5 for `paper`.
+        most_steps: of conjugate gradients; 0 neglects E. Default: 10, and 0 from 500 images on,
+            where a step would cost more than it corrects.
+
+    Returns:
+        (P_0, B), in nested order.
+    """
+    if count < MIN_IMAGES:
+        raise ValueError(f"leaving one of {count} images out leaves no covariance")
+    if tolerance is None:
+        tolerance = TOLERANCE[regularization.kind]
+    if most_steps is None:
+        most_steps = MOST_STEPS if count < NEGLIGIBLE_FROM else 0
+    remove = _Removal(count, regularization.scale(count - 1))
+    if not most_steps:
+        return remove.squared_distances(squared_distances(gaussian, patches) * remove.unscaled)
+    channels = sum(mean.shape[1] for mean in gaussian.means)
+    together = max(1, CORRECTION_NUMBERS // channels**2)
+    solved = []
+    for part in zip(*(level.split(together, -1) for level in patches), strict=True):
+        offsets = [
+            (x - mean[..., None]).mT for x, mean in zip(part, gaussian.means, strict=True)
+        ]  # (P_ℓ, B, c_ℓ)
+        correction = _correction(offsets, count, regularization)
+        coarsest, numbers = len(offsets[-1]), offsets[0][..., 0].numel() * channels
+        solved.append(
+            torch.cat(
+                [
+                    _solve(
+                        gaussian.cells(start, stop),
+                        cut_cells(offsets, coarsest, start, stop),
+                        correction,
+                        remove,
+                        tolerance,
+                        most_steps,
+                    )
+                    for start, stop in split_cells(coarsest, -(-numbers // FIELD_NUMBERS))
+                ]
+            )
+        )
+    return torch.cat(solved, -1)
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """What removing one of `count` images does, if `scale` (a′) is that of count−1 images."""
+
+    count: int
+    scale: float
+
+    @property
+    def unscaled(self) -> float:
+        """B⁻¹ in units of Σ⁻¹."""
+        return (self.count - 2) / (self.count - 1)
+
+    def squared_distances(self, q: torch.Tensor) -> torch.Tensor:
+        """M² from q."""
+        share = self.count / (self.count - 1)
+        # the true value is positive; float32 may round a nearly singular one to nothing
+        remaining = (1 - self.scale * share * q).clamp_(min=SMALLEST_REMAINDER)
+        return q * share**2 / remaining
+
+
+def _solve(
+    gaussian: Gaussian,
+    offsets: Sequence[torch.Tensor],
+    correction: torch.Tensor | float,
+    remove: _Removal,
+    tolerance: float,
+    most_steps: int,
+) -> torch.Tensor:
+    """M² at some patches (P_0, B). Fields are (P_0, B, D): vectors of all channels."""
+    residual = _repeat_down(offsets)
+    direction = _solve_covariance_nested(gaussian, offsets).mul_(remove.unscaled)
+    from_b = residual.clone()  # B · direction, known from the recursion without B
+    product = (residual * direction).sum(-1)
+    tiny = torch.finfo(product.dtype).tiny  # products are 0 where an image is the mean
+    solved = torch.zeros_like(product)
+    squared, change = remove.squared_distances(product), None
+    for step in range(most_steps):
+        image = from_b - _apply(correction, direction)
+        length = product / (direction * image).sum(-1).clamp_(min=tiny)
+        solved += length * product
+        before, squared = squared, remove.squared_distances(solved)
+        last, change = change, float((squared / before.clamp(min=tiny)).max().sqrt()) - 1
+        # changes shrink by a factor that is about the first one's size, and get no smaller
+        remaining = change * (change / last if last else 2.5 * change)
+        if remaining <= tolerance or step == most_steps - 1:
+            break
+        residual -= length[..., None] * image
+        conditioned = _solve_covariance(gaussian, residual).mul_(remove.unscaled)
+        previous, product = product, (residual * conditioned).sum(-1)
+        ratio = (product / previous.clamp_(min=tiny))[..., None]
+        direction = conditioned.addcmul_(ratio, direction)
+        from_b = from_b.mul_(ratio).add_(residual)
+    return squared
+
+
+def _correction(
+    offsets: Sequence[torch.Tensor], count: int, regularization: Regularization
+) -> torch.Tensor | float:
+    """E of every image (B, D, D), or the number of which it is a multiple of I."""
+    if regularization.kind == "paper":
+        return regularization.epsilon / (count - 2)
+    starts = _starts(offsets)
+    pooled = offsets[0].new_empty(offsets[0].shape[1], starts[-1], starts[-1])
+    for k, coarse in enumerate(offsets):
+        columns = slice(starts[k], starts[k + 1])
+        for level, fine in enumerate(offsets[: k + 1]):
+            # a coarse cell's vector meets the sum of its descendants'
+            descendants = fine.view(len(coarse), -1, *fine.shape[1:]).sum(1)
+            block = torch.bmm(descendants.permute(1, 2, 0), coarse.transpose(0, 1))
+            block *= count / (count - 1) / len(fine)
+            rows = slice(starts[level], starts[level + 1])
+            pooled[:, rows, columns], pooled[:, columns, rows] = block, block.mT
+    ridges = [
+        pooled.diagonal(dim1=1, dim2=2)[:, start:stop]
+        .mean(1, keepdim=True)
+        .expand(-1, stop - start)
+        for start, stop in pairwise(starts)
+        if stop > start
+    ]
+    correction = regularization.shrinkage * pooled
+    correction.diagonal(dim1=1, dim2=2).add_(regularization.ridge * torch.cat(ridges, 1))
+    return correction.div_(count - 2)
+
+
+def _apply(correction: torch.Tensor | float, field: torch.Tensor) -> torch.Tensor:
+    if isinstance(correction, float):
+        return correction * field
+    return torch.bmm(field.transpose(0, 1), correction).transpose(0, 1)  # symmetric
+
+
+def _repeat_down(levels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Levels (P_ℓ, B, c_ℓ) as a field: coarse cells' vectors repeated at all their patches."""
+    starts = _starts(levels)
+    field = levels[0].new_empty(*levels[0].shape[:2], starts[-1])
+    for level, (start, stop) in zip(levels, pairwise(starts), strict=True):
+        field.view(len(level), -1, *field.shape[1:])[..., start:stop] = level[:, None]
+    return field
+
+
+def _solve_covariance_nested(gaussian: Gaussian, offsets: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Σ⁻¹ applied to levels (P_ℓ, B, c_ℓ), as a field: each product on the grid it varies on."""
+    starts = _starts(offsets)
+    result = offsets[0].new_zeros(*offsets[0].shape[:2], starts[-1])
+    for level, row in enumerate(gaussian.whitening):
+        cells, images = offsets[level].shape[:2]
+        above = [
+            coarse[:, None].expand(-1, cells // len(coarse), -1, -1).reshape(cells, images, -1)
+            for coarse in offsets[level:]
+        ]
+        whitened = sum(
+            torch.bmm(vectors, block.mT) for vectors, block in zip(above, row, strict=True)
+        )
+        target = result.view(cells, -1, images, starts[-1])
+        for (start, stop), block in zip(pairwise(starts[level:]), row, strict=True):
+            target[..., start:stop] += torch.bmm(whitened, block)[:, None]
+    return result
+
+
+def _solve_covariance(gaussian: Gaussian, field: torch.Tensor) -> torch.Tensor:
+    """Σ⁻¹ = WᵀW applied to a field, block by block."""
+    starts = _starts([mean[:, None] for mean in gaussian.means])
+    result = torch.zeros_like(field)
+    for level, row in enumerate(gaussian.whitening):
+        cells = (len(row[0]), -1, field.shape[-1])  # the vectors below each cell of the level
+        source, target = field.view(cells), result.view(cells)
+        columns = [slice(*bounds) for bounds in pairwise(starts[level:])]
+        whitened = sum(
+            torch.bmm(source[..., where], block.mT)
+            for where, block in zip(columns, row, strict=True)
+        )
+        for where, block in zip(columns, row, strict=True):
+            target[..., where].baddbmm_(whitened, block)
+    return result
+
+
+def _starts(levels: Sequence[torch.Tensor]) -> list[int]:
+    """Where each level's channels begin in a field's vectors, and their end."""
+    return list(accumulate((level.shape[-1] for level in levels), initial=0))

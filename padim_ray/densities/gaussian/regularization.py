@@ -1,0 +1,92 @@
+"""Regularised covariances, and the pooled scatter they are shrunk towards."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from padim_ray.densities.gaussian.moments import (
+    Blocks,
+    Moments,
+)
+from padim_ray.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Regularization:
+    """How a covariance is made from scatter: Σ = a·S + R, with the same R at all cells of a level.
+
+    `paper`: a = 1/(n−1), R = ε·I (PaDiM, equation 1; ε = `epsilon`, in squared feature units).
+    `shrink`: a = (1−λ)/(n−1), R = λ·P/(n−1) + diag(r·t_ℓ), with λ = `shrinkage`, r = `ridge`, P the
+    scatter averaged over all cells and t_ℓ the mean variance of level ℓ's channels.
+    """
+
+    kind: Literal["shrink", "paper"] = "shrink"
+    shrinkage: float = 0.1
+    ridge: float = 0.01
+    epsilon: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("shrink", "paper"):
+            raise ModelError(f"regularization must be 'shrink' or 'paper', not {self.kind!r}")
+        if not 0 <= self.shrinkage < 1:
+            raise ModelError(f"shrinkage must be at least 0 and below 1, not {self.shrinkage}")
+        if self.ridge < 0 or self.epsilon < 0:
+            raise ModelError("ridge and epsilon must not be negative")
+
+    def scale(self, count: int) -> float:
+        """The factor a on the scatter of `count` images."""
+        return (1 - self._weight) / (count - 1)
+
+    def offset(self, pooled: "PooledScatter") -> Blocks:
+        """R as blocks (1, c_ℓ, c_k), from the scatter pooled over *all* cells."""
+        freedom = pooled.count - 1
+        rows = []
+        for level, row in enumerate(pooled.sums):
+            blocks = [block * (self._weight / (freedom * pooled.cells[level])) for block in row]
+            own = row[0].diagonal(dim1=1, dim2=2)
+            if self.kind == "paper":
+                ridge = torch.full_like(own, self.epsilon)
+            else:
+                variance = own.mean() / (freedom * pooled.cells[level])
+                ridge = (self.ridge * variance).expand_as(own)
+            rows.append((blocks[0] + torch.diag_embed(ridge), *blocks[1:]))
+        return tuple(rows)
+
+    @property
+    def _weight(self) -> float:
+        return self.shrinkage if self.kind == "shrink" else 0.0
+
+
+@dataclass(frozen=True)
+class PooledScatter:
+    """Scatters summed over cells: what shards of cells must share before they are factorised."""
+
+    count: int
+    cells: tuple[int, ...]
+    sums: Blocks
+
+    def __add__(self, other: "PooledScatter") -> "PooledScatter":
+        """Pool other cells of the same images as well."""
+        if self.count != other.count:
+            raise ValueError(f"scatters of {self.count} and of {other.count} images don't add up")
+        return PooledScatter(
+            self.count,
+            tuple(a + b for a, b in zip(self.cells, other.cells, strict=True)),
+            tuple(
+                tuple(a + b for a, b in zip(*rows, strict=True))
+                for rows in zip(self.sums, other.sums, strict=True)
+            ),
+        )
+
+
+def pool(moments: Moments) -> PooledScatter:
+    """Sum every scatter block over its cells, in float64: blocks (1, c_ℓ, c_k)."""
+    return PooledScatter(
+        moments.count,
+        tuple(len(mean) for mean in moments.means),
+        tuple(
+            tuple(block.sum(0, keepdim=True, dtype=torch.float64) for block in row)
+            for row in moments.scatters
+        ),
+    )

@@ -1,0 +1,193 @@
+"""Per-patch Gaussians: regularised covariances factorised, and scored, coarse to fine.
+
+With the coarsest channels first, the leading blocks of a patch's Cholesky factor depend on its
+ancestors only, so they are shared by all their descendants like the scatters are. What is kept is
+the inverse factor, the whitening W with WᵀW = Σ⁻¹, in the same nested blocks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+
+from padim_ray.densities.gaussian.moments import (
+    Blocks,
+    Moments,
+    cut_cells,
+    join_cells,
+    pack_blocks,
+    per_coarse_cell,
+    read_levels,
+    unpack_blocks,
+)
+from padim_ray.errors import ModelError
+from padim_ray.features.grid import split_cells
+
+FACTORISED_TOGETHER = 2**20  # numbers of scatters: 8 MiB in float64
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Means (P_ℓ, c_ℓ) and whitening blocks (P_ℓ, c_ℓ, c_k), in nested order, finest first."""
+
+    means: tuple[torch.Tensor, ...]
+    whitening: Blocks
+
+    def to(self, device: torch.device | str) -> "Gaussian":
+        return Gaussian(
+            tuple(mean.to(device) for mean in self.means),
+            tuple(tuple(block.to(device) for block in row) for row in self.whitening),
+        )
+
+    def cells(self, start: int, stop: int) -> "Gaussian":
+        """The Gaussians of the coarsest cells [start, stop) and all their descendants, as views."""
+        coarsest = len(self.means[-1])
+        return Gaussian(
+            tuple(cut_cells(self.means, coarsest, start, stop)),
+            tuple(tuple(cut_cells(row, coarsest, start, stop)) for row in self.whitening),
+        )
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.means, *(block for row in self.whitening for block in row)]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def factorise(
+    moments: Moments, scale: float, offset: Blocks, *, dtype: torch.dtype = torch.float32
+) -> Gaussian:
+    """Whiten Σ = scale·S + offset at every cell, coarse to fine, computing in float64.
+
+    Scale and offset are arguments, not derived here, because leave-one-out distances need the same
+    offset with another scale.
+
+    Raises:
+        ModelError: at fewer than two images, or a covariance that is not positive definite.
+    """
+    if moments.count < 2:
+        raise ModelError(
+            f"has {moments.count} readable image{'s' * (moments.count != 1)}, "
+            "and a covariance needs at least 2"
+        )
+    coarsest = moments.means[-1]
+    numbers = sum(block.numel() for row in moments.scatters for block in row)
+    # on CPUs a few cells at a time, whose intermediate results stay in the cache
+    runs = split_cells(len(coarsest), 1 if coarsest.is_cuda else -(-numbers // FACTORISED_TOGETHER))
+    return concatenate([_factorise(moments.cells(*run), scale, offset, dtype) for run in runs])
+
+
+def _factorise(moments: Moments, scale: float, offset: Blocks, dtype: torch.dtype) -> Gaussian:
+    levels = moments.levels
+    cells = [len(mean) for mean in moments.means]
+    whitening: list[list[torch.Tensor]] = [[] for _ in range(levels)]
+    for level in reversed(range(levels)):
+        own, *cross = (
+            torch.add(constant, block, alpha=scale)
+            for block, constant in zip(moments.scatters[level], offset[level], strict=True)
+        )
+        coarser = range(level + 1, levels)
+        # X = Σ_{ℓ,>ℓ} W_{>ℓ}ᵀ; the ancestors' W is block triangular: row k has columns m ≥ k.
+        factors = {
+            k: _sum_products(
+                [(cross[m - level - 1], whitening[k][m - k].mT) for m in range(k, levels)],
+                cells[k],
+            ).view(cells[level], own.shape[1], moments.means[k].shape[1])
+            for k in coarser
+        }
+        for factor in factors.values():
+            own = own.baddbmm_(factor, factor.mT, alpha=-1)
+        inverse = _inverse_cholesky(own, level)
+        whitening[level] = [inverse]
+        for m in coarser:
+            product = torch.zeros_like(cross[m - level - 1])
+            for k in range(level + 1, m + 1):
+                per_coarse_cell(product, cells[k]).baddbmm_(
+                    per_coarse_cell(factors[k], cells[k]), whitening[k][m - k]
+                )
+            whitening[level].append(torch.bmm(inverse, product).neg_())
+    return Gaussian(
+        tuple(mean.to(dtype) for mean in moments.means),
+        tuple(tuple(block.to(dtype).contiguous() for block in row) for row in whitening),
+    )
+
+
+def _sum_products(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], coarse_cells: int
+) -> torch.Tensor:
+    products = (torch.bmm(per_coarse_cell(a, coarse_cells), b) for a, b in pairs)
+    return reduce(torch.Tensor.add_, products)
+
+
+def _inverse_cholesky(covariance: torch.Tensor, level: int) -> torch.Tensor:
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    if not torch.isfinite(covariance).all():
+        raise ModelError(f"has NaN or infinite moments at level {level}")
+    if info.any():
+        raise ModelError(
+            f"has a non-positive pivot in {int((info > 0).sum())} of {len(info)} covariances of "
+            f"level {level}: its images hardly differ; add images, or regularise more "
+            "(--ridge, --epsilon)"
+        )
+    identity = torch.eye(covariance.shape[-1], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+
+
+def squared_distances(gaussian: Gaussian, patches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Squared Mahalanobis distance of every patch, unitless (PaDiM, equation 2, squared).
+
+    Args:
+        gaussian: means and whitening of the same cells.
+        patches: per level (P_ℓ, c_ℓ, B), in nested order.
+
+    Returns:
+        (P_0, B), in nested order. A sum of squares: never negative.
+    """
+    offsets = [x - mean[..., None] for x, mean in zip(patches, gaussian.means, strict=True)]
+    total: torch.Tensor | None = None
+    for level in reversed(range(len(offsets))):
+        own, *cross = gaussian.whitening[level]
+        whitened = torch.bmm(own, offsets[level])
+        for block, coarse in zip(cross, offsets[level + 1 :], strict=True):
+            per_coarse_cell(whitened, len(coarse)).baddbmm_(
+                per_coarse_cell(block, len(coarse)), coarse
+            )
+        squares = whitened.square_().sum(1)
+        if total is not None:
+            squares.view(len(total), -1, squares.shape[-1]).add_(total[:, None])
+        total = squares
+    assert total is not None
+    return total
+
+
+def to_tensors(gaussian: Gaussian) -> dict[str, torch.Tensor]:
+    """Named tensors to save; triangular corners keep their lower triangle only."""
+    return {
+        **{f"mean.{level}": mean for level, mean in enumerate(gaussian.means)},
+        **pack_blocks("whitening", gaussian.whitening),
+    }
+
+
+def from_tensors(tensors: Mapping[str, torch.Tensor]) -> Gaussian:
+    """The inverse of `to_tensors`.
+
+    Raises:
+        ModelError: if a whitening has a diagonal that is not positive.
+    """
+    means = read_levels("mean", tensors)
+    channels = [mean.shape[1] for mean in means]
+    whitening = unpack_blocks("whitening", tensors, channels, symmetric=False)
+    for level, (own, *_) in enumerate(whitening):
+        if not (own.diagonal(dim1=1, dim2=2) > 0).all():
+            raise ModelError(f"the whitening of level {level} has a diagonal that is not positive")
+    return Gaussian(means, whitening)
+
+
+def concatenate(parts: Sequence[Gaussian]) -> Gaussian:
+    """Join the Gaussians of consecutive runs of cells."""
+    if len(parts) == 1:
+        return parts[0]
+    return Gaussian(*join_cells([(part.means, part.whitening) for part in parts]))

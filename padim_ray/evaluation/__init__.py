@@ -1,0 +1,1 @@
+"""How well defects were found, and how far two models agree."""

@@ -1,0 +1,1 @@
+"""From pixels to embeddings: trunks, their fused forms, the grid of cells, the embedder."""

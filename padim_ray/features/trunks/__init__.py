@@ -1,0 +1,1 @@
+"""The pretrained CNNs that a trunk can be taken from."""

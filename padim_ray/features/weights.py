@@ -1,0 +1,126 @@
+"""The trunk's weights: read from torchvision or a file, checked and hashed."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from padim_ray.errors import ModelError
+from padim_ray.features.trunks import resnet
+from padim_ray.storage.location import Location
+
+StateDict = Mapping[str, torch.Tensor]
+
+
+def load_state_dict(stages: nn.Module, state_dict: StateDict) -> None:
+    """Give the trunk its weights; other keys (a classifier, deeper layers) are ignored.
+
+    Raises:
+        ModelError: naming the first keys that are missing or have another shape.
+    """
+    wanted = {
+        name: tensor.shape
+        for name, tensor in stages.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    missing = [name for name in wanted if name not in state_dict]
+    if missing:
+        raise ModelError(
+            f"The weights lack {len(missing)} of the trunk's {len(wanted)} tensors: "
+            f"{_first(missing)}"
+        )
+    wrong = [
+        f"{name} is {tuple(state_dict[name].shape)}, not {tuple(shape)}"
+        for name, shape in wanted.items()
+        if state_dict[name].shape != shape
+    ]
+    if wrong:
+        raise ModelError(f"The weights don't fit the backbone: {_first(wrong)}")
+    stages.load_state_dict(
+        {name: state_dict[name].float() for name in wanted}, strict=False, assign=True
+    )
+
+
+def _first(items: Sequence[str], shown: int = 4) -> str:
+    return ", ".join(items[:shown]) + (f" and {len(items) - shown} more" * (len(items) > shown))
+
+
+def read_weights(
+    source: str, backbone: str, layers: Sequence[str], storage_options: Mapping | None = None
+) -> dict[str, torch.Tensor]:
+    """The trunk's tensors from a torchvision weights name, or a path or URI of a state dict.
+
+    Args:
+        source: such as "IMAGENET1K_V1", or the name of a `.pth`, `.pt` or `.safetensors` file.
+
+    Raises:
+        ModelError: if they can't be found or read, or don't fit the backbone.
+    """
+    if source.endswith((".pth", ".pt", ".safetensors")):
+        state_dict = _read_file(Location.of(source, storage_options))
+    else:
+        state_dict = _read_torchvision(source, backbone)
+    stages = resnet.build(backbone, layers)
+    load_state_dict(stages, state_dict)
+    return {
+        name: tensor.contiguous()
+        for name, tensor in stages.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def _read_file(location: Location) -> StateDict:
+    try:
+        with location.as_local_file() as path:
+            content = _parse(path, location.uri)
+    except FileNotFoundError as error:
+        raise ModelError(f"There are no weights at {location.uri}") from error
+    if not isinstance(content, Mapping) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in content.values()
+    ):
+        raise ModelError(f"{location.uri} holds no plain state dict (names to tensors)")
+    return content
+
+
+def _parse(path: Path, uri: str) -> Any:
+    path.stat()  # a missing file is not a broken one
+    try:
+        if uri.endswith(".safetensors"):
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on foreign bytes torch's unpickler raises nearly anything
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{uri} holds no plain state dict: {reason}") from error
+
+
+def _read_torchvision(name: str, backbone: str) -> StateDict:
+    import torchvision  # see `resnet` for what it costs
+
+    known = torchvision.models.get_model_weights(backbone)
+    family, _, member = name.rpartition(".")
+    if member not in known.__members__ or family not in ("", known.__name__):
+        raise ModelError(
+            f"{name!r} is neither a .pth or .safetensors file nor a torchvision weights name for "
+            f"{backbone}; known are {', '.join(known.__members__)}"
+        )
+    try:
+        return known[member].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # urllib's errors, or another file than was meant
+        raise ModelError(
+            f"torchvision can't download {backbone}'s weights {member} ({error}); "
+            "give --weights the name of a file"
+        ) from error
+
+
+def weights_sha256(state_dict: StateDict) -> str:
+    """SHA-256 over names, shapes and values: the same in .pth and .safetensors files."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        array = state_dict[name].float().contiguous().numpy()
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,163 @@
+"""Reading images' bytes from where they lie: many at once, failures one by one."""
+
+import asyncio
+import operator
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import fsspec.asyn
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
+from tenacity import RetryError, retry_if_result
+
+from padim_ray.errors import ImageError
+from padim_ray.images.limits import MAX_IMAGE_BYTES
+from padim_ray.storage.credentials import Secrets
+from padim_ray.storage.location import Location, version_tag
+from padim_ray.storage.retry import is_transient, patience, patiently
+
+READING_THREADS = 16  # for file systems that can't read many files at once themselves
+
+
+class Wanted(NamedTuple):
+    """A file to read, with its bytes and its version tag as they were listed, where known."""
+
+    uri: str
+    size: int | None = None
+    tag: str | None = None
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Reads files concurrently; what can't be read becomes an `ImageError` in its place.
+
+    What fails for passing reasons is tried again with backoff and jitter, for `retry.PATIENCE` in
+    all. `max_bytes`: larger files aren't read.
+    """
+
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    max_bytes: int = MAX_IMAGE_BYTES
+
+    def __call__(
+        self,
+        uris: Sequence[str],
+        sizes: Sequence[int | None] | None = None,
+        tags: Sequence[str | None] | None = None,
+    ) -> list[bytes | ImageError]:
+        """The files' contents, in order.
+
+        Args:
+            sizes: their bytes when they were listed.
+            tags: their version tags when they were listed. An image that has another one now has
+                changed, and fails.
+        """
+        nothing = [None] * len(uris)
+        files = map(Wanted, uris, sizes or nothing, tags or nothing)
+        contents: dict[str, bytes | ImageError] = {}
+        for _, same_store in groupby(sorted(files, key=_scheme), key=_scheme):
+            contents.update(self._fetch_from_one_store(list(same_store)))
+        return [contents[uri] for uri in uris]
+
+    def _fetch_from_one_store(self, files: list[Wanted]) -> dict[str, bytes | ImageError]:
+        fs = Location.of(files[0].uri, self.storage_options).fs
+        read = self._read_from_s3 if "s3" in fs.protocol else self._read
+        contents: dict[str, bytes | BaseException] = {}
+
+        def read_what_is_left() -> bool:
+            left = [file for file in files if _may_still_come(contents.get(file.uri))]
+            contents.update(zip((file.uri for file in left), read(fs, left), strict=True))
+            return all(not _may_still_come(contents[file.uri]) for file in left)
+
+        with suppress(RetryError):  # images that are left fail with their own errors
+            patiently(retry=retry_if_result(operator.not_))(read_what_is_left)
+        return {
+            uri: content if isinstance(content, bytes) else self._explain(content)
+            for uri, content in contents.items()
+        }
+
+    def _read(self, fs: AbstractFileSystem, files: Sequence[Wanted]) -> list[bytes | BaseException]:
+        """From any file system: a file's version is looked up when it has been read."""
+
+        def read(file: Wanted) -> bytes | BaseException:
+            try:
+                path = fs._strip_protocol(file.uri)
+                self._check_size(fs.size(path) if file.size is None else file.size)
+                content = fs.cat_file(path)
+                _check_version(file, len(content), version_tag(fs.info(path)) if file.tag else None)
+                return content
+            except Exception as error:  # told in this image's row; the others go on
+                return error
+
+        with ThreadPoolExecutor(READING_THREADS) as pool:
+            return list(pool.map(read, files))
+
+    def _read_from_s3(
+        self, fs: AsyncFileSystem, files: Sequence[Wanted]
+    ) -> list[bytes | BaseException]:
+        """One request an image: S3 says size and version with the content."""
+
+        async def read(file: Wanted) -> bytes:
+            self._check_size(file.size)
+            bucket, key, version = fs.split_path(file.uri)
+            only = {"VersionId": version} if version else {}
+            answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **only)
+            size, tag = answer["ContentLength"], answer["ETag"].strip('"')
+            try:
+                self._check_size(size)
+                _check_version(file, size, tag)
+                return await answer["Body"].read()
+            finally:
+                answer["Body"].close()
+
+        async def read_all() -> list[bytes | BaseException]:
+            return await asyncio.gather(*map(read, files), return_exceptions=True)
+
+        return fsspec.asyn.sync(fs.loop, read_all)
+
+    def _explain(self, error: BaseException) -> ImageError:
+        redact = Secrets.of(self.storage_options).redact
+        match error:
+            case ImageError():
+                return error
+            case FileNotFoundError():
+                return ImageError("fetch", "not found")
+            case PermissionError():
+                return ImageError("fetch", "permission denied")
+            case _ if is_transient(error):
+                detail = redact(f"tried for {patience():.0f} s: {error}")
+                return ImageError("fetch", "the storage failed", detail)
+            case Exception():
+                return ImageError("fetch", type(error).__name__, redact(str(error)))
+            case _:
+                raise error
+
+    def _check_size(self, size: int | None) -> None:
+        if size is not None and size > self.max_bytes:
+            limit = f"more than --max-image-bytes {self.max_bytes}"
+            raise ImageError("fetch", "file too large", f"{size} bytes, {limit}")
+
+
+def _check_version(file: Wanted, size: int, tag: str | None) -> None:
+    if file.tag not in (None, tag):
+        raise ImageError("fetch", "changed since it was listed", f"{file.tag} became {tag}")
+    if file.size not in (None, size):
+        raise ImageError("fetch", "changed since it was listed", f"{file.size} became {size} bytes")
+
+
+def _scheme(file: Wanted) -> str:
+    return file.uri.partition("://")[0] if "://" in file.uri else ""
+
+
+def _may_still_come(content: bytes | BaseException | None) -> bool:
+    return content is None or (isinstance(content, BaseException) and is_transient(content))
+
+
+def is_worth_another_try(error: str | None) -> bool:
+    """Whether an image that ended with this error may be read when its job is continued."""
+    return error is not None and error.startswith(
+        ("fetch: the storage failed", "fetch: permission denied")
+    )

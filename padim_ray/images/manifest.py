@@ -1,0 +1,131 @@
+"""What a job works on: the table of images, from a URI template or from a Parquet file.
+
+Columns: `uri`, `group`, one string column per other captured name, `size` (bytes) and
+`version_tag` (the store's ETag, or the modification time), sorted by group and uri.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from padim_ray.errors import PadimError
+from padim_ray.storage.location import Location
+
+DEFAULT_GROUP = "default"
+_RESULT_COLUMNS = """
+    uri size version_tag status error score p_value threshold is_anomalous regions heatmap_uri
+    map_uri width height model_version scored_at shard shard_images image distances
+    leave_one_out_score mask_uri fetch_uri fetch_mask_uri actor_id loaded_groups
+"""
+_RESERVED = frozenset(_RESULT_COLUMNS.split())
+_GIVEN = frozenset({"uri", "size", "version_tag", "mask_uri"})  # what a manifest may bring itself
+
+
+def read_manifest(location: Location) -> pa.Table:
+    """Read a manifest from a Parquet file: `uri`, and optionally `group` and other columns.
+
+    Raises:
+        PadimError: if it is missing, not Parquet, without uris, or names an image twice.
+    """
+    with manifest_errors(location), location.as_local_file() as path:
+        table = pq.read_table(path)
+    check_manifest(table.column_names, table.num_rows, location)
+    table = complete_manifest(table, location)
+    if (
+        pc.any(pc.equal(table["uri"], "")).as_py()
+        or table["uri"].null_count
+        or table["group"].null_count
+    ):
+        raise PadimError(f"The manifest {location.uri} has a row without a uri or without a group.")
+    table = normalise_uris(table, "uri")
+    counts = table["uri"].value_counts()
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        raise PadimError(
+            f"The manifest {location.uri} names images more than once, "
+            f"among them {repeated[0]['values'].as_py()}."
+        )
+    return sort_images(table)
+
+
+@contextmanager
+def manifest_errors(location: Location) -> Iterator[None]:
+    """Raises: PadimError if what is read in the block isn't there, or isn't Parquet."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise PadimError(f"There is no manifest at {location.uri}.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise PadimError(f"The manifest {location.uri} is not a Parquet file: {reason}.") from error
+
+
+def check_manifest(columns: Sequence[str], rows: int, location: Location) -> None:
+    """Raises: PadimError if a manifest lists nothing."""
+    if "uri" not in columns:
+        raise PadimError(f"The manifest {location.uri} has no column 'uri'.")
+    if not rows:
+        raise PadimError(f"No image matched: the manifest {location.uri} is empty.")
+
+
+def complete_manifest(table: pa.Table, location: Location) -> pa.Table:
+    """A manifest's own columns, as they are or by default, and what else it has.
+
+    Raises:
+        PadimError: if a column is of another kind.
+    """
+    for name, kind, default in (
+        ("uri", pa.string(), None),
+        ("group", pa.string(), DEFAULT_GROUP),
+        ("size", pa.int64(), None),
+        ("version_tag", pa.string(), None),
+    ):
+        if name in table.column_names:
+            table = cast_column(table, name, kind, location)
+        else:
+            table = table.append_column(name, pa.array([default] * table.num_rows, kind))
+    clash = sorted(set(table.column_names) & (_RESERVED - _GIVEN))
+    return table.drop_columns(clash)  # a results table used as a manifest
+
+
+def cast_column(table: pa.Table, name: str, kind: pa.DataType, location: Location) -> pa.Table:
+    """Raises: PadimError if a manifest's column is of another kind."""
+    try:
+        column = table[name].cast(kind)
+    except pa.ArrowException as error:
+        raise PadimError(
+            f"The manifest {location.uri} has a column {name!r} that is not {kind}: {error}"
+        ) from error
+    return table.set_column(table.column_names.index(name), name, column)
+
+
+def normalise_uris(table: pa.Table, name: str) -> pa.Table:
+    """One spelling for each file in a column; empty is null.
+
+    Raises:
+        PadimError: for a scheme that nothing serves.
+    """
+    uris = [_normalised(uri) if uri else None for uri in table[name].to_pylist()]
+    for scheme in {uri.partition("://")[0] for uri in uris if uri and "://" in uri}:
+        Location.of(f"{scheme}://bucket")
+    return table.set_column(table.column_names.index(name), name, pa.array(uris, pa.string()))
+
+
+def _normalised(uri: str) -> str:
+    """One spelling for each local file; workers may run in another directory."""
+    is_remote = "://" in uri and not uri.startswith("file://")
+    return uri if is_remote else Location.of(uri).uri
+
+
+def sort_images(table: pa.Table) -> pa.Table:
+    """A manifest's order: by group, then by uri."""
+    return table.sort_by([("group", "ascending"), ("uri", "ascending")])
+
+
+def group_counts(manifest: pa.Table) -> dict[str, int]:
+    """Number of images of each group, by name."""
+    counts = manifest["group"].value_counts().to_pylist()
+    return {entry["values"]: entry["counts"] for entry in sorted(counts, key=lambda e: e["values"])}

@@ -1,0 +1,1 @@
+"""A model: its specification, its versions on storage, the detector, `PadimModel`."""

@@ -1,0 +1,104 @@
+"""model.json: a version's format, spec and groups, as anybody may have written it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from padim_ray.errors import ModelError
+from padim_ray.model.files import read_file, understood
+from padim_ray.model.spec import ModelSpec
+from padim_ray.storage.json_fields import mapping, parse_json, read_fields, show, text, whole
+from padim_ray.storage.location import Location
+
+FORMAT_VERSION = 1
+# a hostile description must not take all memory, nor make other files do
+MOST_BYTES = 32 * 2**20  # a quarter of a million groups
+MOST_SHARDS = 10_000
+MOST_CALIBRATED = 10**7
+MOST_IMAGES = 10**10
+MOST_VERSIONS = 10**9 - 1
+_version = whole(1, MOST_VERSIONS)
+_name = text("[^\ud800-\udfff]*")  # JSON may hold halves of characters, which have no bytes
+_line = text("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,1000}")  # what a terminal may be shown
+
+
+@dataclass(frozen=True)
+class GroupEntry:
+    """A group's line in model.json.
+
+    `images`: in its moments. `failed`: images that aren't. `shards`: files of each kind of state.
+    `calibrated`: images with a leave-one-out score; without any, nothing is calibrated.
+    `version`: whose directory holds the group's files, where that is an earlier version's.
+    """
+
+    images: int
+    failed: int
+    shards: int
+    calibrated: int = 0
+    version: int | None = None
+
+    def to_json(self) -> dict[str, int]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> "GroupEntry":
+        """Raises: ModelError if fields are missing, unknown or not what an entry can be."""
+        entry = read_fields(cls, value, where, _ENTRY)
+        if entry.calibrated > entry.images:
+            raise ModelError(f"{where} has more images calibrated than it has")
+        return entry
+
+
+_ENTRY = {
+    "images": whole(2, MOST_IMAGES),
+    "failed": whole(0, MOST_IMAGES),
+    "shards": whole(1, MOST_SHARDS),
+    "calibrated": whole(0, MOST_CALIBRATED),
+    "version": lambda value, where: None if value is None else _version(value, where),
+}
+
+
+class Description(NamedTuple):
+    """What model.json says.
+
+    `created_at`: ISO 8601, in UTC. `why`: what made the version, for people.
+    """
+
+    spec: ModelSpec
+    groups: dict[str, GroupEntry]
+    created_at: str
+    why: str
+
+
+def read_description(root: Location, location: Location) -> Description:
+    """Read the model.json of the model at `root`.
+
+    Raises:
+        ModelError: if it is missing, of another format, or can't be a model's.
+    """
+    content = read_file(root, location, MOST_BYTES, _read_object)
+    found = content.get("format_version")
+    if type(found) is not int or found != FORMAT_VERSION:
+        raise ModelError(
+            f"{location.uri} has format version {show(found)}, and this padim-ray reads "
+            f"{FORMAT_VERSION}; use the padim-ray that fitted it, or fit again"
+        )
+    with understood(location):
+        groups = {
+            _name(name, "a group's name"): GroupEntry.from_json(entry, f"group {show(name)}")
+            for name, entry in mapping(content["groups"], "groups").items()
+        }
+        return Description(
+            ModelSpec.from_json(content["spec"]),
+            groups,
+            _line(content.get("created_at", ""), "created_at"),
+            _line(content.get("why", ""), "why"),
+        )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = mapping(parse_json(path.read_bytes()), "it")
+    for name in ("format_version", "spec", "groups"):
+        if name not in content:
+            raise ModelError(f"it is not a model's: {name!r} is missing")
+    return content

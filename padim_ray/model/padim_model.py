@@ -1,0 +1,345 @@
+"""PadimModel: fit and score in one process, for people who have a DataLoader."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from padim_ray.densities.gaussian import moments, whitening
+from padim_ray.densities.gaussian.leave_one_out import MIN_IMAGES
+from padim_ray.densities.gaussian.moments import Moments, empty_moments
+from padim_ray.densities.gaussian.regularization import pool
+from padim_ray.densities.gaussian.whitening import Gaussian
+from padim_ray.errors import ModelError
+from padim_ray.features.embedder import Embedder
+from padim_ray.features.grid import Embeddings
+from padim_ray.features.trunk import native_precision
+from padim_ray.features.weights import StateDict
+from padim_ray.images.manifest import DEFAULT_GROUP
+from padim_ray.model.layout import next_number, shard_location, state_shards, version_location
+from padim_ray.model.model_json import GroupEntry
+from padim_ray.model.publish import publish, save_calibration, save_tensors, save_trunk_weights
+from padim_ray.model.spec import ModelSpec, new_spec
+from padim_ray.model.version import ModelVersion, open_named
+from padim_ray.runs.job_record import JOB
+from padim_ray.runs.options.model import ModelOptions
+from padim_ray.scoring.anomaly_map import image_scores
+from padim_ray.scoring.calibration import Calibration
+from padim_ray.scoring.histogram import count_values
+from padim_ray.storage.claim import claimed
+from padim_ray.storage.location import Location
+
+PARTIAL_IMAGES = 512  # in a float32 sum, before it is merged into the float64 one
+EMPTY_MANIFEST = pa.table({name: pa.array([], pa.string()) for name in ("uri", "group")})
+
+
+class Scores(NamedTuple):
+    """`scores` (B,): each map's maximum. `maps` (B, H, W): smoothed Mahalanobis distances."""
+
+    scores: torch.Tensor
+    maps: torch.Tensor
+
+
+class PadimModel:
+    """PaDiM (Defard et al. 2021) with exact moments in constant memory.
+
+    >>> model = PadimModel(backbone="resnet18", weights="trunk.pth")  # doctest: +SKIP
+    >>> for images in loader:  # doctest: +SKIP
+    ...     model.update(images)
+    >>> scores, maps = model.score(images)  # doctest: +SKIP
+
+    With the training images once more, it has thresholds that need no defects:
+
+    >>> for images in loader:  # doctest: +SKIP
+    ...     model.calibrate(images)
+    >>> threshold = model.calibration().threshold(0.01)  # doctest: +SKIP
+
+    Args:
+        device: where the trunk and the state live; default: CUDA if there is a GPU, else the CPU.
+        storage_options: fsspec's, for weights on an object store.
+        options: the fields of `ModelOptions`, named as on the command line.
+
+    Raises:
+        PadimError: if the options don't fit together, or the weights can't be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        device = device or _default_device()
+        chosen = ModelOptions(**options)
+        precision = native_precision(device) if chosen.precision == "auto" else chosen.precision
+        self._set_up(*new_spec(chosen, precision, storage_options), device)
+
+    def _set_up(self, spec: ModelSpec, weights: StateDict, device: torch.device | str) -> None:
+        self._weights = weights
+        self._embedder = Embedder(spec, weights, device)
+        self._version: ModelVersion | None = None  # what groups not in the dictionaries come from
+        self._updated: set[str] = set()  # groups that got images since
+        self._partials: dict[str, Moments] = {}  # float32 sums of the latest images
+        self._moments: dict[str, Moments] = {}
+        self._gaussians: dict[str, Gaussian] = {}
+        self._calibrations: dict[str, Calibration] = {}
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._embedder.spec
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images in each group's moments."""
+        return {group: self._count(group) for group in self._groups()}
+
+    def _groups(self) -> list[str]:
+        stored = self._version.groups if self._version else {}
+        return sorted({*stored, *self._moments, *self._partials})
+
+    def _count(self, group: str) -> int:
+        counts = [sums[group].count for sums in (self._moments, self._partials) if group in sums]
+        if group not in self._moments and self._version and group in self._version.groups:
+            counts.append(self._version.groups[group].images)
+        return sum(counts)
+
+    def update(self, images: torch.Tensor | np.ndarray, *, group: str = DEFAULT_GROUP) -> None:
+        """Add a batch of good images to a group.
+
+        Args:
+            images: (B, 3, H, W), of the model's input size, either uint8 in 0…255 or floats in
+                0…1. The model normalises them itself.
+
+        Raises:
+            ValueError: for another shape, size, type or range.
+            ModelError: if an image gives NaN or infinite features.
+        """
+        embeddings = self._embed(images, group)
+        if group not in self._partials:
+            grid = self.spec.grid
+            self._partials[group] = empty_moments(
+                grid.cells, grid.channels, device=self._embedder.device
+            )
+        self._partials[group] = self._embedder.accumulate_(self._partials[group], embeddings)
+        self._updated.add(group)
+        self._gaussians.pop(group, None)
+        self._calibrations.pop(group, None)
+        if self._partials[group].count >= PARTIAL_IMAGES:
+            self._merge(group)
+
+    def _merge(self, group: str) -> Moments:
+        """Close the group's partial sum, and return all of its moments."""
+        if group not in self._moments and self._version and group in self._version.groups:
+            self._moments[group] = self._version.load_moments(group).to(self._embedder.device)
+        if group in self._partials:
+            kept = [self._moments[group]] if group in self._moments else []
+            self._moments[group] = moments.merge_all([*kept, self._partials.pop(group)])
+        return self._moments[group]
+
+    def finalize(self) -> None:
+        """Derive the Gaussians from the moments, of the groups that changed since the last time.
+
+        More images may be added afterwards. `score` and `save` call this themselves if needed.
+
+        Raises:
+            ModelError: naming a group with fewer than 2 images, or without variation.
+        """
+        for group in self._groups():
+            self._gaussian(group)
+
+    def _gaussian(self, group: str) -> Gaussian:
+        """The group's Gaussians: as they are, loaded, or derived from what was added."""
+        if group not in self._gaussians:
+            if version := self._unchanged(group):
+                self._gaussians[group] = self._embedder.load(version.load_gaussian(group))
+            else:
+                self._gaussians[group] = self._embedder.load(self._factorise(group))
+        return self._gaussians[group]
+
+    def _unchanged(self, group: str) -> ModelVersion | None:
+        """The stored version, if the group is in it and no image was added since."""
+        is_stored = self._version is not None and group in self._version.groups
+        return self._version if is_stored and group not in self._updated else None
+
+    def _factorise(self, group: str) -> Gaussian:
+        state, regularization = self._merge(group), self.spec.regularization
+        try:
+            if state.count < 2:
+                raise ModelError(f"has {state.count} image; a covariance needs at least 2")
+            offset = regularization.offset(pool(state))
+            shards = [state.cells(start, stop) for start, stop in state_shards(self.spec)]
+            scale = regularization.scale(state.count)
+            return whitening.concatenate(
+                [whitening.factorise(shard, scale, offset) for shard in shards]
+            )
+        except ModelError as error:
+            raise ModelError(f"Group {group!r} {error}") from error
+
+    def score(
+        self,
+        images: torch.Tensor | np.ndarray,
+        *,
+        group: str = DEFAULT_GROUP,
+        sigma: float | None = None,
+    ) -> Scores:
+        """Score a batch of images with a group's Gaussians.
+
+        Args:
+            images: as for `update`.
+            sigma: another smoothing than the model's.
+
+        Returns:
+            Scores (B,) and anomaly maps (B, H, W), float32 on the CPU.
+
+        Raises:
+            ValueError: for another shape, size, type or range.
+            ModelError: for a group without images.
+        """
+        if group not in self._groups():
+            raise ModelError(f"No images of group {group!r} were given to update()")
+        gaussian_ = self._gaussian(group)
+        distances = self._embedder.distances(self._embed(images, group), gaussian_)
+        mapper = self.spec.mapper
+        maps = (mapper if sigma is None else replace(mapper, sigma=sigma)).maps(distances)
+        return Scores(image_scores(maps).cpu(), maps.cpu())
+
+    def calibrate(
+        self, images: torch.Tensor | np.ndarray, *, group: str = DEFAULT_GROUP
+    ) -> torch.Tensor:
+        """Add training images to a group's calibration, and return their leave-one-out scores.
+
+        To be called with images that `update` was given, all or a sample, once no more are added:
+        `update` empties the calibration.
+
+        Args:
+            images: as for `update`.
+
+        Returns:
+            Scores (B,) that the images have for a model that wasn't fitted to them.
+
+        Raises:
+            ValueError: for another shape, size, type or range.
+            ModelError: for a group with fewer than 3 images.
+        """
+        embeddings = self._embed(images, group)
+        count = self._count(group)
+        if count < MIN_IMAGES:
+            raise ModelError(
+                f"Group {group!r} has {count} images; leaving one out takes {MIN_IMAGES}"
+            )
+        distances = self._embedder.distances(embeddings, self._gaussian(group), left_out_of=count)
+        maps = self.spec.mapper.maps(distances)
+        scores = image_scores(maps).cpu()
+        added = Calibration(np.sort(scores.numpy()), count_values(maps.cpu().numpy()))
+        kept = self._calibrations.get(group)  # a loaded one is replaced, not added to
+        self._calibrations[group] = kept + added if kept else added
+        return scores
+
+    def calibration(self, group: str = DEFAULT_GROUP) -> Calibration | None:
+        """The group's thresholds and p-values; None if it isn't calibrated."""
+        version = self._unchanged(group)
+        if group in self._calibrations or version is None:
+            return self._calibrations.get(group)
+        return version.load_calibration(group)
+
+    def save(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> int:
+        """Publish the model as a new version at `uri`, and return the version's number.
+
+        Raises:
+            PadimError: if a job is fitting that model, or nothing can be written there.
+        """
+        root = Location.of(uri, storage_options)
+        with claimed(root, "save"):
+            number = next_number(root)
+            while (version_location(root, number) / JOB).exists():
+                number += 1  # the number of a fit that isn't finished
+            self._save(root, number)
+        return number
+
+    def _save(self, root: Location, number: int) -> None:
+        save_trunk_weights(root, self._weights)
+        runs = state_shards(self.spec)
+        groups = {}
+        for group in self._groups():
+            whitened, state = self._gaussian(group), self._merge(group)
+            for index, (start, stop) in enumerate(runs):
+                for kind, tensors in (
+                    ("moments", moments.to_tensors(state.cells(start, stop))),
+                    ("gaussian", whitening.to_tensors(whitened.cells(start, stop))),
+                ):
+                    file = shard_location(root, number, group, kind, index, len(runs))
+                    save_tensors(file, {k: v.cpu() for k, v in tensors.items()})
+            stored = self._version.groups.get(group) if self._version else None
+            failed = stored.failed if stored else 0
+            calibration = self.calibration(group)
+            if calibration:
+                save_calibration(root, number, group, calibration)
+            calibrated = len(calibration.scores) if calibration else 0
+            groups[group] = GroupEntry(state.count, failed, len(runs), calibrated)
+        # images that came as tensors have no names: they are in the counts only
+        manifest = self._version.load_manifest() if self._version else EMPTY_MANIFEST
+        images = sum(entry.images for entry in groups.values())
+        publish(
+            root, number, self.spec, groups, manifest, f"saved from Python with {images} images"
+        )
+
+    @classmethod
+    def load(
+        cls,
+        uri: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> "PadimModel":
+        """Read a model, which can then score, and be updated further.
+
+        It is the current version, or with `@3` at the end of `uri` that one. Groups are loaded when
+        they are first used.
+
+        Raises:
+            ModelError: if there is no model, it is damaged, or has another format version.
+        """
+        device = device or _default_device()
+        version = open_named(uri, storage_options)
+        model = cls.__new__(cls)
+        model._set_up(version.spec, version.load_trunk_weights(), device)
+        model._version = version
+        return model
+
+    def _embed(self, images: torch.Tensor | np.ndarray, group: str) -> Embeddings:
+        embeddings = self._embedder.embed(_checked(images, self.spec.preprocessing.size))
+        bad = (~embeddings.are_finite()).nonzero().flatten().tolist()
+        if bad:
+            raise ModelError(
+                f"Group {group!r}: images {bad} of the batch give NaN or infinite features; "
+                "nothing was added"
+            )
+        return embeddings
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _checked(images: torch.Tensor | np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    images = torch.as_tensor(images)
+    if images.ndim != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) != size:
+        raise ValueError(
+            f"images must be (B, 3, {size[0]}, {size[1]}), but are {tuple(images.shape)}"
+        )
+    if len(images) == 0:
+        raise ValueError("the batch is empty")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"images must be uint8 or floating-point, not {images.dtype}")
+    if not (images.min() >= 0 and images.max() <= 1):  # false for NaN as well
+        raise ValueError(
+            f"floating-point images must be in 0…1, but reach from {images.min():.3g} to "
+            f"{images.max():.3g}; the model applies ImageNet's normalisation itself"
+        )
+    return images * 255

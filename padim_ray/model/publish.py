@@ -1,0 +1,112 @@
+"""Write the files of a model version, and publish it last."""
+
+import json
+import secrets
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+
+import pyarrow as pa
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from padim_ray import __version__
+from padim_ray.errors import ModelError
+from padim_ray.features.weights import StateDict, weights_sha256
+from padim_ray.model.layout import MODEL, _calibration_locations, _group, _trunk, version_location
+from padim_ray.model.model_json import FORMAT_VERSION, GroupEntry
+from padim_ray.model.spec import ModelSpec
+from padim_ray.scoring.calibration import Calibration
+from padim_ray.scoring.histogram import bin_edges
+from padim_ray.storage.fail_points import kill_at
+from padim_ray.storage.location import Location
+
+
+def save_trunk_weights(root: Location, weights: StateDict) -> None:
+    """Store the trunk's weights under their own hash, unless they are there already."""
+    location = _trunk(root, weights_sha256(weights))
+    if not location.exists():
+        save_tensors(location, weights)
+
+
+def publish(
+    root: Location,
+    number: int,
+    spec: ModelSpec,
+    groups: Mapping[str, GroupEntry],
+    manifest: pa.Table,
+    why: str,
+) -> None:
+    """Make a version whose group files are already written the current one.
+
+    Args:
+        why: what made it, in a line for people.
+
+    Raises:
+        ModelError: if somebody else has published this version.
+    """
+    location = version_location(root, number)
+    (location / "manifest.parquet").write_table(manifest)
+    kill_at("fit:version-written")
+    content = {
+        "format_version": FORMAT_VERSION,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "why": why,
+        "created_by": secrets.token_hex(8),  # nobody else writes the same
+        "versions": {  # padim-ray's own also where it runs from its sources, not installed
+            "padim-ray": __version__,
+            **{name: package_version(name) for name in ("torch", "torchvision")},
+        },
+        "spec": spec.to_json(),
+        "groups": {name: entry.to_json() for name, entry in sorted(groups.items())},
+    }
+    try:
+        (location / MODEL).create(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    except FileExistsError as error:
+        raise ModelError(f"{location.uri} was published by another job meanwhile") from error
+    kill_at("fit:model-written")
+    make_current(root, number)
+
+
+def make_current(root: Location, number: int) -> None:
+    """Have readers open this version from now on."""
+    (root / "CURRENT").write(f"{number:06d}\n".encode())
+
+
+def remove_version(root: Location, number: int, kept_groups: Collection[str] = ()) -> None:
+    """Delete a version, but groups whose files others refer to.
+
+    If a kill leaves half of it, it isn't a published one any more.
+    """
+    location = version_location(root, number)
+    (location / MODEL).remove()
+    kept = tuple(f"{_group(root, number, group).uri}/" for group in kept_groups)
+    if not kept:
+        location.remove_all()
+    for file in location.list_files() if kept else []:
+        if not file.uri.startswith(kept):
+            file.remove()
+
+
+def save_calibration(root: Location, number: int, group: str, calibration: Calibration) -> None:
+    """Write a group's calibration."""
+    is_there = calibration.pixels > 0
+    for location, columns in zip(
+        _calibration_locations(root, number, group),
+        (
+            {"score": calibration.scores},
+            {"value": bin_edges()[:-1][is_there], "count": calibration.pixels[is_there]},
+        ),
+        strict=True,
+    ):
+        location.write_table(pa.table(columns))
+
+
+def save_tensors(location: Location, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as a safetensors file, atomically."""
+    with location.replaced_by() as path:
+        try:
+            safetensors.torch.save_file(dict(tensors), path)
+        except SafetensorError as error:  # its name for a full disk, too
+            raise OSError(str(error)) from error

@@ -1,0 +1,174 @@
+"""What a model is apart from its numbers: the part of it that is stored as JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from typing import Any, get_args
+
+from padim_ray.densities.gaussian.regularization import Regularization
+from padim_ray.errors import ModelError
+from padim_ray.features.grid import PatchGrid
+from padim_ray.features.trunk import ALL, Precision, check_layers, choose_channels
+from padim_ray.features.trunks.resnet import STRIDES
+from padim_ray.features.weights import StateDict, read_weights, weights_sha256
+from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.redaction import redact
+from padim_ray.runs.options.model import ModelOptions
+from padim_ray.scoring.anomaly_map import AnomalyMapper
+from padim_ray.storage.json_fields import (
+    flag,
+    mapping,
+    number,
+    pair,
+    read_fields,
+    several,
+    text,
+    whole,
+)
+
+MOST_PIXELS = 4096  # of an image's side: anomaly maps and features of more need too much memory
+MOST_SIGMA = 256
+_SIDES = pair(whole(1, MOST_PIXELS))
+_PREPROCESSING = {
+    "resize": _SIDES,
+    "crop": lambda value, where: None if value is None else _SIDES(value, where),
+    "scaled_jpeg": flag,
+}
+_REGULARIZATION = {
+    "kind": text("shrink|paper"),
+    "shrinkage": number,
+    "ridge": number,
+    "epsilon": number,
+}
+
+
+def _read_channels(value: Any, where: str) -> dict[str, list[int]]:
+    indices = several(whole(0, 2**16), most=2**16)
+    return {
+        text("layer[1-4]")(layer, f"a layer of {where}"): indices(kept, f"{where}.{layer}")
+        for layer, kept in mapping(value, where).items()
+    }
+
+
+_SPEC = {
+    "backbone": text(".{1,100}"),
+    "weights": text(".{0,4096}"),
+    "weights_sha256": text("[0-9a-f]{64}"),  # becomes a file's name
+    "channels": _read_channels,
+    "preprocessing": lambda value, where: read_fields(Preprocessing, value, where, _PREPROCESSING),
+    "regularization": lambda value, where: read_fields(
+        Regularization, value, where, _REGULARIZATION
+    ),
+    "precision": text(".{1,100}"),
+    "sigma": number,
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Trunk, channels, preprocessing and regularisation: all that embeddings and maps depend on.
+
+    `channels` holds each used layer's kept channel indices, finest layer first; `precision` is the
+    trunk's, resolved; `sigma` the anomaly map's smoothing in pixels. `weights`: their source,
+    for people to read.
+    """
+
+    backbone: str
+    weights: str
+    weights_sha256: str
+    channels: Mapping[str, Sequence[int]]
+    preprocessing: Preprocessing
+    regularization: Regularization
+    precision: Precision
+    sigma: float
+
+    def __post_init__(self) -> None:
+        check_layers(self.backbone, list(self.channels))
+        if self.precision not in get_args(Precision):
+            raise ModelError(f"Unknown precision {self.precision!r}")
+        check_size(self.preprocessing, max(STRIDES[layer] for layer in self.channels))
+        if not 0 <= self.sigma <= MOST_SIGMA:
+            raise ModelError(f"sigma must be from 0 to {MOST_SIGMA} pixels, not {self.sigma}")
+        self._check_channels()
+
+    def _check_channels(self) -> None:
+        every = _every_channel(self.backbone, tuple(self.channels))
+        if list(self.channels) != list(every):
+            raise ModelError(f"The channels' layers must be in the order {', '.join(every)}")
+        if not any(self.channels.values()):
+            raise ModelError("There are no channels")
+        for layer, kept in self.channels.items():
+            if not set(kept) <= set(every[layer]) or list(kept) != sorted(set(kept)):
+                raise ModelError(
+                    f"The channels of {layer} must be ascending, each once, and below "
+                    f"{len(every[layer])}"
+                )
+
+    @cached_property
+    def grid(self) -> PatchGrid:
+        height, width = self.preprocessing.size
+        return PatchGrid(
+            tuple((height // STRIDES[layer], width // STRIDES[layer]) for layer in self.channels),
+            tuple(len(indices) for indices in self.channels.values()),
+        )
+
+    @property
+    def mapper(self) -> AnomalyMapper:
+        return AnomalyMapper(self.grid.grids[0], self.preprocessing.size, self.sigma)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "ModelSpec":
+        """Raises: ModelError if fields are missing, unknown or not what a spec can be."""
+        return read_fields(cls, value, "spec", _SPEC)
+
+
+@lru_cache
+def _every_channel(backbone: str, layers: tuple[str, ...]) -> Mapping[str, Sequence[int]]:
+    return choose_channels(backbone, layers, ALL, seed=0)
+
+
+def new_spec(
+    options: ModelOptions, precision: Precision, storage_options: Mapping[str, Any] | None = None
+) -> tuple[ModelSpec, StateDict]:
+    """Make a new model's spec and read its trunk's weights.
+
+    Raises:
+        ModelError: if the options don't fit together or the weights can't be had.
+    """
+    check_layers(options.backbone, options.layers)
+    channels = choose_channels(options.backbone, options.layers, options.n_features, options.seed)
+    preprocessing = Preprocessing(options.image_size, options.crop, options.scaled_jpeg)
+    check_size(preprocessing, max(STRIDES[layer] for layer in channels))
+    weights = read_weights(options.weights, options.backbone, list(channels), storage_options)
+    spec = ModelSpec(
+        backbone=options.backbone,
+        weights=redact(options.weights),
+        weights_sha256=weights_sha256(weights),
+        channels=channels,
+        preprocessing=preprocessing,
+        regularization=Regularization(
+            options.regularization, options.shrinkage, options.ridge, options.epsilon
+        ),
+        precision=precision,
+        sigma=options.sigma,
+    )
+    return spec, weights
+
+
+def check_size(preprocessing: Preprocessing, stride: int) -> None:
+    """Raises: ModelError if an image is too large, or isn't a multiple of the coarsest stride."""
+    size = preprocessing.size
+    if max(preprocessing.resize) > MOST_PIXELS:
+        height, width = preprocessing.resize
+        raise ModelError(f"The image size {height}×{width} is above {MOST_PIXELS}×{MOST_PIXELS}")
+    for pixels in size:
+        if pixels % stride:
+            below, above = pixels // stride * stride, (pixels // stride + 1) * stride
+            nearest = f"{below} or {above}" if below else str(above)
+            raise ModelError(
+                f"The input size {size[0]}×{size[1]} is not a multiple of {stride}, the deepest "
+                f"layer's stride; instead of {pixels} use {nearest}"
+            )

@@ -1,0 +1,1 @@
+"""Ray itself: sessions, nodes, pools, recovery, devices, memory, metrics."""

@@ -1,0 +1,1 @@
+"""The jobs: fit, update, forget, merge, score, evaluate, compare."""

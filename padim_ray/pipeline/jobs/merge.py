@@ -1,0 +1,224 @@
+"""Merge: models fitted apart, added up to one that was fitted to all of their images."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from padim_ray.errors import PadimError
+from padim_ray.images.manifest import group_counts
+from padim_ray.model.layout import current_number, version_location
+from padim_ray.model.overlap import Union, check_compatible, describe_settings, unite
+from padim_ray.model.publish import save_trunk_weights
+from padim_ray.model.spec import ModelSpec
+from padim_ray.model.version import ModelVersion, open_named
+from padim_ray.pipeline.jobs.calibrate import Sample
+from padim_ray.pipeline.jobs.new_version import Job, nameless_images, with_outcomes
+from padim_ray.pipeline.jobs.update_and_forget import sample_of
+from padim_ray.pipeline.merging.base import Base
+from padim_ray.runs.job_record import JobRecord, identify
+from padim_ray.runs.options.common import check_no_credentials, from_mapping
+from padim_ray.runs.options.merge import MergeOptions
+from padim_ray.runs.summary import Summary, warn
+from padim_ray.storage.claim import claimed
+from padim_ray.storage.credentials import hidden_credentials
+from padim_ray.storage.location import Location
+
+log = logging.getLogger("padim_ray")
+MOST_WHY = 900  # characters of what is told of a version
+
+
+def merge(*models: str, **options: Any) -> Summary:
+    """Add up models that were fitted apart, and publish the result as a version of `model`.
+
+    It equals the model that is fitted to all of their images. They must have the same trunk,
+    channels, preprocessing and precision; where regularisation or smoothing differ, the first
+    one's are taken. Images that are in several of them must be the same there, and readable: they
+    are taken out until each counts once.
+
+    Args:
+        models: two or more, such as "s3://models/line7" or, for a version that isn't the current
+            one, "s3://models/line7@3".
+        options: the fields of `MergeOptions`, named as on the command line.
+
+    Raises:
+        PadimError: naming what is incompatible, or images that can't be counted once.
+    """
+    return run_merge(models, from_mapping(MergeOptions, options))
+
+
+def run_merge(models: Sequence[str], options: MergeOptions) -> Summary:
+    """Merge as `options` say; see `merge`."""
+    with hidden_credentials(options.storage_options):
+        for model in models:
+            check_no_credentials("A model's name", model)
+        root = Location.of(options.model, options.storage_options)
+        with claimed(root, "merge") as claim:
+            versions = [open_named(name, options.storage_options) for name in models]
+            names = [version.name for version in versions]
+            if len(set(names)) < max(2, len(names)):
+                raise PadimError(
+                    f"merge takes two or more models, each once, but was given {_listed(names)}"
+                )
+            check_compatible(dict(zip(names, (version.spec for version in versions), strict=True)))
+            samples = [sample_of(version) for version in versions]
+            sample = Sample(max(each.calibration_images for each in samples), samples[0].seed)
+            union = unite(
+                names,
+                [with_outcomes(version.load_manifest()) for version in versions],
+                [nameless_images(version) for version in versions],
+            )
+            base = _base(root, versions, union)
+            return _Merge(
+                name="merge",
+                options=options,
+                root=root,
+                claim=claim,
+                sample=sample,
+                identity=identify(
+                    options,
+                    job="merge",
+                    models=names,
+                    models_sha256=[version.fingerprint() for version in versions],
+                    calibration_images=sample.calibration_images,
+                    seed=sample.seed,
+                ),
+                why=_escaped(f"merged from {_listed(names)}"),
+                base=base,
+                calibrates=options.calibrate == "readable",
+                union=union,
+            ).run()
+
+
+def _base(root: Location, versions: Sequence[ModelVersion], union: Union) -> Base:
+    """What becomes of each group: added up, copied, or referred to where it is."""
+    base = Base(tuple(versions), takes=True, left_out=union.left_out)
+    settings = describe_settings(versions[0].spec)
+    summed, copied = [], []
+    for group in base.groups:
+        first, *others = base.holders(group)
+        if others or describe_settings(first.spec) != settings:
+            summed.append(group)
+        elif first.root != root:
+            copied.append(group)
+    return Base(base.versions, True, base.left_out, tuple(summed), tuple(copied))
+
+
+@dataclass(kw_only=True)
+class _Merge(Job):
+    union: Union
+
+    def run(self) -> Summary:
+        current = current_number(self.root)
+        if current and not self.options.overwrite:
+            record = JobRecord.read(version_location(self.root, current))
+            if record and dict(record.identity) == dict(self.identity):
+                log.info("Nothing is left to do: version %d is these models merged", current)
+                return self.nothing_left(current, record.images)
+        return super().run()
+
+    def list_images(self) -> pa.Table:
+        """Those that are in several models."""
+        self._tell()
+        return self.union.repeated
+
+    def is_done(self, images: pa.Table) -> bool:
+        """Whether the version that is current has it all."""
+        base = self.base
+        return not (images.num_rows or base.summed or base.copied) and {
+            holder.number for group in base.groups for holder in base.holders(group)
+        } == {current_number(self.root)}
+
+    def prepare(self, settings: Mapping[str, Any]) -> ModelSpec:
+        first = self.base.versions[0]
+        save_trunk_weights(self.root, first.load_trunk_weights())
+        return first.spec
+
+    def kept(self, images: pa.Table) -> pa.Table:
+        return self.union.manifest
+
+    def _tell(self) -> None:
+        base, repeated = self.base, self.union.repeated
+        log.info(
+            "%d groups of %d models: %d are added up, %d copied, %d stay as they are",
+            *(len(base.groups), len(base.versions), len(base.summed), len(base.copied)),
+            len(base.groups) - len(base.summed) - len(base.copied),
+        )
+        current = current_number(self.root)
+        here = [version.number for version in base.versions if version.root == self.root]
+        if current and current not in here:
+            log.warning(
+                "%s has a version %d, whose images aren't merged: to have them in the next one, "
+                "name it among the models",
+                *(self.root.uri, current),
+            )
+        if repeated.num_rows:
+            log.info(
+                "%d images are in more than one: they are read, and taken out to count once",
+                repeated.num_rows,
+            )
+        first, *others = base.versions
+        settings = describe_settings(first.spec)
+        for version in others:
+            for name, value in describe_settings(version.spec).items():
+                if value != settings[name]:
+                    log.warning(
+                        "%s has %s %s; the merged model has the first one's, %s",
+                        *(version.name, name, value, settings[name]),
+                    )
+            if nameless := sum(nameless_images(version).values()):
+                log.warning(
+                    "%d images of %s came as tensors, without names: if others have them as well, "
+                    "they count twice",
+                    *(nameless, version.name),
+                )
+
+    def check_calibration(self, manifest: pa.Table) -> None:
+        """Say whose images thresholds hold for, where some models' are not among them."""
+        summed = self.base.summed
+        if not self.calibrates:
+            if summed:
+                log.warning(
+                    "Groups that are added up (%d) have no thresholds and no p-values, as asked: "
+                    "score with --threshold, or update the model",
+                    len(summed),
+                )
+            return
+        is_calibrated = pc.is_valid(manifest["leave_one_out_score"])
+        calibrated = manifest.filter(is_calibrated).select(["uri", "group"])
+        listed, of_models = group_counts(manifest), {}
+        for version in self.base.versions:
+            uris = version.load_manifest()["uri"].combine_chunks()
+            here = calibrated.filter(pc.is_in(calibrated["uri"], uris))
+            of_models[version.name] = group_counts(here)
+        sentences = []
+        for group in summed:
+            names = [version.name for version in self.base.holders(group)]
+            seen = [name for name in names if of_models[name].get(group)]
+            without = [name for name in names if name not in seen]
+            if not listed.get(group):
+                sentences.append(
+                    f"Group {group!r} has no thresholds and no p-values: its images came as "
+                    "tensors, and can't be read again"
+                )
+            elif seen and without:
+                sentences.append(
+                    f"Group {group!r}: no image of {_listed(without)} is among those that "
+                    "calibrate it: its thresholds and p-values hold for images like those of "
+                    f"{_listed(seen)}"
+                )
+        warn(sentences)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _escaped(why: str) -> str:
+    """As a template without placeholders, in a length that model.json may have."""
+    why = "".join(c if c.isprintable() else "?" for c in why)
+    short = why if len(why) <= MOST_WHY else why[: MOST_WHY - 1] + "…"
+    return short.replace("{", "{{").replace("}", "}}")

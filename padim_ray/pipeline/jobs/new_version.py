@@ -1,0 +1,348 @@
+"""What fit, update, forget and merge share: a version of a model in the making.
+
+Images are summed up, round after round, and added to what there is already, or taken from it. Then
+the groups that changed are calibrated, and the version becomes the current one.
+"""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from padim_ray.images.manifest import group_counts, sort_images
+from padim_ray.images.sources import FETCHED, without_sources
+from padim_ray.model.layout import (
+    check_number,
+    current_number,
+    is_published,
+    next_number,
+    state_shards,
+    version_location,
+)
+from padim_ray.model.model_json import GroupEntry
+from padim_ray.model.publish import make_current, publish
+from padim_ray.model.rounds import Round, remove_rounds
+from padim_ray.model.spec import ModelSpec
+from padim_ray.model.version import ModelVersion, open_version
+from padim_ray.pipeline.cluster.nodes import plan_for
+from padim_ray.pipeline.cluster.prometheus import JobMetrics
+from padim_ray.pipeline.cluster.recovery import until_done
+from padim_ray.pipeline.cluster.session import ray_session
+from padim_ray.pipeline.jobs.calibrate import Sample, calibrate
+from padim_ray.pipeline.merging.base import Base
+from padim_ray.pipeline.merging.groups import Target
+from padim_ray.pipeline.merging.reducer import Reducer
+from padim_ray.pipeline.stages.actors import partial_sums
+from padim_ray.planning.resources import Plan
+from padim_ray.runs.failures import Failures, count_causes
+from padim_ray.runs.job_record import JOB, JobRecord
+from padim_ray.runs.options.common import ImagesOptions
+from padim_ray.runs.options.fit import RoundOptions
+from padim_ray.runs.summary import Summary, timed
+from padim_ray.storage.claim import Claim
+from padim_ray.storage.location import Location
+
+log = logging.getLogger("padim_ray")
+OUTCOMES = {"status": pa.string(), "error": pa.string(), "leave_one_out_score": pa.float32()}
+"""Columns of a version's manifest that tell what became of an image."""
+
+
+@dataclass(kw_only=True)
+class Job(ABC):
+    """A job that makes a version; `run` does, or goes on with one that was begun and killed.
+
+    `name`: as the command is called. `root`: of the model. `sample`: of each group's images, to
+    calibrate it. `base`: what there is already. `why`: what is told of the version, with {} for the
+    number of images. `calibrates`: whether groups that changed are. `skipped`: listed images that
+    there's nothing to do with. `sampled`, `calibrated`: images
+    that were to be read once more for that, and could be.
+    """
+
+    name: str
+    options: RoundOptions
+    root: Location
+    claim: Claim
+    sample: Sample
+    identity: Mapping[str, Any]
+    why: str
+    base: Base = field(default_factory=Base)
+    calibrates: bool = True
+    skipped: int = 0
+    sampled: int = 0
+    calibrated: int = 0
+    started: float = field(default_factory=time.monotonic)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @abstractmethod
+    def list_images(self) -> pa.Table:
+        """The images to sum up: a manifest, sorted."""
+
+    def settings(self, plan: Plan) -> dict[str, Any]:
+        """What the job chooses for itself when it is begun; a continued one keeps to it."""
+        return {}
+
+    @abstractmethod
+    def prepare(self, settings: Mapping[str, Any]) -> ModelSpec:
+        """The version's spec; the trunk's weights are in their place afterwards."""
+
+    def kept(self, images: pa.Table) -> pa.Table | None:
+        """Rows of the base's manifests that stand in the new one as well."""
+        return None
+
+    def is_done(self, images: pa.Table) -> bool:
+        """Whether with these images there is nothing to do."""
+        return not images.num_rows
+
+    def check_calibration(self, manifest: pa.Table) -> None:
+        """Say what is to be known of the calibration, from the version's manifest."""
+        return
+
+    def run(self) -> Summary:
+        """Make the version, or what is left of it."""
+        number = number_to_make(self.root)
+        place = version_location(self.root, number)
+        if self.options.overwrite:
+            (place / JOB).remove()  # first, so that a kill doesn't leave half of an unfinished job
+            place.remove_all()
+        record = JobRecord.read(place)
+        if record:
+            record = self._continue(record)
+            if is_published(self.root, number):  # and killed before it became current
+                make_current(self.root, number)
+                remove_rounds(place)
+                return self.nothing_left(number, record.images)
+        images = record.images if record else self.list_images()
+        if not record and self.is_done(images):
+            log.info("Nothing is left to do")
+            return self.sum_up(check_number(self.root), images, {}, before=0)
+        with ray_session(self.options.address):
+            if record is None:
+                place.remove_all()
+                settings = self.settings(plan_for(self.options))
+                record = JobRecord(self.identity, settings, images)
+                record.write(place)
+            spec = self.prepare(record.settings)
+            with JobMetrics(
+                self.name, self.root.uri, number, group_counts(images), images.nbytes
+            ) as metrics:
+                before, causes = _NewVersion(self, number, spec, images, metrics).make()
+                metrics.report_success()
+        remove_rounds(place)
+        return self.sum_up(number, images, causes, before)
+
+    def _continue(self, record: JobRecord) -> JobRecord:
+        """The unfinished job, if it is the one that is asked for.
+
+        It is continued with its images as they were listed: in an archive that grows, the same
+        command would never finish otherwise.
+        """
+        place = f"{self.root.uri} holds an unfinished {record.identity.get('job')}"
+        record.check_identity(self.identity, place)
+        if isinstance(self.options, ImagesOptions) and self.options.manifest is not None:
+            return record.with_images(self.list_images(), place)
+        log.info("Continuing with the %d images that were listed", record.images.num_rows)
+        return record
+
+    def nothing_left(self, number: int, images: pa.Table) -> Summary:
+        """Tell of a version that was made before."""
+        manifest = with_outcomes(open_version(self.root, number).load_manifest())
+        here = pc.is_in(manifest["uri"], images["uri"].combine_chunks())  # others had failed before
+        causes = count_causes(manifest.filter(here)["error"].to_pylist())
+        return self.sum_up(number, images, causes, before=images.num_rows)
+
+    def sum_up(
+        self, number: int, images: pa.Table, causes: Mapping[str, int], before: int
+    ) -> Summary:
+        """Tell how it went."""
+        summary = Summary(
+            job=self.name,
+            listed=images.num_rows,
+            failed_by_cause=dict(Counter(causes).most_common()),
+            groups=group_counts(images),
+            before=before,
+            seconds=time.monotonic() - self.started,
+            skipped=self.skipped,
+            sampled=self.sampled,
+            calibrated=self.calibrated,
+            stages=self.stages,
+            places={"model": f"{self.root.uri} (version {number})"},
+        )
+        summary.report()
+        return summary
+
+
+def number_to_make(root: Location) -> int:
+    """The version to make, or to go on with."""
+    number = next_number(root)
+    last = version_location(root, number - 1)
+    if number - 1 > (current_number(root) or 0) and Round.latest(last).number:
+        return number - 1  # it is published, but a kill kept it from becoming current
+    return number
+
+
+@dataclass(frozen=True)
+class _NewVersion:
+    """A version with what its job was begun with; `make` does what is left, and publishes."""
+
+    job: Job
+    number: int
+    spec: ModelSpec
+    images: pa.Table
+    metrics: JobMetrics
+
+    def make(self) -> tuple[int, Mapping[str, int]]:
+        """Returns the images that an earlier attempt had done, and failed images by cause."""
+        target = Target(self.job.root, self.number, len(state_shards(self.spec)))
+        before = Round.latest(target.location).rows
+        reducers: list[Reducer] = []
+        with timed("embed", self.job.stages):
+            until_done(
+                lambda: reducers.append(self._sum(target)),
+                progress=lambda: Round.latest(target.location).number,
+            )
+        (reducer,) = reducers
+        with timed("calibrate", self.job.stages):
+            until_done(lambda: self._publish(reducer), progress=lambda: 0)
+        return before, reducer.count_failures.causes
+
+    def _plan(self) -> Plan:
+        """Anew each time: nodes come and go."""
+        return plan_for(self.job.options)
+
+    def _sum(self, target: Target) -> Reducer:
+        """Sum up the images that no round holds yet, and finish all groups."""
+        plan, options = self._plan(), self.job.options
+        reducer = Reducer(
+            self.spec.regularization,
+            target,
+            plan.helper,
+            group_counts(self.images),
+            options.round_images,
+            Failures(options, self.images.num_rows),
+            self.job.base,
+            self._count,
+        )
+        if reducer.rows:
+            log.info("%d of %d images are done already", reducer.rows, self.images.num_rows)
+        left = self.images.slice(reducer.rows)
+        if left.num_rows:
+            with closing(partial_sums(options, plan, self.spec, self.job.root, left)) as bundles:
+                for bundle in bundles:
+                    for block in bundle.block_refs:
+                        reducer.add(block)
+                    self.metrics.report_progress(reducer.rows, len(reducer.failures))
+        reducer.finish(plan.finish)
+        reducer.finish_base(plan.finish)
+        reducer.commit()
+        self.metrics.report_progress(reducer.rows, len(reducer.failures))
+        if reducer.rows != self.images.num_rows:
+            raise RuntimeError(f"{self.images.num_rows} images listed, but {reducer.rows} read")
+        return reducer
+
+    def _count(self, images: int, causes: Mapping[str, int]) -> None:
+        self.metrics.count_fitted(images)
+        self.metrics.count_failed(causes)
+
+    def _publish(self, reducer: Reducer) -> None:
+        """Calibrate what changed and make the version the current one."""
+        job = self.job
+        manifest = self._manifest(reducer.failures)
+        is_fitted = pc.equal(manifest["status"], "fitted")
+        changed = pa.array([g for g in reducer.entries if g not in job.base.copied], pa.string())
+        has_changed = pc.is_in(manifest["group"], changed)
+        scores = manifest["leave_one_out_score"].to_numpy().astype(np.float32)
+        scores[has_changed.to_numpy()] = np.nan
+        entries: Mapping[str, GroupEntry] = reducer.entries
+        if job.calibrates and job.sample.calibration_images:
+            version = ModelVersion(job.root, self.number, self.spec, entries)
+            is_candidate = pc.and_(is_fitted, has_changed)
+            candidates = manifest.filter(is_candidate).drop_columns(list(OUTCOMES))
+            entries, scores[is_candidate.to_numpy()], job.sampled = calibrate(
+                candidates, version, job.sample, job.options, self._plan()
+            )
+            job.calibrated = int(np.isfinite(scores[is_candidate.to_numpy()]).sum())
+        manifest = without_sources(manifest)
+        manifest = manifest.set_column(
+            manifest.column_names.index("leave_one_out_score"),
+            "leave_one_out_score",
+            pa.array(scores, mask=np.isnan(scores)),
+        )
+        failed = group_counts(manifest.filter(pc.invert(is_fitted)))
+        groups = {
+            group: replace(entry, failed=failed.get(group, 0))
+            for group, entry in (self._unchanged() | dict(entries)).items()
+        }
+        self._check_counts(groups, manifest.filter(is_fitted))
+        job.check_calibration(manifest)
+        job.claim.check()
+        images = self.images.num_rows - len(reducer.failures)
+        publish(job.root, self.number, self.spec, groups, manifest, job.why.format(images))
+
+    def _manifest(self, failures: Mapping[str, str]) -> pa.Table:
+        """All images of the version, with what became of them."""
+        kept = self.job.kept(self.images)
+        if kept is not None and self.job.base.takes:
+            return kept
+        images = _with_status(self.images, failures)
+        if kept is None:
+            return images
+        manifest = pa.concat_tables([kept, images], promote_options="default")
+        for name, fetched in FETCHED.items():
+            if fetched in manifest.column_names:
+                sources = pc.coalesce(manifest[fetched], manifest[name])
+                index = manifest.column_names.index(fetched)
+                manifest = manifest.set_column(index, fetched, sources)
+        return sort_images(manifest)
+
+    def _unchanged(self) -> dict[str, GroupEntry]:
+        """Groups whose files an earlier version holds."""
+        base = self.job.base
+        return {
+            group: replace(holder.groups[group], version=holder.home(group))
+            for group in base.groups
+            if group not in base.summed and group not in base.copied
+            for holder in base.holders(group)
+        }
+
+    def _check_counts(self, groups: Mapping[str, GroupEntry], fitted: pa.Table) -> None:
+        """Raises: RuntimeError if the moments are not of the manifest's readable images."""
+        expected = Counter(group_counts(fitted))
+        for version in self.job.base.versions:  # images that came as tensors have no names
+            expected.update(nameless_images(version))
+        counts = {group: entry.images for group, entry in groups.items()}
+        if dict(expected) != counts:
+            raise RuntimeError(f"the manifest has {dict(expected)} images, the moments {counts}")
+
+
+def nameless_images(version: ModelVersion) -> dict[str, int]:
+    """Images of each group that the version's manifest doesn't list."""
+    manifest = with_outcomes(version.load_manifest())
+    listed = group_counts(manifest.filter(pc.equal(manifest["status"], "fitted")))
+    return {
+        group: entry.images - listed.get(group, 0)
+        for group, entry in version.groups.items()
+        if entry.images > listed.get(group, 0)
+    }
+
+
+def with_outcomes(manifest: pa.Table) -> pa.Table:
+    """A version's manifest with all of `OUTCOMES`."""
+    for name, kind in OUTCOMES.items():
+        if name not in manifest.column_names:  # a model of images that came as tensors
+            manifest = manifest.append_column(name, pa.nulls(manifest.num_rows, kind))
+    return manifest
+
+
+def _with_status(images: pa.Table, failures: Mapping[str, str]) -> pa.Table:
+    errors = [failures.get(uri) for uri in images["uri"].to_pylist()]
+    status = pa.array(["failed" if error else "fitted" for error in errors], pa.string())
+    images = images.append_column("status", status)
+    return with_outcomes(images.append_column("error", pa.array(errors, pa.string())))

@@ -1,0 +1,351 @@
+"""A scoring run: from what is done already to the report."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from padim_ray.errors import PadimError
+from padim_ray.images.manifest import group_counts
+from padim_ray.images.shards import shard_rows, shard_table
+from padim_ray.images.sources import uris_to_fetch
+from padim_ray.images.template import UriTemplate
+from padim_ray.model.version import ModelVersion
+from padim_ray.pipeline.cluster.nodes import plan_for
+from padim_ray.pipeline.cluster.pools import drawing_tasks
+from padim_ray.pipeline.cluster.prometheus import JobMetrics
+from padim_ray.pipeline.cluster.recovery import until_done
+from padim_ray.pipeline.cluster.session import data_context, rows_of
+from padim_ray.pipeline.stages.actors import score_images
+from padim_ray.pipeline.stages.commit import WriteResults, read_committed
+from padim_ray.pipeline.stages.decode import fetcher
+from padim_ray.pipeline.stages.draw import DrawHeatmaps
+from padim_ray.pipeline.stages.output import Output
+from padim_ray.planning.batches import MAX_SHARD_IMAGES
+from padim_ray.planning.resources import Plan
+from padim_ray.redaction import redact
+from padim_ray.report import MOST_FAILED, write_report
+from padim_ray.runs import run_directory
+from padim_ray.runs.failures import Failures
+from padim_ray.runs.job_record import JobRecord
+from padim_ray.runs.options.score import ScoreOptions
+from padim_ray.runs.ranking import Scores
+from padim_ray.runs.summary import GroupVerdict, Summary, read_summary, timed, write_summary
+from padim_ray.scoring.decision import Decision
+from padim_ray.scoring.heatmap import color_scale, common_prefix
+from padim_ray.storage.claim import Claim
+from padim_ray.storage.fail_points import kill_at
+from padim_ray.storage.location import Location
+
+log = logging.getLogger("padim_ray")
+LOADING_THREADS = 16  # calibrations are small files: they wait for the store
+
+
+@dataclass
+class ScoringJob:
+    """A scoring run: `run` scores what isn't scored yet, `finish` sums up.
+
+    `done` and `drawn`: shards whose results and whose heatmaps are there. `loads`: how often each
+    actor loaded each group's Gaussians, by group and actor.
+    """
+
+    name: str
+    options: ScoreOptions
+    version: ModelVersion
+    record: JobRecord
+    root: Location
+    claim: Claim
+    started_at: datetime
+    started: float
+    output: Output = field(init=False)
+    scores: Scores = field(init=False)
+    failures: Failures = field(init=False)
+    metrics: JobMetrics = field(init=False)
+    done: set[int] = field(default_factory=set)
+    drawn: set[int] = field(default_factory=set)
+    before: int = 0
+    loads: Counter[tuple[str, str]] = field(default_factory=Counter)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.output = Output(
+            root=self.root,
+            prefix=_prefix(options, self.manifest),
+            heatmaps=options.heatmaps,
+            top=options.top if options.heatmaps == "top" else options.report_images,
+            staged_top=_most_of_the_highest(options.report_images, self.manifest.num_rows),
+            maps=options.maps,
+            min_region_area=options.min_region_area,
+        )
+        self.scores = Scores(
+            self.manifest,
+            shard_rows(self.manifest, self.record.settings["images_per_shard"]),
+            _decide(group_counts(self.manifest), self.version, options),
+        )
+        self.failures = Failures(self.options, self.manifest.num_rows)
+        self.metrics = JobMetrics(
+            self.name,
+            self.version.root.uri,
+            self.version.number,
+            group_counts(self.manifest),
+            self.manifest.nbytes,
+        )
+
+    @property
+    def manifest(self) -> pa.Table:
+        return self.record.images
+
+    @property
+    def shards(self) -> Sequence[slice]:
+        return self.scores.shards
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do: an earlier attempt did it all."""
+        return run_directory.is_complete(self.root)
+
+    def run(
+        self,
+        count_pixels: Callable[[pa.Table, np.ndarray], dict[str, Any]] | None = None,
+        take: Callable[[slice, dict[str, Any]], None] = lambda rows, counts: None,
+    ) -> None:
+        """Score every image, write the results and draw the heatmaps, in a session of Ray's.
+
+        Args:
+            count_pixels: see `WriteResults`.
+            take: is given what that counted in each shard, with the shard's rows of the manifest.
+
+        Raises:
+            TooManyFailed: as soon as more images failed than may.
+        """
+        with timed("continue", self.stages):
+            self._take_committed(count_pixels is not None, take)
+        self.metrics.report_progress(self.failures.read, self.failures.count)
+
+        def run_on_nodes(stage: Callable[[Plan], None]) -> Callable[[], None]:
+            return lambda: stage(plan_for(self.options))
+
+        with timed("score", self.stages):
+            until_done(
+                run_on_nodes(lambda plan: self._score(plan, count_pixels, take)),
+                progress=lambda: len(self.done),
+            )
+        kill_at("score:results-complete")
+        if self.options.heatmaps != "none":
+            with timed("draw heatmaps", self.stages):
+                until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
+
+    def _take_committed(self, with_counts: bool, take: Callable) -> None:
+        """Find out what earlier attempts did; what couldn't be fetched is tried again."""
+        for shard in read_committed(self.output, with_counts=with_counts):
+            rows = self.shards[shard.number]
+            if len(shard.scores) != rows.stop - rows.start:
+                raise PadimError(f"{self.output.part(shard.number).uri} is of another run")
+            if shard.may_improve:
+                continue
+            self._take(shard.number, shard.scores, shard.causes)
+            take(rows, shard.counts)
+            if shard.is_drawn:
+                self.drawn.add(shard.number)
+            self.before += len(shard.scores)
+        if self.before:
+            log.info("%d of %d images are done already", self.before, self.manifest.num_rows)
+        if len(self.done) < len(self.shards):
+            self.drawn.clear()  # what is scored now may change which heatmaps are wanted
+
+    def _take(self, shard: int, scores: np.ndarray, causes: Mapping[str, int]) -> None:
+        self.scores.values[self.shards[shard]] = scores
+        self.done.add(shard)
+        self.failures.add(len(scores), causes)
+
+    def _count(self, shard: int, scores: np.ndarray, causes: Mapping[str, int]) -> None:
+        group = self.manifest["group"][self.shards[shard].start].as_py()
+        flagged = int(self.scores.decisions[group].flags(scores).sum())
+        self.metrics.count_scored(group, scores, flagged)
+        self.metrics.count_failed(causes)
+
+    def _score(self, plan: Plan, count_pixels: Callable | None, take: Callable) -> None:
+        left = [number for number in range(len(self.shards)) if number not in self.done]
+        if not left:
+            return
+        with data_context(preserve_order=False):
+            shards = [shard_table(self.manifest, n, self.shards[n]) for n in left]
+            scored = score_images(shards, self.version, self.options, plan)
+            written = scored.map_batches(
+                WriteResults(self.output, self.version, self.scores.decisions, count_pixels),
+                batch_size=None,
+                batch_format="pyarrow",
+                **plan.helper.options,
+            )
+            with rows_of(written) as rows:
+                for row in rows:
+                    shard, scores = row.pop("shard"), np.frombuffer(row.pop("scores"), np.float32)
+                    if shard in self.done:
+                        raise RuntimeError(f"shard {shard} was scored twice")
+                    causes = dict(row.pop("causes"))
+                    self._count(shard, scores, causes)
+                    self._take(shard, scores, causes)
+                    self.metrics.report_progress(self.failures.read, self.failures.count)
+                    actor = row.pop("actor_id")
+                    self.loads.update((group, actor) for group in row.pop("loaded_groups"))
+                    take(self.shards[shard], row)
+                    kill_at("score:part-written")
+        if len(self.done) != len(self.shards):
+            raise RuntimeError(f"{len(self.shards)} shards, but {len(self.done)} have results")
+        self.output.check_complete(len(self.shards))
+        self.claim.check()
+
+    def _draw_heatmaps(self, plan: Plan) -> None:
+        """Draw the heatmaps that are wanted, each group's on one colour scale."""
+        tables = [
+            table
+            for table in self.scores.by_shard(self.scores.wanted(self.options))
+            if table["shard"][0].as_py() not in self.drawn
+        ]
+        if not tables:
+            return
+        spec = self.version.spec
+        draw = DrawHeatmaps(
+            self.output,
+            spec.mapper,
+            spec.preprocessing,
+            {
+                group: color_scale(scores[np.isfinite(scores)], decision.threshold)
+                for group, _, scores, decision in self.scores.groups()
+                if np.isfinite(scores).any()
+            },
+            fetcher(self.options),
+            self.options.max_image_pixels,
+        )
+        with data_context(preserve_order=False):
+            drawn = ray.data.from_blocks(tables).map_batches(
+                draw,
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=drawing_tasks(plan, len(tables)),
+                **plan.helper.options,
+            )
+            count = 0
+            with rows_of(drawn) as rows:
+                for row in rows:
+                    self.drawn.add(row["shard"])
+                    count += row["drawn"]
+        log.info("%d heatmaps drawn", count)
+
+    def finish(
+        self, *, is_good: np.ndarray | None = None, places: Mapping[str, str] | None = None
+    ) -> Summary:
+        """Write run.json and the report, and say how it went: again, if that was done already.
+
+        Args:
+            is_good: the images that drift is measured on, where it is known that others are
+                defective.
+            places: what else was written where.
+        """
+        places = self.output.places() | dict(places or {})
+        if self.is_complete:
+            log.info("%s is complete: nothing is left to do", self.root.uri)
+            run_directory.complete(self.root)  # removes what a kill may have left
+            summary = read_summary(self.root, places)
+            summary.report()
+            return summary
+        summary = self._sum_up(is_good, places)
+        self.claim.check()
+        write_summary(self.root, summary, self._settings())
+        kill_at("score:run-json-written")
+        summary.report()
+        self._report()
+        run_directory.complete(self.root)
+        self.metrics.report_success()
+        return summary
+
+    def _sum_up(self, is_good: np.ndarray | None, places: Mapping[str, str]) -> Summary:
+        loads: Counter[str] = Counter()
+        for (group, _), times in self.loads.items():
+            loads[group] += times
+        loading_actors = Counter(group for group, _ in self.loads)
+        verdicts = {
+            group: replace(
+                GroupVerdict.of(
+                    group, scores, decision, scores if is_good is None else scores[is_good[where]]
+                ),
+                loads=loads[group],
+                loading_actors=loading_actors[group],
+            )
+            for group, where, scores, decision in self.scores.groups()
+        }
+        return Summary(
+            job=self.name,
+            listed=self.manifest.num_rows,
+            failed_by_cause=dict(self.failures.causes.most_common()),
+            groups=group_counts(self.manifest),
+            before=self.before,
+            seconds=time.monotonic() - self.started,
+            stages=self.stages,
+            places=places,
+            verdicts=verdicts,
+        )
+
+    def _report(self) -> None:
+        wanted = self.scores.highest(self.options.report_images)
+        failed = np.flatnonzero(np.isnan(self.scores.values))[:MOST_FAILED]
+        shards = self.scores.by_shard(np.union1d(wanted, failed).astype(int))
+        shown = self.manifest.take(wanted)
+        write_report(
+            self.root,
+            images=self.options.report_images,
+            storage_options=self.options.storage_options,
+            parts=[self.output.part(table["shard"][0].as_py()).name for table in shards],
+            sources=dict(zip(shown["uri"].to_pylist(), uris_to_fetch(shown), strict=True)),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "started_at": self.started_at.isoformat(timespec="seconds"),
+            "images": redact(options.images or options.manifest or ""),
+            "model": self.version.root.uri,
+            "model_version": self.version.number,
+            "alpha": options.alpha,
+            "pixel_alpha": options.pixel_alpha,
+            "threshold": options.threshold,
+            "heatmaps": options.heatmaps,
+        }
+
+
+def _most_of_the_highest(highest: int, listed: int) -> int:
+    """How many of a run's highest images a shard holds at the most, if they are spread by chance.
+
+    Where they aren't they are mostly flagged, which is reason enough to be kept.
+    """
+    expected = highest * min(1, MAX_SHARD_IMAGES / listed)
+    return int(expected + 5 * expected**0.5 + 1) if highest else 0
+
+
+def _decide(
+    groups: Iterable[str], version: ModelVersion, options: ScoreOptions
+) -> dict[str, Decision]:
+    def decide(group: str) -> Decision:
+        calibration = version.load_calibration(group)
+        return Decision.of(calibration, options.alpha, options.pixel_alpha, options.threshold)
+
+    with ThreadPoolExecutor(LOADING_THREADS) as pool:
+        return dict(zip(groups, pool.map(decide, groups), strict=True))
+
+
+def _prefix(options: ScoreOptions, manifest: pa.Table) -> str:
+    """What all images' URIs begin with, and heatmaps' names leave out."""
+    if options.images is not None:
+        return UriTemplate.parse(options.images, options.storage_options).root.uri
+    extremes = pc.min_max(manifest["uri"])
+    return common_prefix([extremes["min"].as_py(), extremes["max"].as_py()])

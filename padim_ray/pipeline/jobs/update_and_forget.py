@@ -1,0 +1,198 @@
+"""Update and forget: images added to a model's moments, or taken out of them, exactly."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from padim_ray.errors import ModelError
+from padim_ray.images.manifest import group_counts
+from padim_ray.images.sources import FETCHED
+from padim_ray.model.layout import version_location
+from padim_ray.model.spec import ModelSpec
+from padim_ray.model.version import ModelVersion, open_version
+from padim_ray.pipeline.jobs.calibrate import Sample
+from padim_ray.pipeline.jobs.new_version import OUTCOMES, Job, with_outcomes
+from padim_ray.pipeline.merging.base import Base
+from padim_ray.pipeline.merging.reducer import check_count
+from padim_ray.runs.job_record import JobRecord, identify
+from padim_ray.runs.listing import check_images_option, read_images_table
+from padim_ray.runs.options.common import from_mapping
+from padim_ray.runs.options.fit import FitOptions, VersionOptions
+from padim_ray.runs.summary import Summary
+from padim_ray.storage.claim import claimed
+from padim_ray.storage.credentials import hidden_credentials
+from padim_ray.storage.location import Location
+
+log = logging.getLogger("padim_ray")
+
+
+def update(**options: Any) -> Summary:
+    """Add good images to a model, and publish the result as its next version.
+
+    It equals the model that is fitted to all of the images together. Images that the model was
+    fitted to already are skipped.
+
+    Args:
+        options: the fields of `VersionOptions`, named as on the command line.
+
+    Raises:
+        PadimError: for a mistake in the options, or if a new group can't be fitted.
+    """
+    return run_update(from_mapping(VersionOptions, options))
+
+
+def run_update(options: VersionOptions) -> Summary:
+    """Update as `options` say; see `update`."""
+    return _run(_Update, "update", options, "{} images added to version %d", takes=False)
+
+
+def forget(**options: Any) -> Summary:
+    """Take images out of a model, and publish the result as its next version.
+
+    It equals the model that is fitted without them. They must be as they were when the model was
+    fitted to them.
+
+    Args:
+        options: the fields of `VersionOptions`, named as on the command line.
+
+    Raises:
+        PadimError: for a mistake in the options, if an image can't be read any more or has changed,
+            or if fewer than two images of a group would be left.
+    """
+    return run_forget(from_mapping(VersionOptions, options))
+
+
+def run_forget(options: VersionOptions) -> Summary:
+    """Forget as `options` say; see `forget`."""
+    return _run(_Forget, "forget", options, "{} images taken out of version %d", takes=True)
+
+
+def _run(
+    kind: type["_Change"], name: str, options: VersionOptions, why: str, *, takes: bool
+) -> Summary:
+    with hidden_credentials(options.storage_options):
+        root = Location.of(options.model, options.storage_options)
+        check_images_option(options)
+        with claimed(root, name) as claim:
+            version = open_version(root)
+            sample = sample_of(version)
+            identity = identify(
+                options,
+                job=name,
+                model_version=version.number,
+                model_sha256=version.fingerprint(),
+                **asdict(sample),
+            )
+            return kind(
+                name=name,
+                options=options,
+                root=root,
+                claim=claim,
+                sample=sample,
+                identity=identity,
+                why=why % version.number,
+                base=Base((version,), takes=takes),
+            ).run()
+
+
+def sample_of(version: ModelVersion) -> Sample:
+    """The images that the version was calibrated with: later ones keep to it."""
+    record = JobRecord.read(version_location(version.root, version.number))
+    chosen = record.identity if record else {}
+    names = [field.name for field in fields(Sample)]
+    return Sample(*(int(chosen.get(name, getattr(FitOptions, name))) for name in names))
+
+
+@dataclass
+class _Change(Job):
+    @property
+    def version(self) -> ModelVersion:
+        (version,) = self.base.versions
+        return version
+
+    @cached_property
+    def manifest(self) -> pa.Table:
+        """Of the version that is changed."""
+        return with_outcomes(self.version.load_manifest())
+
+    def prepare(self, settings: Mapping[str, Any]) -> ModelSpec:
+        return self.version.spec
+
+    def kept(self, images: pa.Table) -> pa.Table:
+        """All but the images at hand: what failed before is listed, and tried, again."""
+        return self.manifest.filter(pc.invert(_is_among(self.manifest, images)))
+
+
+class _Update(_Change):
+    def list_images(self) -> pa.Table:
+        """Those that are listed and not in the model."""
+        listed, manifest = read_images_table(self.options), self.manifest
+        known = manifest.filter(pc.equal(manifest["status"], "fitted"))
+        new = listed.filter(pc.invert(_is_among(listed, known)))
+        if skipped := listed.num_rows - new.num_rows:
+            log.info("%d of them are in the model already", skipped)
+            self.skipped = skipped
+            _warn_of_changed(listed, known)
+        for group, count in group_counts(new).items():
+            if group not in self.version.groups:
+                check_count(group, count)
+        return new
+
+
+class _Forget(_Change):
+    def list_images(self) -> pa.Table:
+        """Those that are listed and in the model, as they were when it was fitted to them."""
+        listed, manifest = read_images_table(self.options), self.manifest
+        known = manifest.filter(
+            pc.and_(pc.equal(manifest["status"], "fitted"), _is_among(manifest, listed))
+        )
+        if not known.num_rows:
+            raise ModelError(
+                f"The model was fitted to none of the {listed.num_rows} images, "
+                f"such as {listed['uri'][0]}"
+            )
+        if unknown := listed.num_rows - known.num_rows:
+            log.warning("The model wasn't fitted to %d of them", unknown)
+        for group, count in group_counts(known).items():
+            left = self.version.groups[group].images - count
+            if left < 2:
+                raise ModelError(
+                    f"Group {group!r} would be left with {left} image{'s' * (left != 1)}, and a "
+                    "covariance needs at least 2"
+                )
+        return _with_sources(known.drop_columns(list(OUTCOMES)), listed)
+
+
+def _warn_of_changed(listed: pa.Table, known: pa.Table) -> None:
+    """Say which images aren't what the model was fitted to: it keeps what they were."""
+    columns = ["uri", "size", "version_tag"]
+    if not set(columns) <= set(known.column_names):
+        return  # a model of images that came as tensors
+    both = listed.select(columns).join(
+        known.select(columns), "uri", right_suffix="_then", join_type="inner"
+    )
+    differs = [pc.not_equal(both[name], both[f"{name}_then"]) for name in columns[1:]]
+    changed = both.filter(pc.or_kleene(*differs).fill_null(False))["uri"].to_pylist()
+    if changed:
+        log.warning(
+            "%d of them changed since; the model keeps what they were, such as %s",
+            *(len(changed), min(changed)),
+        )
+
+
+def _with_sources(images: pa.Table, listed: pa.Table) -> pa.Table:
+    """A version's images with what is to be fetched for them, which it doesn't write down."""
+    rows = pc.index_in(images["uri"], listed["uri"].combine_chunks())
+    for name in FETCHED.values():
+        if name in listed.column_names:
+            images = images.append_column(name, listed[name].take(rows))
+    return images
+
+
+def _is_among(images: pa.Table, others: pa.Table) -> pa.ChunkedArray:
+    return pc.is_in(images["uri"], others["uri"].combine_chunks())

@@ -1,0 +1,1 @@
+"""From an actor's partial sums to a group's files: codec, tree, base, reducer."""

@@ -1,0 +1,215 @@
+"""The reducer: a fit's partial sums in, finished groups and committed rounds out."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from padim_ray.densities.gaussian.regularization import Regularization
+from padim_ray.errors import ModelError
+from padim_ray.model.model_json import GroupEntry
+from padim_ray.model.rounds import PartialGroup, Round
+from padim_ray.pipeline.merging.base import Base
+from padim_ray.pipeline.merging.groups import (
+    Target,
+    check_counts,
+    copy_groups,
+    factorise_and_write,
+    load,
+    save,
+)
+from padim_ray.pipeline.merging.tree import Merged, MergeTree
+from padim_ray.planning.resources import Share
+from padim_ray.runs.failures import Failures, count_causes
+
+log = logging.getLogger("padim_ray")
+COPIED_TOGETHER, SUMMED_TOGETHER = 64, 16  # groups between rounds
+SHOWN = 20  # images in an error's message
+
+
+@dataclass
+class Reducer:
+    """Takes blocks of partial sums group after group, and finishes each when the next begins.
+
+    After every `round_images` images it commits a round, from which a killed fit goes on.
+
+    `version`: where. `listed`: images of each group. `rows`: images of the manifest, from its first
+    on, that are summed up or failed. `failures`: error of each failed image, by uri. `entries`: the
+    groups that are finished. `base`: what the images are added to, or taken from. `on_commit`: is
+    told a round's images, without those that failed, and these by cause.
+    """
+
+    regularization: Regularization
+    target: Target
+    share: Share
+    listed: Mapping[str, int]
+    round_images: int
+    count_failures: Failures
+    base: Base = field(default_factory=Base)
+    on_commit: Callable[[int, Mapping[str, int]], None] = lambda images, causes: None
+    rows: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, GroupEntry] = field(default_factory=dict)
+    _tree: MergeTree = field(init=False)
+    _round: Round = field(init=False)
+    _uncommitted: dict[str, str] = field(default_factory=dict)
+    _group: str | None = None
+    _group_rows: int = 0
+    _group_failed: int = 0
+    _first_failure: str | None = None
+
+    def __post_init__(self) -> None:
+        """Go on from the last round that was committed."""
+        self._tree = MergeTree(self.share)
+        self._round = Round.latest(self.target.location)
+        self.rows, self.entries = self._round.rows, dict(self._round.groups)
+        self.failures = self._round.read_failures(self.target.location)
+        self.count_failures.add(self.rows, count_causes(self.failures.values()))
+        partial = self._round.partial
+        if partial is None:
+            return
+        self._group, self._group_failed = partial.group, partial.failed
+        self._group_rows = partial.images + partial.failed
+        for shard in range(self.target.shards if partial.images else 0):
+            file = self._round.moments(self.target.location, shard, self.target.shards)
+            self._tree.add_merged((partial.group, shard), load(file, self.share))
+
+    def add(self, block: ray.ObjectRef) -> None:
+        """Take a block of rows as `PartialSums` makes them.
+
+        Raises:
+            TooManyFailed: as soon as more images failed than may.
+        """
+        rows = ray.get(_describe_task.options(**self.share.options).remote(block))
+        for row, partial in enumerate(rows):
+            if partial["shard"] == 0:  # the first row of a partial sum
+                self._begin(partial)
+            if partial["count"]:
+                self._tree.add((partial["group"], partial["shard"]), block, row)
+
+    def _begin(self, partial: Mapping[str, Any]) -> None:
+        if partial["group"] != self._group:
+            self.finish(self.share)
+            if partial["group"] in self.entries:
+                raise RuntimeError(
+                    f"partial sums of group {partial['group']!r} came after the next group's"
+                )
+        if self.rows - self._round.rows >= self.round_images:
+            self.commit()
+        self._group = partial["group"]
+        failures = partial["failures"]
+        if failures and self.base.takes:
+            shown = "; ".join(f"{uri}: {error}" for uri, error in list(failures.items())[:SHOWN])
+            raise ModelError(
+                f"{len(failures)} images can't be taken out of the model: they must be readable, "
+                f"and what it was fitted to: {shown}{'; …' * (len(failures) > SHOWN)}"
+            )
+        images = partial["count"] + len(failures)
+        self.rows += images
+        self._group_rows += images
+        self._group_failed += len(failures)
+        self._first_failure = self._first_failure or next(iter(failures.values()), None)
+        self._uncommitted |= failures
+        self.failures |= failures
+        self.count_failures.add(images, count_causes(failures.values()))
+
+    def commit(self) -> None:
+        """Commit all that was taken as a round."""
+        partial = None
+        number = self._round.number + 1
+        if self._group is not None:
+            images = self._group_rows - self._group_failed
+            partial = PartialGroup(self._group, images, self._group_failed)
+        following = Round(number, self.rows, dict(self.entries), partial)
+        if partial and partial.images:
+            merged = self._tree.finish(partial.group, self.share)
+            check_counts(partial.group, merged, partial.images, self.target.shards)
+            saved = []
+            for shard, part in merged.items():
+                file = following.moments(self.target.location, shard, self.target.shards)
+                saved.append(save(part, file, self.share))
+                self._tree.add_merged((partial.group, shard), part.source)
+            ray.get(saved)
+        following.commit(self.target.location, self._uncommitted)
+        images = self.rows - self._round.rows - len(self._uncommitted)
+        self.on_commit(images, count_causes(self._uncommitted.values()))
+        self._round, self._uncommitted = following, {}
+        log.info(
+            "%d images are in the moments, or failed; %d groups finished: round %d is committed",
+            *(self.rows, len(self.entries), number),
+        )
+
+    def finish(self, share: Share) -> None:
+        """Merge, factorise and write the group at hand, by tasks that ask for `share`.
+
+        Raises:
+            ModelError: naming a group with too few images, or that can't be factorised.
+            RuntimeError: if an image of the group is missing.
+        """
+        if self._group is None:
+            return
+        if self._group_rows != self.listed[self._group]:
+            raise RuntimeError(
+                f"{self._group_rows} of {self.listed[self._group]} images of group "
+                f"{self._group!r} were read"
+            )
+        read, before = self._group_rows - self._group_failed, self.base.images(self._group)
+        if read or not before:  # else all of the images failed, and the group stays as it is
+            count = before + (-read if self.base.takes else read)
+            check_count(self._group, count, self._first_failure)
+            merged = self._tree.finish(self._group, share)
+            self._write(self._group, merged, count, self._group_failed, share)
+        self._group, self._first_failure = None, None
+        self._group_rows = self._group_failed = 0
+
+    def finish_base(self, share: Share) -> None:
+        """Write the base's groups that are written anew though no image was added or taken.
+
+        Every few groups it commits a round.
+        """
+        holders = {
+            group: holder
+            for group in self.base.copied
+            if group not in self.entries
+            for holder in self.base.holders(group)
+        }
+        while holders:
+            some = dict(islice(holders.items(), COPIED_TOGETHER))
+            self.entries |= copy_groups(some, self.target, share)
+            holders = {group: each for group, each in holders.items() if group not in some}
+            self.commit()
+        left = [group for group in self.base.summed if group not in self.entries]
+        for number, group in enumerate(left, 1):
+            self._write(group, {}, self.base.images(group), 0, share)
+            if number % SUMMED_TOGETHER == 0:
+                self.commit()
+
+    def _write(
+        self, group: str, merged: Mapping[int, Merged], count: int, failed: int, share: Share
+    ) -> None:
+        """Write a group, together with what the base has of it."""
+        if self.base.images(group):
+            merged = self.base.combine(group, merged, self.target.shards, share)
+        factorise_and_write(group, merged, count, self.regularization, self.target, share)
+        self.target.check_written(group)
+        self.entries[group] = GroupEntry(count, failed, self.target.shards)
+
+
+def check_count(group: str, count: int, failure: str | None = None) -> None:
+    """Raises: ModelError if so few readable images have no covariance."""
+    if count < 2:
+        cause = f" (the first failure: {failure})" if failure else ""
+        raise ModelError(
+            f"Group {group!r} has {count} readable image{'s' * (count != 1)}, and a covariance "
+            f"needs at least 2{cause}"
+        )
+
+
+@ray.remote(max_retries=-1)
+def _describe_task(block: pa.Table) -> list[dict[str, Any]]:
+    rows = block.drop_columns(["state"]).to_pylist()
+    return [row | {"failures": dict(row["failures"])} for row in rows]

@@ -1,0 +1,1 @@
+"""The stages that images pass: decode, actors, commit, draw, count."""

@@ -1,0 +1,218 @@
+"""What a scoring run leaves on storage (see `run_directory`), and the tasks that write it.
+
+What belongs to a shard is written before its part: the part says that the shard is done. Heatmaps
+are drawn when all scores are known: only then are the highest ones known, and the scales.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from padim_ray.errors import PadimError
+from padim_ray.images.sources import without_sources
+from padim_ray.pipeline.cluster.prometheus import stage
+from padim_ray.pipeline.stages.columns import column_array
+from padim_ray.runs.failures import count_causes
+from padim_ray.runs.run_directory import list_parts
+from padim_ray.scoring.decision import Decision
+from padim_ray.scoring.regions import Region, find_regions
+from padim_ray.storage.location import Location
+
+if TYPE_CHECKING:
+    from padim_ray.model.version import ModelVersion  # brings torch, which helper tasks do without
+from collections.abc import Iterator
+
+from padim_ray.images.fetch import is_worth_another_try
+from padim_ray.pipeline.stages.output import DRAWN, LOADS, Output, encode_image, one_row, write_all
+from padim_ray.runs.run_directory import part_number
+
+_REGIONS = pa.list_(
+    pa.struct(
+        {name: pa.int32() for name in ("x", "y", "width", "height")}
+        | {"peak": pa.float32(), "area": pa.int64()}
+    )
+)
+
+
+class WriteResults:
+    """Scored rows in, a Parquet file out; the row that leaves here is for the driver.
+
+    Writing a shard again replaces its file: Ray may run any task twice.
+
+    Args:
+        version: of the model, whose maps and geometry the results have.
+        decisions: by group.
+        count_pixels: counts an evaluation's pixels, from the rows and their maps; what it returns
+            goes to the driver.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        version: "ModelVersion",
+        decisions: Mapping[str, Decision],
+        count_pixels: Callable[[pa.Table, np.ndarray], dict[str, Any]] | None = None,
+    ) -> None:
+        self.output, self.model_version = output, version.number
+        self.mapper, self.preprocessing = version.spec.mapper, version.spec.preprocessing
+        self.decisions, self.count_pixels = decisions, count_pixels
+
+    def __call__(self, shard: pa.Table) -> pa.Table:
+        with stage("write", shard.num_rows):
+            return self._write(shard)
+
+    def _write(self, shard: pa.Table) -> pa.Table:
+        number = shard["shard"][0].as_py()
+        if pc.count_distinct(shard["shard"]).as_py() != 1:
+            raise RuntimeError(f"shard {number} came with rows of another")
+        if shard.num_rows != shard["shard_images"][0].as_py():
+            raise RuntimeError(f"shard {number} came in pieces")
+        decision = self.decisions[shard["group"][0].as_py()]
+        scores = np.array(shard["score"].to_pylist(), np.float32)  # None becomes NaN
+        flags = decision.flags(scores)
+        distances = column_array(shard["distances"], np.float32, self.mapper.patches)
+        self._stage(number, shard, flags)
+        results = self._results(shard, decision, scores, flags, distances)
+        counts = self.count_pixels(shard, self.mapper.maps(distances)) if self.count_pixels else {}
+        if counts:
+            self.output.counts(number).write_table(one_row(counts))
+        self.output.part(number).write_table(results)
+        causes = list(count_causes(shard["error"].to_pylist()).items())
+        told = {"shard": number, "scores": scores.tobytes(), "causes": causes}
+        loads = {name: shard[name][0].as_py() for name in LOADS}
+        return one_row(told | loads | counts)
+
+    def _results(
+        self,
+        shard: pa.Table,
+        decision: Decision,
+        scores: np.ndarray,
+        flags: np.ndarray,
+        distances: np.ndarray,
+    ) -> pa.Table:
+        count = shard.num_rows
+        is_scored = np.isfinite(scores)
+        is_judged = is_scored & (decision.threshold is not None)
+        p_values = decision.p_values(scores)
+        regions: list[list[Region] | None] = [[] if judged else None for judged in is_judged]
+        for row, anomaly_map in zip(
+            np.flatnonzero(flags), self.mapper.maps(distances[flags]), strict=True
+        ):
+            assert decision.pixel_threshold is not None  # nothing is flagged without a threshold
+            width, height = (shard[name][row].as_py() for name in ("width", "height"))
+            regions[row] = find_regions(
+                anomaly_map,
+                decision.pixel_threshold,
+                self.preprocessing,
+                width,
+                height,
+                self.output.min_region_area,
+            )
+        map_uris: list[str | None] = [None] * count
+        if self.output.maps:
+            map_uris = self._write_maps(shard["uri"].to_pylist(), is_scored, distances)
+        now = pa.scalar(datetime.now(UTC), pa.timestamp("ms", tz="UTC"))
+        threshold = [decision.threshold if judged else None for judged in is_judged]
+        internal = {"shard", "shard_images", "distances", "width", "height", *LOADS}
+        told = without_sources(shard)
+        kept = told.select([name for name in told.column_names if name not in internal])
+        for name, column in {
+            "p_value": pa.array(p_values, mask=np.isnan(p_values)),
+            "threshold": pa.array(threshold, pa.float32()),
+            "is_anomalous": pa.array(flags, mask=~is_judged),
+            "regions": pa.array(regions, _REGIONS),
+            "heatmap_uri": pa.nulls(count, pa.string()),
+            "map_uri": pa.array(map_uris, pa.string()),
+            "width": shard["width"],
+            "height": shard["height"],
+            "model_version": pa.array([self.model_version] * count, pa.int32()),
+            "scored_at": pa.repeat(now, count),
+        }.items():
+            kept = kept.append_column(name, column)
+        return kept
+
+    def _stage(self, number: int, shard: pa.Table, flags: np.ndarray) -> None:
+        """Keep the patch distances of the images that may be drawn: flagged, or highest here."""
+        if self.output.heatmaps == "none":
+            return
+        staged = shard.select(["uri", "score", "distances"]).append_column(
+            "row", pa.array(range(shard.num_rows), pa.int32())
+        )
+        # flagged images are the highest; ties in the order of rows, like the driver's choice
+        order = [("score", "descending"), ("row", "ascending")]
+        count = {
+            "all": shard.num_rows,
+            "top": self.output.top,
+            "anomalous": int(flags.sum()) + self.output.staged_top,
+        }[self.output.heatmaps]
+        self.output.staged(number).write_table(staged.sort_by(order).slice(0, count))
+
+    def _write_maps(
+        self, uris: list[str], is_scored: np.ndarray, distances: np.ndarray
+    ) -> list[str | None]:
+        files = {row: self.output.map(uris[row]) for row in np.flatnonzero(is_scored)}
+        maps = self.mapper.maps(distances[is_scored])
+        contents = (encode_image(Image.fromarray(anomaly_map), "TIFF") for anomaly_map in maps)
+        write_all(zip(files.values(), contents, strict=True))
+        return [files[row].uri if row in files else None for row in range(len(uris))]
+
+
+READING_THREADS = 16  # small files: they wait for the store
+
+
+@dataclass(frozen=True)
+class CommittedShard:
+    """A shard whose rows are in the results.
+
+    `scores` (n,): NaN where an image failed. `causes`: numbers of failed images. `may_improve`:
+    some couldn't be fetched. `is_drawn`: its heatmaps were drawn. `counts`: what `count_pixels`
+    counted, in an evaluation.
+    """
+
+    number: int
+    scores: np.ndarray
+    causes: dict[str, int]
+    may_improve: bool
+    is_drawn: bool
+    counts: dict[str, Any]
+
+
+def read_committed(output: Output, *, with_counts: bool) -> Iterator[CommittedShard]:
+    """The shards that are done, in no order.
+
+    Args:
+        with_counts: the job counts pixels.
+
+    Raises:
+        PadimError: if a file is damaged.
+    """
+
+    def read(part: Location) -> CommittedShard:
+        number = part_number(part)
+        try:
+            with part.as_local_file() as path, pq.ParquetFile(path) as file:
+                table = file.read(["score", "error"])
+                metadata = file.schema_arrow.metadata or {}
+            counts = output.read_counts(number) if with_counts else {}
+        except (OSError, ValueError, KeyError) as error:
+            raise PadimError(f"{part.uri} is damaged: {error}; see --overwrite") from error
+        errors = table["error"].to_pylist()
+        return CommittedShard(
+            number=number,
+            scores=np.array(table["score"].to_pylist(), np.float32),  # None becomes NaN
+            causes=count_causes(errors),
+            may_improve=any(map(is_worth_another_try, errors)),
+            is_drawn=DRAWN in metadata,
+            counts=counts,
+        )
+
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        yield from pool.map(read, list_parts(output.root))

@@ -1,0 +1,87 @@
+"""The drawing stage: heatmaps of the highest images, once all scores are known."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from padim_ray.errors import ImageError
+from padim_ray.images.decode_in_child import UprightImage, decode_all
+from padim_ray.images.fetch import Fetcher
+from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.pipeline.cluster.prometheus import stage
+from padim_ray.pipeline.stages.columns import column_array
+from padim_ray.scoring.anomaly_map import AnomalyMapper
+from padim_ray.scoring.heatmap import draw_heatmap
+
+if TYPE_CHECKING:
+    pass  # brings torch, which helper tasks do without
+from padim_ray.pipeline.stages.output import (
+    DRAWN,
+    Output,
+    encode_image,
+    read_parquet,
+    write_all,
+)
+
+DRAWN_TOGETHER = 16  # images, at their full size in memory
+
+
+class DrawHeatmaps:
+    """Rows of a shard (`shard`, `row`, `source`) in, heatmaps out; then the results name them.
+
+    Args:
+        scales: the colours' two ends, by group.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        mapper: AnomalyMapper,
+        preprocessing: Preprocessing,
+        scales: Mapping[str, tuple[float, float]],
+        fetch: Fetcher,
+        max_pixels: int,
+    ) -> None:
+        self.output, self.mapper, self.scales = output, mapper, scales
+        self.preprocessing, self.fetch, self.wanted = preprocessing, fetch, UprightImage(max_pixels)
+
+    def __call__(self, wanted: pa.Table) -> pa.Table:
+        with stage("draw", wanted.num_rows):
+            return self._draw_shard(wanted)
+
+    def _draw_shard(self, wanted: pa.Table) -> pa.Table:
+        number, scale = wanted["shard"][0].as_py(), self.scales[wanted["group"][0].as_py()]
+        staged = read_parquet(self.output.staged(number))
+        staged = staged.filter(pc.is_in(staged["row"], wanted["row"].combine_chunks()))
+        sources = dict(zip(wanted["row"].to_pylist(), wanted["source"].to_pylist(), strict=True))
+        drawn: dict[int, str] = {}
+        for start in range(0, staged.num_rows, DRAWN_TOGETHER):
+            drawn.update(self._draw(staged.slice(start, DRAWN_TOGETHER), sources, scale))
+        part = self.output.part(number)
+        results = read_parquet(part)
+        uris = [drawn.get(row) for row in range(results.num_rows)]
+        index = results.column_names.index("heatmap_uri")
+        named = results.set_column(index, "heatmap_uri", pa.array(uris, pa.string()))
+        part.write_table(named.replace_schema_metadata({DRAWN: b""}))
+        return pa.table({"shard": [number], "drawn": [len(drawn)]})
+
+    def _draw(
+        self, staged: pa.Table, sources: Mapping[int, str], scale: tuple[float, float]
+    ) -> dict[int, str]:
+        """Draw and write heatmaps; their URIs by row."""
+        uris, rows = staged["uri"].to_pylist(), staged["row"].to_pylist()
+        maps = self.mapper.maps(column_array(staged["distances"], np.float32, self.mapper.patches))
+        images = decode_all(self.fetch([sources[row] for row in rows]), self.wanted)
+        drawn, files = {}, []
+        for row, uri, anomaly_map, image in zip(rows, uris, maps, images, strict=True):
+            if isinstance(image, ImageError):
+                continue  # gone or replaced since it was scored: its row has no heatmap
+            heatmap = draw_heatmap(image.pixels, anomaly_map, self.preprocessing, scale)
+            location = self.output.heatmap(uri)
+            files.append((location, encode_image(heatmap, "PNG")))
+            drawn[row] = location.uri
+        write_all(files)
+        return drawn

@@ -1,0 +1,1 @@
+"""What a job would take, before it costs money: survey, speed, formulas. No Ray."""

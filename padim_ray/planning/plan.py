@@ -1,0 +1,215 @@
+"""What jobs over an archive would take, and what to know before they cost money."""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from padim_ray.densities.gaussian.regularization import Regularization
+from padim_ray.features.trunk import check_layers, choose_channels, native_precision
+from padim_ray.images.decode_in_child import ModelInput
+from padim_ray.images.fetch import Fetcher
+from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.model.spec import ModelSpec
+from padim_ray.model.version import open_version
+from padim_ray.planning.forecast import (
+    ASSUMED_GPU_MEMORY,
+    GIB,
+    Archive,
+    Forecast,
+    Rates,
+    State,
+    forecast_fit,
+    forecast_score,
+)
+from padim_ray.planning.resources import Node, Plan, plan_resources
+from padim_ray.planning.speed import Sampled, measure_actor, read_sample
+from padim_ray.planning.survey import Survey, survey
+from padim_ray.runs.options.plan import PlanOptions
+from padim_ray.storage.credentials import hidden_credentials
+from padim_ray.storage.location import Location
+
+SHOWN = 3  # names in a warning
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What `plan` tells.
+
+    `features`: the model's, and its `state` of one group. `plan`: how the cluster is divided.
+    `fetch_rate`: bytes/s that the sample came with, here. `gpu_memory`: bytes, and where that comes
+    from. `decode_cores_per_gpu`: what keeps one busy.
+    """
+
+    images: int
+    groups: int
+    bytes: int | None
+    manifest_bytes: int
+    features: dict[str, Any]
+    state: State
+    plan: Plan
+    rates: Rates
+    fetch_rate: float | None
+    gpu_memory: int
+    gpu_memory_source: str
+    decode_cores_per_gpu: float | None
+    jobs: tuple[Forecast, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_plan(options: PlanOptions) -> PlanReport:
+    """Survey the archive, measure a little, and work out the rest.
+
+    Raises:
+        PadimError: for a mistake in the options, or if there are no images.
+    """
+    with hidden_credentials(options.storage_options):
+        return _make_plan(options)
+
+
+def _make_plan(options: PlanOptions) -> PlanReport:
+    known: frozenset[str] | None = None
+    if options.model is not None:
+        version = open_version(Location.of(options.model, options.storage_options))
+        spec, known = version.spec, frozenset(version.groups)
+    else:
+        spec = _spec(options)
+    found = survey(options)
+    sampled = read_sample(
+        found.sample,
+        ModelInput(spec.preprocessing, options.max_image_pixels),
+        Fetcher(options.storage_options or {}, options.max_image_bytes),
+    )
+    cores = options.cpus or os.cpu_count() or 1
+    plan = plan_resources([Node(cores, options.gpus)])
+    rates = _rates(options, spec, plan, sampled)
+    size = found.bytes / found.sized if found.sized else sampled.bytes
+    images = sum(found.groups.values())
+    archive = Archive(found.groups, round((size or 0) * images), found.manifest_bytes)
+    jobs = (
+        forecast_fit(archive, spec, plan, rates, options.calibration_images, options.round_images),
+        forecast_score(archive, spec, plan, rates),
+    )
+    memory, source = _gpu_memory(options)
+    per_gpu = rates.score / rates.decode if rates.score and rates.decode and options.gpus else None
+    return PlanReport(
+        images=images,
+        groups=len(found.groups),
+        bytes=None if size is None else archive.bytes,
+        manifest_bytes=found.manifest_bytes,
+        features={
+            "backbone": spec.backbone,
+            "channels": sum(spec.grid.channels),
+            "input": list(spec.preprocessing.size),
+            "precision": spec.precision,
+        },
+        state=State.of(spec),
+        plan=plan,
+        rates=rates,
+        fetch_rate=sampled.fetch_rate,
+        gpu_memory=memory,
+        gpu_memory_source=source,
+        decode_cores_per_gpu=per_gpu,
+        jobs=jobs,
+        warnings=(
+            *_warn_of_images(found, sampled, known),
+            *(_warn_of_gpus(jobs, plan, memory, source, per_gpu) if options.gpus else ()),
+            *((rates.source,) if rates.fit is None else ()),
+        ),
+    )
+
+
+def _spec(options: PlanOptions) -> ModelSpec:
+    """A model of these features, without weights: sizes and times don't depend on them."""
+    check_layers(options.backbone, options.layers)
+    channels = choose_channels(options.backbone, options.layers, options.n_features, options.seed)
+    precision = options.precision
+    if precision == "auto":
+        is_here = not options.gpus or torch.cuda.is_available()
+        device = "cuda" if options.gpus else "cpu"
+        precision = native_precision(device) if is_here else "bfloat16"
+    return ModelSpec(
+        backbone=options.backbone,
+        weights="",
+        weights_sha256="",
+        channels=channels,
+        preprocessing=Preprocessing(options.image_size, options.crop, options.scaled_jpeg),
+        regularization=Regularization(),
+        precision=precision,
+        sigma=4.0,
+    )
+
+
+def _rates(options: PlanOptions, spec: ModelSpec, plan: Plan, sampled: Sampled) -> Rates:
+    """Given, else measured here, where there is such a device."""
+    if options.rate is not None:
+        return Rates(sampled.decode_rate, options.rate, options.rate, source="given by --rate")
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        return Rates(
+            sampled.decode_rate,
+            source="Hours are unknown: there is no GPU here to measure. Give --rate, which "
+            "`python -m benchmarks.gpu` measures on a machine that has one",
+        )
+    threads = min(plan.threads, os.cpu_count() or 1)
+    speed = measure_actor(spec, sampled.pixels, plan.device, threads)
+    scale = plan.threads / threads
+    return Rates(
+        decode=sampled.decode_rate,
+        fit=speed.fit * scale,
+        score=speed.score * scale,
+        factorise=speed.factorise,
+        source="measured here"
+        + (f" with {threads} of an actor's {plan.threads} threads" if scale > 1 else ""),
+    )
+
+
+def _gpu_memory(options: PlanOptions) -> tuple[int, str]:
+    if options.gpu_memory is not None:
+        return round(options.gpu_memory * GIB), "given by --gpu-memory"
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory, "the GPU's here"
+    return ASSUMED_GPU_MEMORY, "assumed; see --gpu-memory"
+
+
+def _warn_of_images(found: Survey, sampled: Sampled, known: frozenset[str] | None) -> list[str]:
+    warnings = []
+    if sampled.failed:
+        warnings.append(
+            f"{len(sampled.failed)} of the {found.sample.num_rows} sampled images fail, the first "
+            f"with: {sampled.failed[0]}"
+        )
+    if sampled.decode_rate is None:
+        warnings.append("No image was decoded here, so hours are unknown: see --sample")
+    small = [group for group, images in found.groups.items() if images < 2]
+    if small:
+        warnings.append(f"A fit needs at least 2 images of each group; {_named(small)} have fewer")
+    strangers = [group for group in found.groups if known is not None and group not in known]
+    if strangers:
+        warnings.append(f"The model doesn't know {_named(strangers)}: score would refuse them")
+    return warnings
+
+
+def _warn_of_gpus(
+    jobs: tuple[Forecast, ...], plan: Plan, memory: int, source: str, per_gpu: float | None
+) -> list[str]:
+    warnings = [
+        f"{job.job} needs about {job.device_bytes / GIB:.1f} GiB of a GPU, which has "
+        f"{memory / GIB:.1f} ({source}): choose fewer --n-features, or a smaller --image-size"
+        for job in jobs
+        if job.device_bytes > memory
+    ]
+    if per_gpu is not None and per_gpu * plan.actors > plan.decoders:
+        warnings.append(
+            f"Decoding can't keep up: a GPU scores what {per_gpu:.0f} cores decode, and there are "
+            f"{plan.decoders / plan.actors:.1f} for each. Take more CPUs or fewer GPUs"
+        )
+    return warnings
+
+
+def _named(groups: list[str]) -> str:
+    more = len(groups) - SHOWN
+    return ", ".join(map(repr, groups[:SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,28 @@
+"""Options of `evaluate`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from padim_ray.errors import PadimError
+from padim_ray.runs.options.common import IMAGES
+from padim_ray.runs.options.score import ScoreOptions
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ScoreOptions):
+    """Options of `evaluate`."""
+
+    masks: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
+    """Masks of the defects, such as 'archive/{group}/ground_truth/{defect}/{name}_mask.png': what
+    it captures, --images must capture too. Without it only images are judged, not pixels."""
+
+    normal: Annotated[str, Parameter(group=IMAGES)] = "good"
+    """The value of {defect} that means a good image."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.masks is not None and self.manifest is not None:
+            raise PadimError("--masks needs --images; a manifest has a column 'mask_uri' instead")

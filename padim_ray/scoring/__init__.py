@@ -1,0 +1,1 @@
+"""From distances to verdicts: anomaly maps, calibration, thresholds, regions, drift, heatmaps."""

@@ -1,0 +1,1 @@
+"""Local disk and object stores: locations, atomic writes, retries, claims, credentials."""

@@ -1,0 +1,135 @@
+"""The fields of JSON that anybody may have written: what they must be, or an error says which.
+
+A check takes a value and where it stands, and returns the value or raises ModelError.
+"""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from reprlib import Repr
+from typing import Any, TypeVar
+
+from padim_ray.errors import ModelError
+
+Check = Callable[[Any, str], Any]
+T = TypeVar("T")
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON strictly: no key twice, no NaN or Infinity, no nesting without end.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it has {show(twice)} twice in one object")
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def show(value: Any) -> str:
+    """A value of any size or depth, cut to what an error message can hold."""
+    return _REPR.repr(value)
+
+
+def read_fields(kind: type[T], value: Any, where: str, checks: Mapping[str, Check]) -> T:
+    """Make a dataclass of a JSON object.
+
+    Args:
+        checks: of every field that there may be.
+
+    Raises:
+        ModelError: if a field is missing, unknown or not what its check asks for.
+    """
+    value = mapping(value, where)
+    for name in value:
+        if name not in checks:
+            raise ModelError(f"{where} has the unknown field {show(name)}")
+    for field in dataclasses.fields(kind):
+        if field.name not in value and field.default is dataclasses.MISSING:
+            raise ModelError(f"{field.name!r} is missing in {where}")
+    return kind(**{name: checks[name](item, f"{where}.{name}") for name, item in value.items()})
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """Any JSON object."""
+    if not isinstance(value, dict):
+        raise ModelError(f"{where} must be an object, not {show(value)}")
+    return value
+
+
+def whole(low: int, high: int) -> Check:
+    """A whole number between two."""
+
+    def check(value: Any, where: str) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ModelError(
+                f"{where} must be a whole number from {low} to {high}, not {show(value)}"
+            )
+        return value
+
+    return check
+
+
+def number(value: Any, where: str) -> float:
+    """A finite number."""
+    if type(value) not in (int, float) or not -1e300 < value < 1e300:  # false for NaN as well
+        raise ModelError(f"{where} must be a finite number, not {show(value)}")
+    return float(value)
+
+
+def flag(value: Any, where: str) -> bool:
+    """True or false."""
+    if type(value) is not bool:
+        raise ModelError(f"{where} must be true or false, not {show(value)}")
+    return value
+
+
+def text(pattern: str) -> Check:
+    """Text of this form, as a regular expression."""
+
+    def check(value: Any, where: str) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value, re.DOTALL):
+            raise ModelError(f"{where} can't be {show(value)}")
+        return value
+
+    return check
+
+
+def several(item: Check, *, most: int) -> Check:
+    """A list of at most so many things."""
+
+    def check(value: Any, where: str) -> list[Any]:
+        if not isinstance(value, list) or len(value) > most:
+            raise ModelError(f"{where} must be a list of at most {most}, not {show(value)}")
+        return [item(each, f"{where}[{index}]") for index, each in enumerate(value)]
+
+    return check
+
+
+def pair(item: Check) -> Check:
+    """Two things, as a tuple."""
+    items = several(item, most=2)
+
+    def check(value: Any, where: str) -> tuple[Any, Any]:
+        if len(both := items(value, where)) != 2:
+            raise ModelError(f"{where} must be two, not {show(value)}")
+        return both[0], both[1]
+
+    return check

@@ -1,0 +1,70 @@
+import time
+
+import pytest
+
+from padim_ray.errors import ImageError
+from padim_ray.images.fetch import Fetcher
+from padim_ray.images.template import UriTemplate, list_images
+from padim_ray.storage.location import Location
+
+NASTY = ["plain.png", "b[1].png", "star*.png", "what?.png", "spa ce.png", "ü%2F.png", "-dash.png"]
+
+
+@pytest.fixture
+def listed(place):
+    for index, name in enumerate(NASTY):
+        (place / name).write(bytes([index]) * (index + 1))
+    return list_images(UriTemplate.parse(f"{place.uri}/*.png", place.options))
+
+
+def test_any_name_can_be_fetched(place, listed):
+    uris = [(place / name).uri for name in NASTY]
+    assert set(uris) == set(listed["uri"].to_pylist())
+    contents = Fetcher(place.options)([*uris, f"{place.uri}/gone.png"])
+    assert contents[:-1] == [bytes([index]) * (index + 1) for index in range(len(NASTY))]
+    assert str(contents[-1]) == "fetch: not found"
+
+
+def columns(listed):
+    return [listed[name].to_pylist() for name in ("uri", "size", "version_tag")]
+
+
+def test_an_image_that_changed_since_it_was_listed_fails(place, listed):
+    time.sleep(0.01)
+    (place / "plain.png").write(b"!")  # of the same size
+    uris, sizes, tags = columns(listed)
+    results = dict(zip(uris, Fetcher(place.options)(uris, sizes, tags), strict=True))
+    changed = results.pop((place / "plain.png").uri)
+    assert str(changed).startswith("fetch: changed since it was listed (")
+    assert all(isinstance(content, bytes) for content in results.values())
+    again = Fetcher(place.options)([(place / "plain.png").uri], [7], [None])
+    assert str(again[0]) == "fetch: changed since it was listed (7 became 1 bytes)"
+
+
+@pytest.mark.parametrize("sizes_are_known", [True, False])
+def test_a_file_that_is_too_large_is_not_read(place, listed, sizes_are_known):
+    uris, sizes, tags = columns(listed)
+    fetch = Fetcher(place.options, max_bytes=3)
+    contents = fetch(uris, sizes if sizes_are_known else None, tags)
+    for size, content in zip(sizes, contents, strict=True):
+        if size <= 3:
+            assert len(content) == size
+        else:
+            limit = f"{size} bytes, more than --max-image-bytes 3"
+            assert str(content) == f"fetch: file too large ({limit})"
+
+
+def test_images_of_several_stores_are_fetched_together(place, tmp_path):
+    (place / "a.png").write(b"1")
+    local = Location.of(str(tmp_path / "b.png"))
+    local.write(b"2")
+    assert Fetcher(place.options)([local.uri, (place / "a.png").uri]) == [b"2", b"1"]
+
+
+def test_a_store_that_stays_away_fails_each_image(monkeypatch):
+    monkeypatch.setenv("PADIM_RAY_RETRY_SECONDS", "1")
+    options = {"endpoint_url": "http://127.0.0.1:9", "key": "x", "secret": "y"}
+    contents = Fetcher(options)(["s3://bucket/a", "s3://bucket/b"])
+    for content in contents:
+        assert isinstance(content, ImageError)
+        assert str(content).startswith("fetch: the storage failed (tried for 1 s: ")

@@ -1,0 +1,145 @@
+import threading
+from collections import OrderedDict
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from padim_ray.densities.gaussian.whitening import Gaussian
+from padim_ray.errors import ModelError
+from padim_ray.pipeline.stages.actors import following_groups
+from padim_ray.pipeline.stages.density_cache import GaussianCache
+
+GROUPS = ["a", "b", "c", "d"]
+FOLLOWING = dict(pairwise(GROUPS))
+SIZE = 4 * (3 + 9)
+
+
+def gaussian(group):
+    return Gaussian((torch.full((1, 3), float(ord(group))),), ((torch.ones(1, 3, 3),),))
+
+
+class Storage:
+    """Loads groups, and counts how often."""
+
+    def __init__(self):
+        self.loaded = []
+
+    def __call__(self, group):
+        self.loaded.append(group)
+        return gaussian(group)
+
+
+@given(st.lists(st.sampled_from(GROUPS), max_size=30), st.integers(0, 5 * SIZE))
+def test_whatever_is_asked_for_comes_and_memory_is_bounded(asked, most_bytes):
+    storage = Storage()
+    cache = GaussianCache(storage, FOLLOWING, most_bytes)
+    for group in asked:
+        assert float(cache[group].means[0][0, 0]) == ord(group)
+        held = len(cache._loaded) + (cache._ahead is not None)
+        assert held <= max(1, most_bytes // SIZE)
+
+
+def hits_of_a_plain_cache(asked, room):
+    """Which are there when they are asked for, if the `room` groups used last are kept."""
+    kept, hits = OrderedDict(), []
+    for group in asked:
+        hits.append(group in kept)
+        kept[group] = True
+        kept.move_to_end(group)
+        while len(kept) > room:
+            kept.popitem(last=False)
+    return hits
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), max_size=60), st.integers(0, 6 * SIZE))
+def test_the_groups_used_last_are_kept(asked, most_bytes):
+    storage = Storage()
+    cache = GaussianCache(storage, {}, most_bytes)
+    hits = []
+    for group in asked:
+        before = len(storage.loaded)
+        assert float(cache[group].means[0][0, 0]) == ord(group)
+        hits.append(len(storage.loaded) == before)
+    assert hits == hits_of_a_plain_cache(asked, max(1, most_bytes // SIZE))
+    assert cache.started == storage.loaded
+
+
+@given(st.lists(st.sampled_from(GROUPS), max_size=60), st.integers(2, 5))
+def test_nothing_is_loaded_that_is_there(asked, room):
+    loads = []
+
+    def load(group):
+        assert group not in cache._loaded
+        loads.append(group)
+        return gaussian(group)
+
+    cache = GaussianCache(load, FOLLOWING, room * SIZE)
+    for group in asked:
+        cache[group]
+        if cache._ahead:
+            cache._ahead[1].result()
+        assert len(cache._loaded) + (cache._ahead is not None) <= room
+    assert loads == cache.started
+
+
+def test_what_was_loaded_ahead_for_another_group_is_kept():
+    storage = Storage()
+    cache = GaussianCache(storage, {"a": "b"}, 2 * SIZE)
+    cache["a"]
+    cache["c"]  # came first, where blocks don't come in their order
+    cache["b"]
+    assert storage.loaded == ["a", "b", "c"]
+
+
+def test_a_group_is_loaded_ahead_only_by_actors_that_are_sure_to_need_it():
+    shards = ["a", "b", "b", "c", "d", "d", "d"]
+    assert following_groups(shards, 1) == {"a": "b", "b": "c", "c": "d"}
+    assert following_groups(shards, 2) == {"a": "b", "c": "d"}
+    assert following_groups(shards, 4) == {}
+
+
+def test_in_order_each_group_is_loaded_once():
+    storage = Storage()
+    cache = GaussianCache(storage, FOLLOWING, 2 * SIZE)
+    for group in GROUPS:
+        for _ in range(3):
+            assert cache[group].nbytes == SIZE
+    assert storage.loaded == GROUPS
+
+
+def test_the_next_group_is_loaded_while_this_one_is_used():
+    begun = threading.Event()
+
+    def load(group):
+        if group == "b":
+            begun.set()
+        return gaussian(group)
+
+    cache = GaussianCache(load, FOLLOWING, 2 * SIZE)
+    cache["a"]
+    assert begun.wait(10)
+
+
+def test_without_room_nothing_is_loaded_ahead():
+    storage = Storage()
+    cache = GaussianCache(storage, FOLLOWING, 2 * SIZE - 1)
+    cache["a"]
+    assert cache._ahead is None
+    cache["b"]
+    assert storage.loaded == ["a", "b"]
+
+
+def test_what_could_not_be_loaded_ahead_fails_when_it_is_asked_for():
+    def load(group):
+        if group == "b":
+            raise ModelError("b is damaged")
+        return gaussian(group)
+
+    cache = GaussianCache(load, FOLLOWING, 4 * SIZE)
+    cache["a"]
+    with pytest.raises(ModelError, match="b is damaged"):
+        cache["b"]
+    assert float(cache["c"].means[0][0, 0]) == ord("c")

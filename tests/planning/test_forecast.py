@@ -1,0 +1,186 @@
+"""The plan's formulas: against the tensors themselves, and in their tendencies."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from padim_ray.densities.gaussian import moments, whitening
+from padim_ray.densities.gaussian.moments import empty_moments
+from padim_ray.densities.gaussian.regularization import Regularization, pool
+from padim_ray.densities.gaussian.whitening import Gaussian
+from padim_ray.features.trunk import choose_channels
+from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.model.layout import state_shards
+from padim_ray.model.spec import ModelSpec
+from padim_ray.pipeline.merging import tree as tree_module
+from padim_ray.pipeline.merging.tree import Merged, MergeTree
+from padim_ray.planning.forecast import (
+    Archive,
+    Rates,
+    State,
+    count_sums,
+    device_bytes,
+    forecast_fit,
+    forecast_score,
+    state_loads,
+)
+from padim_ray.planning.resources import Node, plan_resources
+
+specs = st.builds(
+    lambda layers, n_features, size, precision: ModelSpec(
+        backbone="resnet18",
+        weights="",
+        weights_sha256="",
+        channels=choose_channels("resnet18", layers, n_features, seed=0),
+        preprocessing=Preprocessing(size),
+        regularization=Regularization(),
+        precision=precision,
+        sigma=4.0,
+    ),
+    st.sampled_from([("layer1",), ("layer2", "layer3"), ("layer1", "layer2", "layer3")]),
+    st.integers(1, 64),
+    st.tuples(*[st.sampled_from([32, 64, 128, 256])] * 2),
+    st.sampled_from(["float32", "bfloat16"]),
+)
+groups = st.dictionaries(
+    st.text("abc", min_size=1, max_size=3), st.integers(2, 2000), min_size=1, max_size=9
+)
+archives = st.builds(
+    lambda counts, bytes_, row: Archive(
+        counts, bytes_ * sum(counts.values()), row * sum(counts.values())
+    ),
+    groups,
+    st.integers(1, 10**7),
+    st.integers(50, 500),
+)
+rates = st.builds(
+    Rates, *[st.floats(0.1, 10_000)] * 3, factorise=st.floats(0, 10), source=st.just("")
+)
+
+
+def size_of(tensors):
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+@given(specs)
+def test_a_states_bytes_are_its_tensors(spec):
+    state, grid = State.of(spec), spec.grid
+    summed = empty_moments(grid.cells, grid.channels)
+    whitened = Gaussian(tuple(mean.float() for mean in summed.means), summed.scatters)
+    assert state.moments == size_of(summed.tensors)
+    assert state.gaussian == whitened.nbytes
+    stored = moments.to_tensors(summed)
+    del stored["count"]
+    assert state.stored_moments == size_of(stored.values())
+    assert state.stored_gaussian == size_of(whitening.to_tensors(whitened).values())
+    pooled = pool(summed.to(torch.float64))
+    assert state.shards == len(state_shards(spec))
+    assert state.merged == size_of(summed.to(torch.float64).tensors) + state.shards * size_of(
+        block for row in pooled.sums for block in row
+    )
+
+
+@given(groups, st.integers(1, 300), st.integers(1, 3000), st.integers(1, 5000))
+def test_sums_are_as_many_as_the_images_need(counts, shard, batch, round_images):
+    sums = count_sums(counts, shard, batch, round_images)
+    least = sum(-(-images // batch) for images in counts.values())
+    assert least <= sums.partials <= sum(counts.values())
+    assert sums.merges <= sums.partials + sums.saves
+    assert sums.saves <= sum(counts.values()) / round_images
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), st.integers(1, 300), min_size=1))
+def test_merges_are_those_of_the_merge_tree(partials):
+    merged = []
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(
+            tree_module,
+            "_merge",
+            lambda parts, cpus: merged.append(len(parts)) or Merged(None, None),
+        )
+        for group, count in partials.items():
+            tree = MergeTree(1)
+            for row in range(count):
+                tree.add((group, 0), None, row)
+            tree.finish(group, 1)
+    # shards and batches of one image: each is a sum of its own
+    sums = count_sums(partials, 1, 1, round_images=10**9)
+    assert sums.partials == sum(partials.values())
+    assert sums.merges == sum(parts > 1 for parts in merged)
+
+
+@given(st.integers(1, 10**5), st.integers(1, 256), st.integers(1, 20))
+def test_batches_of_whole_shards_are_a_sum_each(images, shard, shards):
+    batch = shard * shards
+    assert count_sums({"a": images}, shard, batch, 10**9).partials == -(-images // batch)
+
+
+def forecasts(archive, spec, cluster, speed, actors=None):
+    plan = plan_resources([cluster], actors)
+    return (
+        forecast_fit(archive, spec, plan, speed, 2000, 20_000),
+        forecast_score(archive, spec, plan, speed),
+    )
+
+
+@given(archives, specs, rates, st.integers(1, 64), st.integers(0, 8), st.data())
+def test_more_images_take_no_less(archive, spec, speed, cpus, gpus, data):
+    group = data.draw(st.sampled_from(sorted(archive.groups)))
+    more = {**archive.groups, group: archive.groups[group] + data.draw(st.integers(1, 5000))}
+    share = sum(more.values()) / archive.images
+    larger = Archive(more, round(archive.bytes * share), round(archive.manifest_bytes * share))
+    cluster = Node(cpus, gpus)
+    small, large = (forecasts(each, spec, cluster, speed) for each in (archive, larger))
+    for before, after in zip(small, large, strict=True):
+        assert after.read_bytes >= before.read_bytes
+        assert after.reads > before.reads
+        assert after.driver_bytes > before.driver_bytes
+        if before.bound == after.bound == "decoding":
+            assert after.hours > before.hours
+    # a larger archive's shards and sums may be larger, too: only of scoring nothing gets less
+    assert large[1].object_store_bytes > small[1].object_store_bytes
+
+
+@given(archives, specs, rates, st.integers(1, 8), st.integers(9, 64))
+def test_more_gpus_and_faster_ones_take_no_longer(archive, spec, speed, gpus, cpus):
+    before = forecasts(archive, spec, Node(cpus, gpus), speed)
+    faster = dataclasses.replace(speed, score=2 * speed.score, fit=2 * speed.fit)
+    for sooner in (
+        forecasts(archive, spec, Node(cpus + 1, gpus + 1), speed),
+        forecasts(archive, spec, Node(cpus, gpus), faster),
+    ):
+        for a, b in zip(before, sooner, strict=True):
+            assert b.hours <= a.hours * 1.0000001
+
+
+@given(archives, specs, rates, st.integers(2, 64), st.integers(1, 8))
+def test_no_stage_can_be_faster_than_it_is_alone(archive, spec, speed, cpus, gpus):
+    for job in forecasts(archive, spec, Node(cpus, gpus), speed):
+        alone = job.reads / speed.decode / max(1, cpus - gpus)
+        assert 3600 * job.hours >= alone * 0.999
+        assert job.bound in ("driver", "GPUs", "decoding")
+        assert job.bytes_per_second * 3600 * job.hours > 0.99 * job.read_bytes
+
+
+@given(archives, specs)
+def test_without_a_rate_hours_are_unknown(archive, spec):
+    for job in forecasts(archive, spec, Node(8, 1), Rates(decode=100.0)):
+        assert (job.hours, job.bytes_per_second, job.bound) == (None, None, "unknown")
+        assert job.object_store_bytes and job.read_bytes
+
+
+@given(groups, st.integers(1, 300), st.integers(1, 50))
+def test_gaussians_are_loaded_by_those_who_get_shards(counts, shard, actors):
+    loads = state_loads(counts, shard, actors)
+    assert len(counts) <= loads <= actors * len(counts)
+    assert state_loads(counts, shard, 1) == len(counts)
+
+
+@given(specs, st.integers(0, 2**32))
+def test_a_gpu_holds_more_than_the_state(spec, state):
+    assert device_bytes(spec, state) > state
+    assert device_bytes(spec, state + 1) == device_bytes(spec, state) + 1
+    assert device_bytes(spec, state, kernels=True) < device_bytes(spec, state)

@@ -1,0 +1,42 @@
+import pytest
+
+from padim_ray.errors import TooManyFailed
+from padim_ray.runs.failures import HOPELESS, Failures, count_causes
+from padim_ray.runs.options.common import JobOptions
+
+
+def failures(max_failed=None, listed=10**6):
+    return Failures(JobOptions(images="x", model="m", max_failed=max_failed), listed)
+
+
+def test_causes_are_counted_without_their_details():
+    errors = ["decode: broken image (line 1)", None, "decode: broken image (line 2)", "fetch: gone"]
+    assert count_causes(errors) == {"decode: broken image": 2, "fetch: gone": 1}
+
+
+@pytest.mark.parametrize(("max_failed", "most"), [(0, 0), (5, 5), (0.01, 10)])
+def test_one_failure_too_many_ends_a_job(max_failed, most):
+    counted = failures(max_failed, listed=1000)
+    for _ in range(most):
+        counted.add(1, {"decode: empty file": 1})
+    counted.add(10, {})
+    message = (
+        rf"{most + 1} of the {most + 11} images read so far failed .*--max-failed {max_failed}"
+    )
+    with pytest.raises(TooManyFailed, match=message):
+        counted.add(1, {"decode: empty file": 1})
+
+
+def test_a_store_that_gives_nothing_ends_a_job():
+    counted = failures()
+    counted.add(HOPELESS - 1, {"fetch: permission denied": HOPELESS - 1})
+    with pytest.raises(TooManyFailed, match="not one could be fetched"):
+        counted.add(1, {"fetch: not found": 1})
+
+
+@pytest.mark.parametrize("cause", ["decode: broken image", "fetch: not found"])
+def test_a_bad_group_does_not(cause):
+    counted = failures()
+    counted.add(1, {} if cause.startswith("fetch") else {cause: 1})
+    counted.add(2 * HOPELESS, {cause: 2 * HOPELESS})
+    assert counted.count >= 2 * HOPELESS

@@ -1,0 +1,83 @@
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from padim_ray.errors import PadimError
+from padim_ray.runs.job_record import JOB, LISTED, JobRecord, describe_changes, identify
+from padim_ray.runs.options.fit import FitOptions
+from padim_ray.runs.options.score import ScoreOptions
+
+IMAGES = pa.table({"uri": ["a", "b", "c"], "size": [1, 2, 3], "version_tag": ["x", "y", "z"]})
+
+
+def record(**identity):
+    return JobRecord(identity, {"images_per_shard": 64}, IMAGES)
+
+
+def test_a_record_is_read_as_it_was_written(place):
+    assert JobRecord.read(place) is None
+    record(alpha=0.1).write(place)
+    read = JobRecord.read(place)
+    assert (read.identity, read.settings) == ({"alpha": 0.1}, {"images_per_shard": 64})
+    assert read.images.equals(IMAGES)
+
+
+def test_it_says_that_there_is_a_job_when_all_of_it_is_there(place):
+    record().write(place)
+    (place / JOB).remove()
+    assert JobRecord.read(place) is None
+
+
+@pytest.mark.parametrize("name", [JOB, LISTED])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"identity": 1}', b"\xff", b"[" * 10**5])
+def test_a_damaged_record_is_a_sentence(place, name, content):
+    record().write(place)
+    (place / name).write(content)
+    with pytest.raises(PadimError, match="is damaged"):
+        JobRecord.read(place)
+
+
+uris = st.dictionaries(st.text("abcdef", min_size=1), st.integers(0, 3))
+
+
+@given(uris, uris)
+def test_changes_of_listings_are_counted(before, now):
+    def table(images):
+        columns = {"uri": list(images), "size": list(images.values())}
+        return pa.table(columns, pa.schema({"uri": pa.string(), "size": pa.int64()}))
+
+    told = describe_changes(table(before), table(now))
+    counts = {
+        "added": len(now.keys() - before.keys()),
+        "gone": len(before.keys() - now.keys()),
+        "changed": sum(before[uri] != now[uri] for uri in before.keys() & now.keys()),
+    }
+    if not any(counts.values()):
+        assert told is None or before.keys() == now.keys()
+    for kind, count in counts.items():
+        assert (f"{count} image{'s' * (count != 1)} {kind}" in (told or "")) == (count > 0)
+
+
+def test_where_images_are_fetched_from_is_neither_written_nor_compared(place):
+    presigned = IMAGES.append_column("fetch_uri", pa.array(["a?sig=1", "b?sig=1", "c?sig=1"]))
+    JobRecord({}, {}, presigned).write(place)
+    read = JobRecord.read(place)
+    assert read.images.equals(IMAGES)
+    assert read.with_images(presigned, "x holds a run").images.equals(presigned)
+
+
+def test_what_results_do_not_depend_on_is_not_in_the_identity(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    same = [
+        ScoreOptions(images=images, model=model, out="o", **more)
+        for images, model, more in (
+            ("new/*.png", "m", {}),
+            (f"{tmp_path}/new/*.png", "./m", {"actors": 3, "batch_size": 5, "overwrite": True}),
+            ("./new//*.png", "m", {"storage_options": {"key": "x"}, "max_failed": 3}),
+        )
+    ]
+    assert identify(same[0]) == identify(same[1]) == identify(same[2])
+    fitting = {"images": "x/*.png", "model": "m"}
+    assert identify(FitOptions(**fitting)) == identify(FitOptions(**fitting, round_images=7))
+    assert identify(FitOptions(**fitting)) != identify(FitOptions(**fitting, seed=7))
