@@ -57,7 +57,7 @@ def print_plan(plan: "PlanReport") -> None:
     height, width = features["input"]
     console.print(
         f"{features['backbone']}, {features['channels']} channels, {height} × {width}, "
-        f"{features['precision']}: {_size(state.gaussian)} of Gaussians per group"
+        f"{features['precision']}: {_size(state.density)} of density per group"
     )
     cluster = plan.plan
     kind = "GPU" if cluster.actor.gpus else "CPU"

@@ -7,7 +7,7 @@ each other, at every level: a tensor over level ℓ's cells can then be viewed a
 their descendants is a slice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -40,14 +40,6 @@ class PatchGrid:
     def cells(self) -> tuple[int, ...]:
         """Number of cells of each level."""
         return tuple(height * width for height, width in self.grids)
-
-    @property
-    def state_size(self) -> int:
-        """Numbers in this grid's scatters or whitenings, unpacked."""
-        coarser_and_own = [sum(self.channels[level:]) for level in range(self.levels)]
-        return sum(
-            p * c * d for p, c, d in zip(self.cells, self.channels, coarser_and_own, strict=True)
-        )
 
     @cached_property
     def orders(self) -> tuple[torch.Tensor, ...]:
@@ -125,6 +117,11 @@ class Embeddings:
         """Views of so many images each."""
         parts = (level.split(images) for level in self.levels)
         return [Embeddings(part, self.channels) for part in zip(*parts, strict=True)]
+
+    def are_bfloat16_on(self, is_suitable: Callable[[torch.device], bool]) -> bool:
+        """Whether they are bfloat16 on a device of that kind."""
+        level = self.levels[0]
+        return level.dtype == torch.bfloat16 and is_suitable(level.device)
 
     def are_finite(self) -> torch.Tensor:
         """Which images' features are all finite: (B,) bool."""

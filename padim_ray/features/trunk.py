@@ -1,6 +1,5 @@
-"""The pretrained trunk: a ResNet up to its deepest used layer, and its weights."""
+"""The pretrained trunk: a CNN up to its deepest used level."""
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -8,74 +7,75 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from padim_ray.errors import ModelError
-from padim_ray.features.trunks import resnet, resnet_fused
-from padim_ray.features.trunks.resnet import BACKBONES, STRIDES
-from padim_ray.features.trunks.resnet_fused import TOGETHER, select_channels
+from padim_ray.features.channels import select_channels
+from padim_ray.features.trunks import find_trunk
 from padim_ray.features.weights import StateDict, load_state_dict
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-ALL = "all"
+CPU_PASS = 4  # images: few enough that an activation is still in the cache when it is read
+GPU_PASS = 256  # images: with fewer, launching kernels takes longer than computing
+
 Precision = Literal["float32", "bfloat16"]
 
 
 class Trunk(nn.Module):
-    """Images to the chosen channels of each used layer's feature map.
+    """Images to the chosen channels of each used level's feature map.
 
-    Batch norms are folded into the convolutions, and the tensors are channels-last. On GPUs, in
-    bfloat16, a level's last channel is repeated until their number is a multiple of 16: `widths`.
+    Batch norms are folded into the convolutions, and the tensors are channels-last.
 
     Args:
-        fuse: where this PyTorch can, compute the same by `fused`, not by modules.
-        together: images per pass of `fused`; default: as many as suit a CPU.
-        max_pool: what pools there, instead of PyTorch's operators.
+        name: of the trunk.
+        channels: the kept channels of each used level, finest first.
+        state_dict: weights.
+        precision: to compute in.
+        device: where to compute.
+        fuse: use the trunk's fused form, where it has one that works here.
+        pass_size: images per pass of the fused form. Default: as many as suit the device.
+
+    Attributes:
+        widths: channels that come out per level. In bfloat16 on GPUs the last one is repeated until
+            their number is a multiple of 16.
     """
 
     def __init__(
         self,
-        backbone: str,
+        name: str,
         channels: Mapping[str, Sequence[int]],
         state_dict: StateDict,
         *,
         precision: Precision = "float32",
         device: torch.device | str = "cpu",
         fuse: bool = True,
-        together: int = TOGETHER,
-        max_pool: resnet_fused.MaxPool | None = None,
+        pass_size: int | None = None,
     ) -> None:
         super().__init__()
-        stages = resnet.build(backbone, tuple(channels))
+        architecture, device = find_trunk(name), torch.device(device)
+        stages = architecture.build(tuple(channels))
         load_state_dict(stages, state_dict)
         _fold_batch_norms(stages)
         stages.requires_grad_(False).eval()
         self.dtype = getattr(torch, precision)
         self.channels = {
-            layer: torch.tensor(indices, dtype=torch.int64, device=device)
-            for layer, indices in channels.items()
+            level: torch.tensor(indices, dtype=torch.int64, device=device)
+            for level, indices in channels.items()
         }
-        mean, std = (
-            255 * torch.tensor(v, device=device)[:, None, None]
-            for v in (IMAGENET_MEAN, IMAGENET_STD)
-        )
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        for part in ("mean", "std"):
+            pixels = 255 * torch.tensor(getattr(architecture, part), device=device)
+            self.register_buffer(part, pixels[:, None, None], persistent=False)
         self.fused = self.stages = None  # one of them
-        device = torch.device(device)
-        if fuse and resnet_fused.is_available(device, self.dtype):
-            self.fused = resnet_fused.FusedStages(
-                stages, self.channels, mean, std, self.dtype, device, together, max_pool
-            )
+        if fuse:
+            size = pass_size or (GPU_PASS if device.type == "cuda" else CPU_PASS)
+            self.fused = architecture.fuse(stages, self.channels, self.dtype, device, size)
+        if self.fused:
+            self.widths = list(self.fused.widths)
         else:
             self.stages = stages.to(device, self.dtype, memory_format=torch.channels_last)
-        given = self.fused.channels if self.fused else self.channels
-        self.widths = [len(kept) for kept in given.values()]
+            self.widths = [len(kept) for kept in self.channels.values()]
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 3, H, W), 0…255 → per level, finest first, (B, c_ℓ, H_ℓ, W_ℓ)."""
         if self.fused:
-            return self.fused(images)
+            return self.fused.forward(images)
         if len(images) == 1:
             # one image alone takes other kernels, which round differently than a batch's do
             return [level[:1] for level in self(images.expand(2, -1, -1, -1))]
@@ -108,40 +108,6 @@ def _fold_batch_norms(module: nn.Module) -> None:
             setattr(module, name, nn.Identity())
         _fold_batch_norms(child)
         previous = name
-
-
-def check_layers(backbone: str, layers: Sequence[str]) -> None:
-    """Raises: ModelError for an unknown backbone or layer."""
-    if backbone not in BACKBONES:
-        raise ModelError(f"Unknown backbone {backbone!r}; known are {', '.join(BACKBONES)}")
-    if not layers or any(layer not in STRIDES for layer in layers):
-        raise ModelError(f"Unknown layers {','.join(layers)!r}; choose among {', '.join(STRIDES)}")
-
-
-def choose_channels(
-    backbone: str, layers: Sequence[str], n_features: int | Literal["all"] | None, seed: int
-) -> dict[str, list[int]]:
-    """The kept channels of each layer, finest first (PaDiM's random reduction, section 3.2).
-
-    Args:
-        n_features: how many in all layers together, drawn by `seed`, or "all". None: all for
-            resnet18 and resnet34, 550 for the others (the paper's choice for wide_resnet50_2).
-    """
-    every = BACKBONES[backbone].channels
-    widths = {layer: width for layer, width in every.items() if layer in layers}
-    total = sum(widths.values())
-    if n_features is None:
-        n_features = ALL if backbone in ("resnet18", "resnet34") else min(550, total)
-    if n_features == ALL:
-        n_features = total
-    if not 1 <= n_features <= total:
-        raise ModelError(f"n_features must be between 1 and {total}, or 'all', not {n_features}")
-    kept = set(random.Random(seed).sample(range(total), n_features))
-    channels, first = {}, 0
-    for layer, width in widths.items():
-        channels[layer] = [index for index in range(width) if first + index in kept]
-        first += width
-    return channels
 
 
 def native_precision(device: torch.device | str = "cpu") -> Precision:

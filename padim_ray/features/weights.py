@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from padim_ray.errors import ModelError
-from padim_ray.features.trunks import resnet
+from padim_ray.features.trunks import find_trunk
 from padim_ray.storage.location import Location
 
 StateDict = Mapping[str, torch.Tensor]
@@ -50,9 +50,12 @@ def _first(items: Sequence[str], shown: int = 4) -> str:
 
 
 def read_weights(
-    source: str, backbone: str, layers: Sequence[str], storage_options: Mapping | None = None
+    source: str,
+    backbone: str,
+    layers: Sequence[str],
+    storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The trunk's tensors from a torchvision weights name, or a path or URI of a state dict.
+    """The trunk's tensors, from weights known by name or from a path or URI of a state dict.
 
     Args:
         source: such as "IMAGENET1K_V1", or the name of a `.pth`, `.pt` or `.safetensors` file.
@@ -63,8 +66,8 @@ def read_weights(
     if source.endswith((".pth", ".pt", ".safetensors")):
         state_dict = _read_file(Location.of(source, storage_options))
     else:
-        state_dict = _read_torchvision(source, backbone)
-    stages = resnet.build(backbone, layers)
+        state_dict = find_trunk(backbone).pretrained(source)
+    stages = find_trunk(backbone).build(layers)
     load_state_dict(stages, state_dict)
     return {
         name: tensor.contiguous()
@@ -97,8 +100,13 @@ def _parse(path: Path, uri: str) -> Any:
         raise ModelError(f"{uri} holds no plain state dict: {reason}") from error
 
 
-def _read_torchvision(name: str, backbone: str) -> StateDict:
-    import torchvision  # see `resnet` for what it costs
+def read_torchvision(name: str, backbone: str) -> StateDict:
+    """The state dict of torchvision's weights of that name, downloaded unless it is cached.
+
+    Raises:
+        ModelError: if torchvision doesn't know them, or they can't be downloaded.
+    """
+    import torchvision  # two seconds and 170 MB, which models with weights of their own do without
 
     known = torchvision.models.get_model_weights(backbone)
     family, _, member = name.rpartition(".")

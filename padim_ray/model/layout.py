@@ -7,12 +7,13 @@ MODEL/
     model.json                               format version, spec, groups
     manifest.parquet                         every image that the model was given, failed ones too
     groups/<group>/moments-00000-of-00012.safetensors    exact state, to update from
-    groups/<group>/gaussian-00000-of-00012.safetensors   mean and whitening, all that scoring loads
+    groups/<group>/gaussian-00000-of-00012.safetensors   the fitted density, all that scoring loads
     groups/<group>/calibration.parquet       leave-one-out scores, ascending
     groups/<group>/pixels.parquet            histogram of their anomaly maps' values
 
-A group's state is sharded by runs of coarsest cells, so that no process has to hold all of it to
-merge, factorise or write it.
+A group's statistics are sharded by runs of coarsest cells, so that no process has to hold all of
+them to merge them, to fit the density and to write both. A density that is the same at all cells
+has one file.
 """
 
 import re
@@ -26,7 +27,7 @@ from padim_ray.storage.json_fields import show
 from padim_ray.storage.location import Location, safe_segment
 
 MODEL = "model.json"
-SHARD_BYTES = 64 * 2**20  # of a group's unpacked float32 state
+SHARD_BYTES = 64 * 2**20  # of a group's unpacked statistics
 
 
 def split_name(name: str) -> tuple[str, int | None]:
@@ -91,16 +92,17 @@ def is_published(root: Location, number: int) -> bool:
     return (version_location(root, number) / MODEL).exists()
 
 
-def _calibration_locations(root: Location, number: int, group: str) -> tuple[Location, Location]:
-    directory = _group(root, number, group)
+def calibration_locations(root: Location, number: int, group: str) -> tuple[Location, Location]:
+    """Where a group's leave-one-out scores and its histogram of map values are."""
+    directory = group_location(root, number, group)
     return directory / "calibration.parquet", directory / "pixels.parquet"
 
 
 def shard_location(
     root: Location, number: int, group: str, kind: str, index: int, count: int
 ) -> Location:
-    """Where shard `index` of `count` of a group's `kind` ("moments" or "gaussian") is."""
-    return _group(root, number, group) / f"{kind}-{index:05d}-of-{count:05d}.safetensors"
+    """Where shard `index` of `count` of a group's statistics or density is, named by their kind."""
+    return group_location(root, number, group) / f"{kind}-{index:05d}-of-{count:05d}.safetensors"
 
 
 def version_location(root: Location, number: int) -> Location:
@@ -108,15 +110,17 @@ def version_location(root: Location, number: int) -> Location:
     return root / f"versions/{number:06d}"
 
 
-def _group(root: Location, number: int, group: str) -> Location:
+def group_location(root: Location, number: int, group: str) -> Location:
+    """The directory of a group's files."""
     return version_location(root, number) / "groups" / safe_segment(group)
 
 
-def _trunk(root: Location, sha256: str) -> Location:
+def trunk_location(root: Location, sha256: str) -> Location:
+    """Where the trunk's weights with that hash are."""
     return root / f"trunks/{sha256}.safetensors"
 
 
 def state_shards(spec: ModelSpec) -> list[tuple[int, int]]:
-    """The runs of coarsest cells in which a group's state is stored, merged and factorised."""
-    parts = -(-4 * spec.grid.state_size // SHARD_BYTES)
+    """The runs of coarsest cells in which a group's statistics are stored, merged and fitted."""
+    parts = -(-spec.density.state_bytes(spec.grid) // SHARD_BYTES)
     return split_cells(spec.grid.cells[-1], parts)

@@ -10,7 +10,8 @@ from padim_ray.model.spec import ModelSpec
 from padim_ray.storage.json_fields import mapping, parse_json, read_fields, show, text, whole
 from padim_ray.storage.location import Location
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 # a hostile description must not take all memory, nor make other files do
 MOST_BYTES = 32 * 2**20  # a quarter of a million groups
 MOST_SHARDS = 10_000
@@ -78,10 +79,11 @@ def read_description(root: Location, location: Location) -> Description:
     """
     content = read_file(root, location, MOST_BYTES, _read_object)
     found = content.get("format_version")
-    if type(found) is not int or found != FORMAT_VERSION:
+    if type(found) is not int or found not in READABLE_VERSIONS:
         raise ModelError(
             f"{location.uri} has format version {show(found)}, and this padim-ray reads "
-            f"{FORMAT_VERSION}; use the padim-ray that fitted it, or fit again"
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; use the padim-ray that fitted it, or "
+            "fit again"
         )
     with understood(location):
         groups = {
@@ -89,11 +91,21 @@ def read_description(root: Location, location: Location) -> Description:
             for name, entry in mapping(content["groups"], "groups").items()
         }
         return Description(
-            ModelSpec.from_json(content["spec"]),
+            ModelSpec.from_json(content["spec"] if found > 1 else _from_version_1(content["spec"])),
             groups,
             _line(content.get("created_at", ""), "created_at"),
             _line(content.get("why", ""), "why"),
         )
+
+
+def _from_version_1(spec: Any) -> dict[str, Any]:
+    """A spec as version 1 has it: the regularisation of a Gaussian per cell, and no density."""
+    spec = dict(mapping(spec, "spec"))
+    if "density" in spec:
+        raise ModelError("spec has the unknown field 'density'")
+    if "regularization" not in spec:
+        raise ModelError("'regularization' is missing in spec")
+    return spec | {"density": {"kind": "gaussian", "regularization": spec.pop("regularization")}}
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -15,10 +15,10 @@ SHOWN = 3  # images in an error's message
 
 
 def check_compatible(specs: Mapping[str, ModelSpec]) -> None:
-    """Make sure that models' moments are of the same features of the same pixels.
+    """Make sure that models' statistics are of the same features of the same pixels.
 
-    Precision is among what must be the same: bfloat16's features are others than float32's, and no
-    fit gives what both together would. Regularisation and smoothing aren't in the moments.
+    Precision is among what must be the same: bfloat16's features differ from float32's, and no
+    single fit gives what both together would. The density's settings and smoothing may differ.
 
     Args:
         specs: by the models' names.
@@ -43,12 +43,7 @@ def check_compatible(specs: Mapping[str, ModelSpec]) -> None:
 
 def describe_settings(spec: ModelSpec) -> dict[str, str]:
     """What models that are merged may differ in, in words."""
-    rule = spec.regularization
-    weights = {
-        "shrink": f"shrink (shrinkage {rule.shrinkage:g}, ridge {rule.ridge:g})",
-        "paper": f"paper (epsilon {rule.epsilon:g})",
-    }
-    return {"regularization": weights[rule.kind], "sigma": f"{spec.sigma:g}"}
+    return spec.density.describe() | {"sigma": f"{spec.sigma:g}"}
 
 
 def _features(spec: ModelSpec, other: ModelSpec) -> dict[str, str]:
@@ -62,6 +57,7 @@ def _features(spec: ModelSpec, other: ModelSpec) -> dict[str, str]:
         "crop": _size(seen.crop) if seen.crop else "none",
         "scaled JPEG": str(seen.scaled_jpeg),
         "precision": spec.precision,
+        "statistics": spec.density.statistics_kind,
     }
     for layer, kept in spec.channels.items():
         own = sorted(set(kept) - set(other.channels.get(layer, ())))

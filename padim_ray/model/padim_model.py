@@ -8,20 +8,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from padim_ray.densities.gaussian import moments, whitening
-from padim_ray.densities.gaussian.leave_one_out import MIN_IMAGES
-from padim_ray.densities.gaussian.moments import Moments, empty_moments
-from padim_ray.densities.gaussian.regularization import pool
-from padim_ray.densities.gaussian.whitening import Gaussian
+from padim_ray.densities import MIN_IMAGES, MIN_LEFT_OUT_OF
+from padim_ray.densities.base import Fitted, Statistics
 from padim_ray.errors import ModelError
-from padim_ray.features.embedder import Embedder
 from padim_ray.features.grid import Embeddings
 from padim_ray.features.trunk import native_precision
 from padim_ray.features.weights import StateDict
 from padim_ray.images.manifest import DEFAULT_GROUP
-from padim_ray.model.layout import next_number, shard_location, state_shards, version_location
+from padim_ray.model.detector import Detector, fit_density
+from padim_ray.model.draft import DraftVersion
+from padim_ray.model.layout import next_number, state_shards, version_location
 from padim_ray.model.model_json import GroupEntry
-from padim_ray.model.publish import publish, save_calibration, save_tensors, save_trunk_weights
+from padim_ray.model.publish import publish, save_calibration, save_trunk_weights
 from padim_ray.model.spec import ModelSpec, new_spec
 from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.runs.job_record import JOB
@@ -80,30 +78,30 @@ class PadimModel:
 
     def _set_up(self, spec: ModelSpec, weights: StateDict, device: torch.device | str) -> None:
         self._weights = weights
-        self._embedder = Embedder(spec, weights, device)
+        self._detector = Detector(spec, weights, device)
         self._version: ModelVersion | None = None  # what groups not in the dictionaries come from
         self._updated: set[str] = set()  # groups that got images since
-        self._partials: dict[str, Moments] = {}  # float32 sums of the latest images
-        self._moments: dict[str, Moments] = {}
-        self._gaussians: dict[str, Gaussian] = {}
+        self._partials: dict[str, Statistics] = {}  # in single precision, of the latest images
+        self._statistics: dict[str, Statistics] = {}
+        self._fitted: dict[str, Fitted] = {}
         self._calibrations: dict[str, Calibration] = {}
 
     @property
     def spec(self) -> ModelSpec:
-        return self._embedder.spec
+        return self._detector.spec
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of images in each group's moments."""
+        """Number of images in each group's statistics."""
         return {group: self._count(group) for group in self._groups()}
 
     def _groups(self) -> list[str]:
         stored = self._version.groups if self._version else {}
-        return sorted({*stored, *self._moments, *self._partials})
+        return sorted({*stored, *self._statistics, *self._partials})
 
     def _count(self, group: str) -> int:
-        counts = [sums[group].count for sums in (self._moments, self._partials) if group in sums]
-        if group not in self._moments and self._version and group in self._version.groups:
+        counts = [sums[group].count for sums in (self._statistics, self._partials) if group in sums]
+        if group not in self._statistics and self._version and group in self._version.groups:
             counts.append(self._version.groups[group].images)
         return sum(counts)
 
@@ -120,28 +118,26 @@ class PadimModel:
         """
         embeddings = self._embed(images, group)
         if group not in self._partials:
-            grid = self.spec.grid
-            self._partials[group] = empty_moments(
-                grid.cells, grid.channels, device=self._embedder.device
-            )
-        self._partials[group] = self._embedder.accumulate_(self._partials[group], embeddings)
+            self._partials[group] = self._detector.empty_statistics()
+        self._partials[group] = self._detector.add_(self._partials[group], embeddings)
         self._updated.add(group)
-        self._gaussians.pop(group, None)
+        self._fitted.pop(group, None)
         self._calibrations.pop(group, None)
         if self._partials[group].count >= PARTIAL_IMAGES:
             self._merge(group)
 
-    def _merge(self, group: str) -> Moments:
-        """Close the group's partial sum, and return all of its moments."""
-        if group not in self._moments and self._version and group in self._version.groups:
-            self._moments[group] = self._version.load_moments(group).to(self._embedder.device)
+    def _merge(self, group: str) -> Statistics:
+        """Close the group's partial statistics, and return all of them."""
+        if group not in self._statistics and self._version and group in self._version.groups:
+            self._statistics[group] = self._version.load_statistics(group).to(self._detector.device)
         if group in self._partials:
-            kept = [self._moments[group]] if group in self._moments else []
-            self._moments[group] = moments.merge_all([*kept, self._partials.pop(group)])
-        return self._moments[group]
+            latest = self._partials.pop(group).double()
+            kept = self._statistics.get(group)
+            self._statistics[group] = latest if kept is None else kept.double() + latest
+        return self._statistics[group]
 
     def finalize(self) -> None:
-        """Derive the Gaussians from the moments, of the groups that changed since the last time.
+        """Fit the density to the statistics, of the groups that changed since the last time.
 
         More images may be added afterwards. `score` and `save` call this themselves if needed.
 
@@ -149,33 +145,28 @@ class PadimModel:
             ModelError: naming a group with fewer than 2 images, or without variation.
         """
         for group in self._groups():
-            self._gaussian(group)
+            self._density(group)
 
-    def _gaussian(self, group: str) -> Gaussian:
-        """The group's Gaussians: as they are, loaded, or derived from what was added."""
-        if group not in self._gaussians:
+    def _density(self, group: str) -> Fitted:
+        """The group's fitted density: as it is, loaded, or fitted to what was added."""
+        if group not in self._fitted:
             if version := self._unchanged(group):
-                self._gaussians[group] = self._embedder.load(version.load_gaussian(group))
+                self._fitted[group] = self._detector.load(version.load_density(group))
             else:
-                self._gaussians[group] = self._embedder.load(self._factorise(group))
-        return self._gaussians[group]
+                self._fitted[group] = self._detector.load(self._fit(group))
+        return self._fitted[group]
 
     def _unchanged(self, group: str) -> ModelVersion | None:
         """The stored version, if the group is in it and no image was added since."""
         is_stored = self._version is not None and group in self._version.groups
         return self._version if is_stored and group not in self._updated else None
 
-    def _factorise(self, group: str) -> Gaussian:
-        state, regularization = self._merge(group), self.spec.regularization
+    def _fit(self, group: str) -> Fitted:
+        statistics = self._merge(group)
         try:
-            if state.count < 2:
-                raise ModelError(f"has {state.count} image; a covariance needs at least 2")
-            offset = regularization.offset(pool(state))
-            shards = [state.cells(start, stop) for start, stop in state_shards(self.spec)]
-            scale = regularization.scale(state.count)
-            return whitening.concatenate(
-                [whitening.factorise(shard, scale, offset) for shard in shards]
-            )
+            if statistics.count < MIN_IMAGES:
+                raise ModelError(f"has {statistics.count} image; a fit needs at least {MIN_IMAGES}")
+            return fit_density(self.spec, statistics)
         except ModelError as error:
             raise ModelError(f"Group {group!r} {error}") from error
 
@@ -186,7 +177,7 @@ class PadimModel:
         group: str = DEFAULT_GROUP,
         sigma: float | None = None,
     ) -> Scores:
-        """Score a batch of images with a group's Gaussians.
+        """Score a batch of images with a group's density.
 
         Args:
             images: as for `update`.
@@ -201,10 +192,10 @@ class PadimModel:
         """
         if group not in self._groups():
             raise ModelError(f"No images of group {group!r} were given to update()")
-        gaussian_ = self._gaussian(group)
-        distances = self._embedder.distances(self._embed(images, group), gaussian_)
-        mapper = self.spec.mapper
-        maps = (mapper if sigma is None else replace(mapper, sigma=sigma)).maps(distances)
+        found = self._detector.measure(self._embed(images, group), self._density(group))
+        if sigma is None:
+            return Scores(found.scores.cpu(), found.maps.cpu())
+        maps = replace(self.spec.mapper, sigma=sigma).maps(found.distances)
         return Scores(image_scores(maps).cpu(), maps.cpu())
 
     def calibrate(
@@ -227,14 +218,13 @@ class PadimModel:
         """
         embeddings = self._embed(images, group)
         count = self._count(group)
-        if count < MIN_IMAGES:
+        if count < MIN_LEFT_OUT_OF:
             raise ModelError(
-                f"Group {group!r} has {count} images; leaving one out takes {MIN_IMAGES}"
+                f"Group {group!r} has {count} images; leaving one out takes {MIN_LEFT_OUT_OF}"
             )
-        distances = self._embedder.distances(embeddings, self._gaussian(group), left_out_of=count)
-        maps = self.spec.mapper.maps(distances)
-        scores = image_scores(maps).cpu()
-        added = Calibration(np.sort(scores.numpy()), count_values(maps.cpu().numpy()))
+        found = self._detector.measure(embeddings, self._density(group), left_out_of=count)
+        scores = found.scores.cpu()
+        added = Calibration(np.sort(scores.numpy()), count_values(found.maps.cpu().numpy()))
         kept = self._calibrations.get(group)  # a loaded one is replaced, not added to
         self._calibrations[group] = kept + added if kept else added
         return scores
@@ -262,24 +252,21 @@ class PadimModel:
 
     def _save(self, root: Location, number: int) -> None:
         save_trunk_weights(root, self._weights)
-        runs = state_shards(self.spec)
+        draft, runs = DraftVersion(root, number, self.spec), state_shards(self.spec)
         groups = {}
         for group in self._groups():
-            whitened, state = self._gaussian(group), self._merge(group)
-            for index, (start, stop) in enumerate(runs):
-                for kind, tensors in (
-                    ("moments", moments.to_tensors(state.cells(start, stop))),
-                    ("gaussian", whitening.to_tensors(whitened.cells(start, stop))),
-                ):
-                    file = shard_location(root, number, group, kind, index, len(runs))
-                    save_tensors(file, {k: v.cpu() for k, v in tensors.items()})
+            fitted, statistics = self._density(group), self._merge(group)
+            for shard, run in enumerate(runs):
+                draft.save_statistics(group, shard, statistics.cells(*run))
+            for shard, run in enumerate(runs[: draft.density_shards]):
+                draft.save_density(group, shard, fitted.cells(*run))
             stored = self._version.groups.get(group) if self._version else None
             failed = stored.failed if stored else 0
             calibration = self.calibration(group)
             if calibration:
                 save_calibration(root, number, group, calibration)
             calibrated = len(calibration.scores) if calibration else 0
-            groups[group] = GroupEntry(state.count, failed, len(runs), calibrated)
+            groups[group] = GroupEntry(statistics.count, failed, len(runs), calibrated)
         # images that came as tensors have no names: they are in the counts only
         manifest = self._version.load_manifest() if self._version else EMPTY_MANIFEST
         images = sum(entry.images for entry in groups.values())
@@ -311,7 +298,7 @@ class PadimModel:
         return model
 
     def _embed(self, images: torch.Tensor | np.ndarray, group: str) -> Embeddings:
-        embeddings = self._embedder.embed(_checked(images, self.spec.preprocessing.size))
+        embeddings = self._detector.embed(_checked(images, self.spec.preprocessing.size))
         bad = (~embeddings.are_finite()).nonzero().flatten().tolist()
         if bad:
             raise ModelError(

@@ -14,7 +14,13 @@ from safetensors import SafetensorError
 from padim_ray import __version__
 from padim_ray.errors import ModelError
 from padim_ray.features.weights import StateDict, weights_sha256
-from padim_ray.model.layout import MODEL, _calibration_locations, _group, _trunk, version_location
+from padim_ray.model.layout import (
+    MODEL,
+    calibration_locations,
+    group_location,
+    trunk_location,
+    version_location,
+)
 from padim_ray.model.model_json import FORMAT_VERSION, GroupEntry
 from padim_ray.model.spec import ModelSpec
 from padim_ray.scoring.calibration import Calibration
@@ -25,7 +31,7 @@ from padim_ray.storage.location import Location
 
 def save_trunk_weights(root: Location, weights: StateDict) -> None:
     """Store the trunk's weights under their own hash, unless they are there already."""
-    location = _trunk(root, weights_sha256(weights))
+    location = trunk_location(root, weights_sha256(weights))
     if not location.exists():
         save_tensors(location, weights)
 
@@ -81,7 +87,7 @@ def remove_version(root: Location, number: int, kept_groups: Collection[str] = (
     """
     location = version_location(root, number)
     (location / MODEL).remove()
-    kept = tuple(f"{_group(root, number, group).uri}/" for group in kept_groups)
+    kept = tuple(f"{group_location(root, number, group).uri}/" for group in kept_groups)
     if not kept:
         location.remove_all()
     for file in location.list_files() if kept else []:
@@ -93,7 +99,7 @@ def save_calibration(root: Location, number: int, group: str, calibration: Calib
     """Write a group's calibration."""
     is_there = calibration.pixels > 0
     for location, columns in zip(
-        _calibration_locations(root, number, group),
+        calibration_locations(root, number, group),
         (
             {"score": calibration.scores},
             {"value": bin_edges()[:-1][is_there], "count": calibration.pixels[is_there]},
@@ -107,6 +113,7 @@ def save_tensors(location: Location, tensors: Mapping[str, torch.Tensor]) -> Non
     """Write tensors as a safetensors file, atomically."""
     with location.replaced_by() as path:
         try:
-            safetensors.torch.save_file(dict(tensors), path)
+            cpu = {name: tensor.cpu() for name, tensor in tensors.items()}
+            safetensors.torch.save_file(cpu, path)
         except SafetensorError as error:  # its name for a full disk, too
             raise OSError(str(error)) from error

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any, get_args
 
-from padim_ray.densities.gaussian.regularization import Regularization
+from padim_ray.densities import density_of_json, density_of_options
+from padim_ray.densities.base import Density
 from padim_ray.errors import ModelError
 from padim_ray.features.grid import PatchGrid
-from padim_ray.features.trunk import ALL, Precision, check_layers, choose_channels
-from padim_ray.features.trunks.resnet import STRIDES
+from padim_ray.features.trunk import Precision
+from padim_ray.features.trunks import ALL, check_levels, choose_channels, find_trunk
 from padim_ray.features.weights import StateDict, read_weights, weights_sha256
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.redaction import redact
@@ -34,18 +35,12 @@ _PREPROCESSING = {
     "crop": lambda value, where: None if value is None else _SIDES(value, where),
     "scaled_jpeg": flag,
 }
-_REGULARIZATION = {
-    "kind": text("shrink|paper"),
-    "shrinkage": number,
-    "ridge": number,
-    "epsilon": number,
-}
 
 
 def _read_channels(value: Any, where: str) -> dict[str, list[int]]:
     indices = several(whole(0, 2**16), most=2**16)
     return {
-        text("layer[1-4]")(layer, f"a layer of {where}"): indices(kept, f"{where}.{layer}")
+        text(".{1,100}")(layer, f"a layer of {where}"): indices(kept, f"{where}.{layer}")
         for layer, kept in mapping(value, where).items()
     }
 
@@ -56,9 +51,7 @@ _SPEC = {
     "weights_sha256": text("[0-9a-f]{64}"),  # becomes a file's name
     "channels": _read_channels,
     "preprocessing": lambda value, where: read_fields(Preprocessing, value, where, _PREPROCESSING),
-    "regularization": lambda value, where: read_fields(
-        Regularization, value, where, _REGULARIZATION
-    ),
+    "density": density_of_json,
     "precision": text(".{1,100}"),
     "sigma": number,
 }
@@ -66,11 +59,17 @@ _SPEC = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Trunk, channels, preprocessing and regularisation: all that embeddings and maps depend on.
+    """All that embeddings, distances and maps depend on, apart from the numbers of a fit.
 
-    `channels` holds each used layer's kept channel indices, finest layer first; `precision` is the
-    trunk's, resolved; `sigma` the anomaly map's smoothing in pixels. `weights`: their source,
-    for people to read.
+    Attributes:
+        backbone: the trunk's name.
+        weights: where they came from, for people to read.
+        weights_sha256: of the trunk's weights.
+        channels: the kept channel indices of each used level, finest first.
+        preprocessing: what the trunk sees of an image.
+        density: its kind and settings.
+        precision: the trunk's, resolved.
+        sigma: standard deviation of the anomaly map's smoothing, in pixels.
     """
 
     backbone: str
@@ -78,15 +77,15 @@ class ModelSpec:
     weights_sha256: str
     channels: Mapping[str, Sequence[int]]
     preprocessing: Preprocessing
-    regularization: Regularization
+    density: Density[Any, Any, Any]
     precision: Precision
     sigma: float
 
     def __post_init__(self) -> None:
-        check_layers(self.backbone, list(self.channels))
+        trunk = check_levels(self.backbone, list(self.channels))
         if self.precision not in get_args(Precision):
             raise ModelError(f"Unknown precision {self.precision!r}")
-        check_size(self.preprocessing, max(STRIDES[layer] for layer in self.channels))
+        check_size(self.preprocessing, max(trunk.levels[layer].stride for layer in self.channels))
         if not 0 <= self.sigma <= MOST_SIGMA:
             raise ModelError(f"sigma must be from 0 to {MOST_SIGMA} pixels, not {self.sigma}")
         self._check_channels()
@@ -107,8 +106,10 @@ class ModelSpec:
     @cached_property
     def grid(self) -> PatchGrid:
         height, width = self.preprocessing.size
+        levels = find_trunk(self.backbone).levels
+        strides = [levels[layer].stride for layer in self.channels]
         return PatchGrid(
-            tuple((height // STRIDES[layer], width // STRIDES[layer]) for layer in self.channels),
+            tuple((height // stride, width // stride) for stride in strides),
             tuple(len(indices) for indices in self.channels.values()),
         )
 
@@ -117,7 +118,7 @@ class ModelSpec:
         return AnomalyMapper(self.grid.grids[0], self.preprocessing.size, self.sigma)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"density": self.density.to_json()}
 
     @classmethod
     def from_json(cls, value: Any) -> "ModelSpec":
@@ -138,10 +139,10 @@ def new_spec(
     Raises:
         ModelError: if the options don't fit together or the weights can't be had.
     """
-    check_layers(options.backbone, options.layers)
+    trunk = check_levels(options.backbone, options.layers)
     channels = choose_channels(options.backbone, options.layers, options.n_features, options.seed)
     preprocessing = Preprocessing(options.image_size, options.crop, options.scaled_jpeg)
-    check_size(preprocessing, max(STRIDES[layer] for layer in channels))
+    check_size(preprocessing, max(trunk.levels[layer].stride for layer in channels))
     weights = read_weights(options.weights, options.backbone, list(channels), storage_options)
     spec = ModelSpec(
         backbone=options.backbone,
@@ -149,9 +150,7 @@ def new_spec(
         weights_sha256=weights_sha256(weights),
         channels=channels,
         preprocessing=preprocessing,
-        regularization=Regularization(
-            options.regularization, options.shrinkage, options.ridge, options.epsilon
-        ),
+        density=density_of_options(options),
         precision=precision,
         sigma=options.sigma,
     )

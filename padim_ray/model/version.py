@@ -1,30 +1,27 @@
 """Open a published version of a model and read its parts."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import torch
 
-from padim_ray.densities.gaussian import moments, whitening
-from padim_ray.densities.gaussian.moments import Moments, empty_moments
-from padim_ray.densities.gaussian.whitening import Gaussian
+from padim_ray.densities.base import Fitted, Named, State, Statistics
 from padim_ray.errors import ModelError
 from padim_ray.features.grid import split_cells
 from padim_ray.features.weights import StateDict, weights_sha256
 from padim_ray.model.files import load_tensors, load_trunk, read_file, read_table
 from padim_ray.model.layout import (
     MODEL,
-    _calibration_locations,
-    _trunk,
+    calibration_locations,
     check_number,
     shard_location,
     split_name,
+    trunk_location,
     version_location,
 )
 from padim_ray.model.model_json import (
@@ -43,7 +40,7 @@ LOADING_THREADS = 2  # a store sends two streams faster than one; more take more
 # what files may be at the most: hostile ones must not take all memory
 MANIFEST_BYTES = 16 * 2**30
 TRUNK_BYTES = 2**30
-State = TypeVar("State", Moments, Gaussian)
+AnyState = TypeVar("AnyState", bound=State)
 
 
 @dataclass(frozen=True)
@@ -70,80 +67,103 @@ class ModelVersion:
         """The number of the version whose directory holds a group's files."""
         return self.groups[group].version or self.number
 
-    def file(self, group: str, kind: str, shard: int) -> Location:
-        """Where a shard of a group's "moments" or "gaussian" is."""
-        shards = self.groups[group].shards
+    def statistics_file(self, group: str, shard: int) -> Location:
+        """Where a shard of a group's statistics is."""
+        kind, shards = self.spec.density.statistics_kind, self.groups[group].shards
+        return self._file(group, kind, shard, shards)
+
+    def density_file(self, group: str, shard: int) -> Location:
+        """Where a shard of a group's fitted density is."""
+        density = self.spec.density
+        shards = self.groups[group].shards if density.per_cell else 1
+        return self._file(group, density.kind, shard, shards)
+
+    def _file(self, group: str, kind: str, shard: int, shards: int) -> Location:
         return shard_location(self.root, self.home(group), group, kind, shard, shards)
 
     def load_trunk_weights(self) -> StateDict:
         """Read the trunk's weights; ModelError if they aren't those that the model names."""
         return load_trunk_weights(self.root, self.spec.weights_sha256)
 
-    def load_gaussian(self, group: str, shard: int | None = None) -> Gaussian:
-        """A group's means and whitening; or those in one of its state shards."""
-
-        def empty(device: str) -> Gaussian:
-            like = self._empty_moments(group, device)
-            return Gaussian(tuple(mean.float() for mean in like.means), like.scatters)
-
-        return self._load_state(
-            group, "gaussian", empty, whitening.to_tensors, whitening.from_tensors, shard
-        )
-
-    def load_moments(self, group: str, shard: int | None = None) -> Moments:
-        """A group's moments; or those in one of its state shards."""
-
-        def parse(tensors: Mapping[str, torch.Tensor]) -> Moments:
-            images = self.groups[group].images
-            if tensors["count"].item() != images:
-                raise ModelError(f"it is not of {images} images, as model.json says")
-            return moments.from_tensors(tensors)
-
-        empty = partial(self._empty_moments, group)
-        return self._load_state(group, "moments", empty, moments.to_tensors, parse, shard)
-
-    def _empty_moments(self, group: str, device: str) -> Moments:
-        grid = self.spec.grid
-        state = empty_moments(grid.cells, grid.channels, device=device)
-        return replace(state, count=self.groups[group].images)
-
     @torch.inference_mode(mode=False)  # whatever mode asks for it, any may use what is loaded
-    def _load_state(
-        self,
-        group: str,
-        kind: str,
-        empty: Callable[[str], State],
-        to_tensors: Callable[[State], Mapping[str, torch.Tensor]],
-        parse: Callable[[Mapping[str, torch.Tensor]], State],
-        shard: int | None = None,
-    ) -> State:
-        """Read a group's shards into one state, a few at a time: memory for little more than it.
+    def load_statistics(self, group: str, shard: int | None = None) -> Statistics:
+        """A group's statistics; or those in one of its shards.
 
-        Args:
-            empty: a state of the group's shape, on the device that it is given.
-            shard: the only one that is wanted.
+        Raises:
+            ModelError: if a file is missing or can't be what it should be.
         """
+        density, images = self.spec.density, self.groups[group].images
+
+        def parse(packed: Named) -> Statistics:
+            if packed["count"].item() != images:
+                raise ModelError(f"it is not of {images} images, as model.json says")
+            return density.unpack_statistics(packed)
+
+        def make(device: str) -> Statistics:
+            return density.empty(self.spec.grid, device)
+
+        whole = self._load(group, make, self.statistics_file, parse, self._runs(group), shard)
+        return density.statistics(images, whole.named)
+
+    @torch.inference_mode(mode=False)
+    def load_density(self, group: str, shard: int | None = None) -> Fitted:
+        """A group's fitted density; or the part in one of its shards.
+
+        Raises:
+            ModelError: if a file is missing or can't be what it should be.
+        """
+        density, runs = self.spec.density, self._runs(group)
+
+        def make(device: str) -> Fitted:
+            return density.empty_fitted(self.spec.grid, device)
+
+        if not density.per_cell:
+            runs = [(0, self.spec.grid.cells[-1])]
+        return self._load(group, make, self.density_file, density.unpack_fitted, runs, shard)
+
+    def _runs(self, group: str) -> list[tuple[int, int]]:
+        """The runs of coarsest cells by which a group is sharded."""
         count = self.groups[group].shards
         runs = split_cells(self.spec.grid.cells[-1], count)
         if len(runs) != count:
             raise ModelError(f"{self.root.uri} can't have {count} shards of group {show(group)}")
-        like = empty("meta")
+        return runs
 
-        def load(index: int) -> State:
-            file = self.file(group, kind, index)
-            return load_tensors(self.root, file, to_tensors(like.cells(*runs[index])), parse)
+    def _load(
+        self,
+        group: str,
+        make: Callable[[str], AnyState],
+        file: Callable[[str, int], Location],
+        unpack: Callable[[Named], AnyState],
+        runs: Sequence[tuple[int, int]],
+        shard: int | None = None,
+    ) -> AnyState:
+        """Read shards into one state, a few at a time: memory for little more than it.
 
-        if shard is not None or count == 1:
+        Args:
+            make: a state of the group's shape, on a device.
+            file: where a shard is.
+            unpack: a shard's tensors.
+            runs: the coarsest cells of each.
+            shard: the only one that is wanted.
+        """
+        like = make("meta")
+
+        def load(index: int) -> AnyState:
+            expected = like.cells(*runs[index]).packed()
+            return load_tensors(self.root, file(group, index), expected, unpack)
+
+        if shard is not None or len(runs) == 1:
             return load(shard or 0)
-        whole = empty("cpu")
+        whole = make("cpu")
 
         def take(index: int) -> None:
-            part = load(index)
-            for target, source in zip(whole.cells(*runs[index]).tensors, part.tensors, strict=True):
-                target.copy_(source)
+            part = load(index).named
+            for name, target in whole.cells(*runs[index]).named.items():
+                target.copy_(part[name])
 
         with ThreadPoolExecutor(LOADING_THREADS) as pool:
-            list(pool.map(take, range(count)))
+            list(pool.map(take, range(len(runs))))
         return whole
 
     def load_calibration(self, group: str) -> Calibration | None:
@@ -152,7 +172,7 @@ class ModelVersion:
         if not images:
             return None
         height, width = self.spec.preprocessing.size
-        scores, pixels = _calibration_locations(self.root, self.home(group), group)
+        scores, pixels = calibration_locations(self.root, self.home(group), group)
         return Calibration(
             read_table(
                 *(self.root, scores, {"score": pa.float32()}, range(images, images + 1)),
@@ -207,7 +227,7 @@ def describe_version(root: Location, number: int) -> Description:
 
 def load_trunk_weights(root: Location, sha256: str) -> StateDict:
     """Read the trunk's weights; ModelError if they are missing or have another hash."""
-    location = _trunk(root, sha256)
+    location = trunk_location(root, sha256)
     weights = load_trunk(root, location, TRUNK_BYTES)
     if weights_sha256(weights) != sha256:
         raise ModelError(f"{location.uri} doesn't hold the weights the model was fitted with")

@@ -31,7 +31,7 @@ def images_per_partial(images: int, actors: int, spec: ModelSpec) -> int:
     """
     height, width = spec.preprocessing.size
     image_bytes = 3 * height * width
-    as_heavy = 4 * spec.grid.state_size / image_bytes  # images, as one partial sum
+    as_heavy = spec.density.state_bytes(spec.grid) / image_bytes  # images, as one partial sum
     most = min(max(WEIGHT * as_heavy, MIN_PARTIAL_IMAGES), MAX_PARTIAL_BYTES / image_bytes)
     shared = max(images / actors, as_heavy / WORTH)
     return max(1, math.ceil(min(most, shared)))

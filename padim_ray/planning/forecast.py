@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from padim_ray.features.embedder import CPU_TOGETHER, GPU_BATCH, GPU_TOGETHER
-from padim_ray.features.trunks import resnet
-from padim_ray.features.trunks.resnet_fused import TOGETHER
+import torch
+
+from padim_ray.features.embedder import CPU_BATCH, GPU_BATCH
+from padim_ray.features.trunk import CPU_PASS, GPU_PASS
+from padim_ray.features.trunks import find_trunk
 from padim_ray.model.layout import state_shards
 from padim_ray.model.spec import ModelSpec
 from padim_ray.planning.batches import FAN_IN, WORTH, images_per_batch, images_per_shard
@@ -74,32 +76,43 @@ class Rates:
 
 @dataclass(frozen=True)
 class State:
-    """One group's numbers: `stored_…` in files, packed; `gaussian` and `moments` in memory."""
+    """Bytes of one group.
 
-    moments: int
-    gaussian: int
-    stored_moments: int
-    stored_gaussian: int
+    Attributes:
+        statistics: of the images, in memory.
+        density: fitted, in memory.
+        stored_statistics, stored_density: in files, packed.
+        merged: statistics in the precision in which they are merged, and pooled ones with each
+            shard.
+        shards: the number of parts that they are cut into.
+    """
+
+    statistics: int
+    density: int
+    stored_statistics: int
+    stored_density: int
     merged: int
     shards: int
 
     @classmethod
     def of(cls, spec: ModelSpec) -> "State":
-        grid, shards = spec.grid, len(state_shards(spec))
-        means = sum(p * c for p, c in zip(grid.cells, grid.channels, strict=True))
-        # a level's own block is symmetric (or triangular): files hold one triangle
-        upper = sum(p * c * (c - 1) // 2 for p, c in zip(grid.cells, grid.channels, strict=True))
-        coarser = [sum(grid.channels[level:]) for level in range(grid.levels)]
-        pooled = 8 * sum(c * d for c, d in zip(grid.channels, coarser, strict=True))
+        """As the density itself makes them, on PyTorch's meta device: without memory."""
+        density, shards = spec.density, len(state_shards(spec))
+        statistics = density.empty(spec.grid, "meta")
+        fitted = density.empty_fitted(spec.grid, "meta")
         return cls(
-            moments=4 * grid.state_size + 8 * means,  # float32 scatters, float64 means
-            gaussian=4 * (grid.state_size + means),
-            stored_moments=4 * (grid.state_size - upper) + 8 * means,
-            stored_gaussian=4 * (grid.state_size - upper + means),
-            # float64, and with each shard the scatter summed over its cells
-            merged=8 * (grid.state_size + means) + shards * pooled,
+            statistics=statistics.nbytes,
+            density=fitted.nbytes,
+            stored_statistics=_nbytes(statistics.packed()),
+            stored_density=_nbytes(fitted.packed()),
+            merged=statistics.double().nbytes + shards * density.pool(statistics).nbytes,
             shards=shards,
         )
+
+
+def _nbytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    # a count is a number in the file's header, of no size that matters
+    return sum(tensor.nbytes for tensor in tensors.values() if tensor.ndim)
 
 
 @dataclass(frozen=True)
@@ -221,7 +234,7 @@ def forecast_fit(
     row = archive.manifest_bytes / archive.images
     groups = len(archive.groups)
     # the list travels as blocks, and comes back beside each image's pixels
-    summed = archive.images * (2 * (row + ROW) + pixels) + sums.partials * state.moments
+    summed = archive.images * (2 * (row + ROW) + pixels) + sums.partials * state.statistics
     scored = sample * (3 * (row + ROW) + ACTOR + pixels + distance_bytes(spec))
     at_once = (
         archive.manifest_bytes
@@ -232,7 +245,7 @@ def forecast_fit(
     compute = None
     if rates.fit and rates.score:
         # on the cores that merge, a sum takes as long as so many images
-        merging = sums.partials * state.moments / pixels / WORTH if not plan.actor.gpus else 0
+        merging = sums.partials * state.statistics / pixels / WORTH if not plan.actor.gpus else 0
         summing = (archive.images + merging) / rates.fit + sample / rates.score
         # by tasks of one core each
         finishing = groups * (rates.factorise or 0) / plan.decoders
@@ -252,9 +265,9 @@ def forecast_fit(
         bytes_per_second=seconds and read / seconds,
         object_store_bytes=round(summed + sums.merges * state.merged + scored),
         object_store_at_once=round(at_once),
-        state_bytes=groups * (state.stored_moments + state.stored_gaussian),
+        state_bytes=groups * (state.stored_statistics + state.stored_density),
         written_bytes=round(
-            sums.saves * state.stored_moments
+            sums.saves * state.stored_statistics
             # listed.parquet and manifest.parquet
             + 2 * (archive.images * (row + ROW) + RESULT_FILE)
             + trunk_parameters(spec) * 4
@@ -263,9 +276,9 @@ def forecast_fit(
             + groups * (12 * BINS + 2 * RESULT_FILE)
         ),
         actor_bytes=_process(spec, plan)
-        + (0 if plan.actor.gpus else state.moments)
-        + 2 * state.moments // state.shards,  # what is serialised, and the copy of it
-        device_bytes=device_bytes(spec, state.moments),  # calibration has no kernels
+        + (0 if plan.actor.gpus else state.statistics)
+        + 2 * state.statistics // state.shards,  # what is serialised, and the copy of it
+        device_bytes=device_bytes(spec, state.statistics),  # calibration has no kernels
         driver_bytes=2 * archive.manifest_bytes + 4 * archive.images,
         partial_sums=sums.partials,
         merges=sums.merges,
@@ -281,7 +294,7 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
     per_image = 3 * (row + ROW) + ACTOR + pixels + distance_bytes(spec)
     compute = archive.images / rates.score / plan.actors if rates.score else None
     seconds, bound = _pace(archive.images, compute, tasks, plan, rates)
-    cached = cached_gaussians(len(archive.groups), state.gaussian)
+    cached = cached_gaussians(len(archive.groups), state.density)
     return Forecast(
         job="score",
         images=archive.images,
@@ -296,15 +309,15 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
             + (plan.actors * IN_FLIGHT + plan.decode_tasks) * shard * pixels
             + plan.actors * shard * distance_bytes(spec)
         ),
-        state_bytes=state.stored_gaussian * state_loads(archive.groups, shard, plan.actors),
+        state_bytes=state.stored_density * state_loads(archive.groups, shard, plan.actors),
         written_bytes=round(
             archive.images * (row + RESULT_ROW)
             + tasks * RESULT_FILE
             + archive.images * (row + ROW)  # listed.parquet
         ),
-        actor_bytes=_process(spec, plan) + (0 if plan.actor.gpus else cached * state.gaussian),
+        actor_bytes=_process(spec, plan) + (0 if plan.actor.gpus else cached * state.density),
         device_bytes=device_bytes(
-            spec, cached * state.gaussian, kernels=spec.precision == "bfloat16"
+            spec, cached * state.density, kernels=spec.precision == "bfloat16"
         ),
         driver_bytes=2 * archive.manifest_bytes + 4 * archive.images,
     )
@@ -341,7 +354,7 @@ def trunk_parameters(spec: ModelSpec) -> int:
 
 @lru_cache
 def _trunk_parameters(backbone: str, layers: tuple[str, ...]) -> int:
-    return sum(parameter.numel() for parameter in resnet.build(backbone, layers).parameters())
+    return sum(parameter.numel() for parameter in find_trunk(backbone).build(layers).parameters())
 
 
 def embedding_numbers(spec: ModelSpec) -> int:
@@ -357,13 +370,15 @@ def device_bytes(spec: ModelSpec, state: int, *, kernels: bool = False) -> int:
     """
     item = _item(spec)
     height, width = spec.preprocessing.size
-    # the first convolution's output is the largest: input, output and residual of a layer at once
-    activations = GPU_BATCH * 3 * item * 64 * (height // 2) * (width // 2)
+    # input, output and residual of a layer at once
+    largest = find_trunk(spec.backbone).largest
+    cells = (height // largest.stride) * (width // largest.stride)
+    activations = GPU_PASS * 3 * item * largest.channels * cells
     # else also transposed, in float32, and centred or multiplied
-    features = GPU_TOGETHER * embedding_numbers(spec) * (item if kernels else 2 * item + 8)
+    features = GPU_BATCH * embedding_numbers(spec) * (item if kernels else 2 * item + 8)
     # distances brought to the image's size, and smoothed in two directions
-    maps = GPU_TOGETHER * (distance_bytes(spec) + 3 * 4 * height * width)
-    images = GPU_BATCH * image_bytes(spec) * (3 + 4)  # under way as bytes, one in float32
+    maps = GPU_BATCH * (distance_bytes(spec) + 3 * 4 * height * width)
+    images = GPU_PASS * image_bytes(spec) * (3 + 4)  # under way as bytes, one in float32
     return (
         CUDA_CONTEXT
         + item * trunk_parameters(spec)
@@ -386,11 +401,11 @@ def _process(spec: ModelSpec, plan: Plan) -> int:
     """
     weights = _item(spec) * trunk_parameters(spec)
     if plan.actor.gpus:
-        return PROCESS + weights + GPU_TOGETHER * image_bytes(spec)
-    features = CPU_TOGETHER * (embedding_numbers(spec) * _item(spec) + 2 * distance_bytes(spec))
+        return PROCESS + weights + GPU_BATCH * image_bytes(spec)
+    features = CPU_BATCH * (embedding_numbers(spec) * _item(spec) + 2 * distance_bytes(spec))
     # of the images that a thread computes on together
-    activations = plan.threads * TOGETHER * image_bytes(spec) * 4 * 4
-    return PROCESS + weights + CPU_TOGETHER * image_bytes(spec) + features + activations
+    activations = plan.threads * CPU_PASS * image_bytes(spec) * 4 * 4
+    return PROCESS + weights + CPU_BATCH * image_bytes(spec) + features + activations
 
 
 def _waiting(sums: Sums, groups: int, state: State) -> float:
@@ -405,7 +420,7 @@ def _waiting(sums: Sums, groups: int, state: State) -> float:
     while FAN_IN ** (ranks + 1) <= per_group:
         ranks += 1
     unmerged = min(per_group, FAN_IN)
-    return unmerged * state.moments + (ranks * (FAN_IN - 1) + 1) * state.merged
+    return unmerged * state.statistics + (ranks * (FAN_IN - 1) + 1) * state.merged
 
 
 def _shards(groups: Mapping[str, int], shard: int) -> int:

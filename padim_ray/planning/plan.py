@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from padim_ray.densities.gaussian.regularization import Regularization
-from padim_ray.features.trunk import check_layers, choose_channels, native_precision
+from padim_ray.densities import density_of_options
+from padim_ray.features.trunk import native_precision
+from padim_ray.features.trunks import choose_channels
 from padim_ray.images.decode_in_child import ModelInput
 from padim_ray.images.fetch import Fetcher
 from padim_ray.images.preprocessing import Preprocessing
@@ -26,6 +27,7 @@ from padim_ray.planning.forecast import (
 from padim_ray.planning.resources import Node, Plan, plan_resources
 from padim_ray.planning.speed import Sampled, measure_actor, read_sample
 from padim_ray.planning.survey import Survey, survey
+from padim_ray.runs.options.model import ModelOptions
 from padim_ray.runs.options.plan import PlanOptions
 from padim_ray.storage.credentials import hidden_credentials
 from padim_ray.storage.location import Location
@@ -125,7 +127,6 @@ def _make_plan(options: PlanOptions) -> PlanReport:
 
 def _spec(options: PlanOptions) -> ModelSpec:
     """A model of these features, without weights: sizes and times don't depend on them."""
-    check_layers(options.backbone, options.layers)
     channels = choose_channels(options.backbone, options.layers, options.n_features, options.seed)
     precision = options.precision
     if precision == "auto":
@@ -138,7 +139,7 @@ def _spec(options: PlanOptions) -> ModelSpec:
         weights_sha256="",
         channels=channels,
         preprocessing=Preprocessing(options.image_size, options.crop, options.scaled_jpeg),
-        regularization=Regularization(),
+        density=density_of_options(ModelOptions(density=options.density)),
         precision=precision,
         sigma=4.0,
     )

@@ -8,19 +8,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from padim_ray.densities.gaussian.moments import Moments, empty_moments
-from padim_ray.densities.gaussian.regularization import pool
-from padim_ray.densities.gaussian.whitening import factorise
+from padim_ray.densities.base import Fitted, Statistics
 from padim_ray.errors import ImageError
-from padim_ray.features.embedder import Embedder, as_images
-from padim_ray.features.trunks import resnet
+from padim_ray.features.embedder import as_images
+from padim_ray.features.trunks import find_trunk
 from padim_ray.features.weights import StateDict
 from padim_ray.images.decode_in_child import Decoded, ModelInput, decode_all
 from padim_ray.images.fetch import Fetcher
 from padim_ray.images.sources import uris_to_fetch
-from padim_ray.model.layout import state_shards
+from padim_ray.model.detector import Detector, fit_density
 from padim_ray.model.spec import ModelSpec
-from padim_ray.scoring.anomaly_map import image_scores
 
 ENOUGH = 1.0  # seconds, to have measured something
 SLOW = 5.0  # seconds: what takes as long isn't done once more to warm up
@@ -79,62 +76,57 @@ def measure_actor(
     """Do what an actor does with images, with random weights: times don't depend on them.
 
     Args:
+        spec: the model's.
         pixels: (n, H, W, 3) uint8, some images; with none, noise takes their place.
-        threads: see `Embedder`.
+        device: to compute on.
+        threads: see `Workers`.
     """
     before = torch.get_num_threads()
     try:
-        return _measure(Embedder(spec, random_weights(spec), device, None, threads), pixels)
+        return _measure(Detector(spec, random_weights(spec), device, None, threads), pixels)
     finally:
         torch.set_num_threads(before)
 
 
-def _measure(embedder: Embedder, pixels: np.ndarray) -> ActorSpeed:
-    spec, count = embedder.spec, embedder.together
+def _measure(detector: Detector, pixels: np.ndarray) -> ActorSpeed:
+    spec, count = detector.spec, detector.batch_size
     if not len(pixels):
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (8, *spec.preprocessing.size, 3), np.uint8)
     images = as_images(np.resize(pixels, (count, *pixels.shape[1:])))
     # copies of a few images have no covariance of full rank, and so no likely times
     images = (images.int() + torch.randint(-8, 9, images.shape)).clamp_(0, 255).byte()
-    state = empty_moments(spec.grid.cells, spec.grid.channels, device=embedder.device)
+    statistics = detector.empty_statistics()
 
-    def sum_up() -> int:
-        nonlocal state
-        state = embedder.accumulate_(state, embedder.embed(images))
-        return _finished(embedder, count)
+    def add() -> int:
+        nonlocal statistics
+        statistics = detector.add_(statistics, detector.embed(images))
+        return _finished(detector, count)
 
-    fit = _rate(sum_up)
-    seconds, whitened = _factorise(spec, state)
-    gaussian = embedder.load(whitened)
+    fit = _rate(add)
+    seconds, fitted = _fit(spec, statistics)
+    loaded = detector.load(fitted)
 
     def score() -> int:
-        distances = embedder.distances(embedder.embed(images), gaussian)
-        image_scores(spec.mapper.maps(distances)).cpu()
-        return _finished(embedder, count)
+        detector.detect(images, loaded).scores.cpu()
+        return _finished(detector, count)
 
     return ActorSpeed(fit, _rate(score), seconds)
 
 
-def _factorise(spec: ModelSpec, state: Moments):
-    """Seconds for a group's Gaussians, on one core as its tasks do; and them."""
-    from padim_ray.densities.gaussian.whitening import concatenate
-
+def _fit(spec: ModelSpec, statistics: Statistics) -> tuple[float, Fitted]:
+    """Seconds that fitting a group's density takes on one core, as its tasks do it; and it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     started = time.perf_counter()
-    local, rule = state.to("cpu"), spec.regularization
-    offset = rule.offset(pool(local))
-    parts = [
-        factorise(local.cells(*run), rule.scale(local.count), offset) for run in state_shards(spec)
-    ]
+    fitted = fit_density(spec, statistics.to("cpu"))
     seconds = time.perf_counter() - started
     torch.set_num_threads(threads)
-    return seconds, concatenate(parts)
+    return seconds, fitted
 
 
-def _finished(embedder: Embedder, count: int) -> int:
-    if embedder.device.type == "cuda":
+def _finished(detector: Detector, count: int) -> int:
+    if detector.device.type == "cuda":
         torch.cuda.synchronize()
     return count
 
@@ -142,7 +134,8 @@ def _finished(embedder: Embedder, count: int) -> int:
 def random_weights(spec: ModelSpec) -> StateDict:
     """Weights of the trunk's shapes, under which features neither vanish nor explode."""
     weights = {}
-    for name, tensor in resnet.build(spec.backbone, list(spec.channels)).state_dict().items():
+    trunk = find_trunk(spec.backbone).build(list(spec.channels))
+    for name, tensor in trunk.state_dict().items():
         if tensor.ndim == 4:  # a convolution (He et al. 2015)
             weights[name] = torch.randn(tensor.shape) * (2 / tensor[0].numel()) ** 0.5
         elif name.endswith(("running_var", "weight")):

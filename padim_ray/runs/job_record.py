@@ -28,6 +28,9 @@ NOT_IDENTITY = frozenset(
     }
 )
 """Options that results don't depend on, or that say where they are."""
+LATER_OPTIONS = {"density": "gaussian"}
+"""Options of `fit` that job records of an earlier padim-ray lack."""
+
 NOT_OPTIONS = frozenset({"job", "model", "model_version", "model_sha256", "weights_sha256"}) | {
     *("models", "models_sha256")
 }
@@ -60,7 +63,8 @@ class JobRecord:
         try:
             content = parse_json((root / JOB).read())
             with (root / LISTED).as_local_file() as path:
-                return cls(content["identity"], content["settings"], pq.read_table(path))
+                identity = _with_later_options(content["identity"])
+                return cls(identity, content["settings"], pq.read_table(path))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -98,6 +102,11 @@ class JobRecord:
                 "start afresh with --overwrite"
             )
         return replace(self, images=images)
+
+
+def _with_later_options(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record's identity with the options that are newer than it, as they took effect then."""
+    return (LATER_OPTIONS if identity.get("job") == "fit" else {}) | dict(identity)
 
 
 def identify(options: RunOptions, **more: Any) -> dict[str, Any]:

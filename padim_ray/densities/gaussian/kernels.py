@@ -1,4 +1,4 @@
-"""Moments, distances and pooling on GPUs, of bfloat16 features, each in one pass over its inputs.
+"""Moments and distances on GPUs, of bfloat16 features, each in one pass over its inputs.
 
 The products are the tensor cores', their sums float32. For moments they are as exact as float32's:
 a feature's offset from a reference is split into two bfloat16 numbers, high and low, nearly always
@@ -22,6 +22,7 @@ import triton.language as tl
 from padim_ray.densities.gaussian.moments import Moments
 from padim_ray.densities.gaussian.whitening import Gaussian
 from padim_ray.features.grid import Embeddings
+from padim_ray.features.kernels import tensor_core_size
 
 TILE = 128  # rows and columns, or images, of a program's accumulator, at most
 MOST_LEVELS = 4
@@ -52,7 +53,7 @@ def accumulate_(moments: Moments, embeddings: Embeddings) -> Moments:
         for k, block in enumerate(row, start=level):
             cells, columns = references[k].shape
             rows = references[level].numel() // cells
-            tile = min(TILE, _block(rows)), min(TILE, _block(columns))
+            tile = min(TILE, tensor_core_size(rows)), min(TILE, tensor_core_size(columns))
             tiles = triton.cdiv(rows, tile[0]) * triton.cdiv(columns, tile[1])
             _add_scatter[(cells * tiles,)](
                 block,
@@ -107,7 +108,7 @@ def squared_distances(gaussian: Gaussian, embeddings: Embeddings) -> torch.Tenso
             sizes += [*mean.shape, features.shape[2], whitening.stride(1)]
         missing = MOST_LEVELS - len(gaussian.whitening[level])
         out = torch.empty(cells, images, dtype=torch.float32, device=gaussian.means[0].device)
-        tile = min(TILE, _block(images))
+        tile = min(TILE, tensor_core_size(images))
         _measure[(cells * triton.cdiv(images, tile),)](
             out,
             out if total is None else total,
@@ -122,28 +123,12 @@ def squared_distances(gaussian: Gaussian, embeddings: Embeddings) -> torch.Tenso
             *sizes[-4:] * missing,
             MOST_LEVELS - missing,
             tile,
-            min(TILE, _block(rows)),
+            min(TILE, tensor_core_size(rows)),
             STEP,
         )
         total = out
     assert total is not None
     return total
-
-
-def max_pool(x: torch.Tensor) -> torch.Tensor:
-    """3×3 of stride 2 with padding 1, of values that are not negative, channels-last."""
-    x = x.permute(0, 2, 3, 1)
-    images, height, width, channels = x.shape
-    out = x.new_empty(images, (height + 1) // 2, (width + 1) // 2, channels)
-    tile = 16
-    grid = (images * out.shape[1] * triton.cdiv(out.shape[2], tile),)
-    _pool[grid](x, out, height, width, *out.shape[1:], tile, _block(channels))
-    return out.permute(0, 3, 1, 2)
-
-
-def _block(size: int) -> int:
-    """The next size of a tensor core's operand: a power of two, at least 16."""
-    return max(16, triton.next_power_of_2(size))
 
 
 @triton.jit
@@ -348,44 +333,3 @@ def _measure(
         )  # fmt: skip
         total += tl.sum(z * z, axis=1)
     tl.store(out + cell * images + image, total, mask=is_image)
-
-
-@triton.jit
-def _pool(
-    x,  # (images, height, width, channels)
-    out,  # (images, rows, columns, channels)
-    height,
-    width,
-    rows,
-    columns,
-    channels,
-    TILE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    program = tl.program_id(0)
-    tiles = tl.cdiv(columns, TILE)
-    column = (program % tiles) * TILE + tl.arange(0, TILE)
-    line = program // tiles  # of all images
-    row = line % rows + tl.zeros((TILE,), tl.int32)
-    image = (line // rows).to(tl.int64)
-    channel = tl.arange(0, CHANNELS)
-    is_channel = (channel < channels)[None, :]
-    highest = tl.zeros((TILE, CHANNELS), x.dtype.element_ty)
-    for i in tl.static_range(3):
-        y = 2 * row + i - 1
-        for j in tl.static_range(3):
-            place = 2 * column + j - 1
-            is_inside = (y >= 0) & (y < height) & (place >= 0) & (place < width)
-            pixel = (image * height + y) * width + place
-            value = tl.load(
-                x + pixel[:, None] * channels + channel[None, :],
-                mask=is_inside[:, None] & is_channel,
-                other=0.0,
-            )
-            highest = tl.maximum(highest, value)
-    place = (image * rows + row) * columns + column
-    tl.store(
-        out + place[:, None] * channels + channel[None, :],
-        highest,
-        mask=(column < columns)[:, None] & is_channel,
-    )

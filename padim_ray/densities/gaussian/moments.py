@@ -1,4 +1,4 @@
-"""Moments of patch embeddings in nested blocks: mergeable, subtractable, each entry once.
+"""Moments of embeddings in nested blocks: mergeable, subtractable, each entry once.
 
 Nearest-neighbour alignment (PaDiM, section 3.1) repeats a coarse cell over all the patches that
 it covers, so the covariance's coarse rows and columns are the same numbers for all those patches.
@@ -10,21 +10,27 @@ block is one batched matrix product over level k's cells, without repeating anyt
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
 
 import torch
+
+from padim_ray.densities.base import Named, Statistics
+from padim_ray.features import gpu
+from padim_ray.features.grid import Embeddings, PatchGrid
+from padim_ray.features.workers import ONE_BY_ONE, Workers
 
 Blocks = tuple[tuple[torch.Tensor, ...], ...]
 """Per level ℓ, its blocks with levels k = ℓ, ℓ+1, … K, each (P_ℓ, c_ℓ, c_k)."""
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(Statistics):
     """Count, means and scatters over any run of coarsest cells with their descendants.
 
-    `means`: per level (P_ℓ, c_ℓ), float64. `scatters`: centred sums of outer products, not divided
-    by n−1, float32 where they are summed up and kept, float64 where they are merged.
+    Attributes:
+        means: per level (P_ℓ, c_ℓ), float64.
+        scatters: centred sums of outer products, not divided by n−1; float32 where images are added
+            and where they are kept, float64 where they are merged.
     """
 
     count: int
@@ -36,8 +42,33 @@ class Moments:
         return len(self.means)
 
     @property
-    def tensors(self) -> list[torch.Tensor]:
-        return [*self.means, *(block for row in self.scatters for block in row)]
+    def named(self) -> dict[str, torch.Tensor]:
+        return name_levels("mean", self.means) | name_blocks("scatter", self.scatters)
+
+    @classmethod
+    def of_named(cls, count: int, named: Named) -> "Moments":
+        """The inverse of `named`."""
+        means = read_levels("mean", named)
+        return cls(count, means, read_blocks("scatter", named, len(means)))
+
+    def packed(self) -> dict[str, torch.Tensor]:
+        """Tensors to save; symmetric corners keep their lower triangle only.
+
+        Scatters are saved in float32: that rounds them no more than adding images has already.
+        """
+        return {
+            "count": torch.tensor(self.count),
+            **name_levels("mean", self.means),
+            **pack_blocks("scatter", self.to(torch.float32).scatters),
+        }
+
+    @classmethod
+    def of_packed(cls, packed: Named) -> "Moments":
+        """The inverse of `packed`."""
+        means = read_levels("mean", packed)
+        channels = [mean.shape[1] for mean in means]
+        scatters = unpack_blocks("scatter", packed, channels, symmetric=True)
+        return cls(int(packed["count"]), means, scatters)
 
     def to(self, target: torch.dtype | torch.device | str) -> "Moments":
         """Copy to another device, or the scatters to another type."""
@@ -48,13 +79,34 @@ class Moments:
             tuple(tuple(block.to(target) for block in row) for row in self.scatters),
         )
 
+    def double(self) -> "Moments":
+        return self.to(torch.float64)
+
     def cells(self, start: int, stop: int) -> "Moments":
-        """The moments of the coarsest cells [start, stop) and all their descendants, as views."""
         return Moments(
             self.count,
             tuple(cut_cells(self.means, len(self.means[-1]), start, stop)),
             tuple(tuple(cut_cells(row, len(self.means[-1]), start, stop)) for row in self.scatters),
         )
+
+    @torch.inference_mode()
+    def add_(self, embeddings: Embeddings, workers: Workers = ONE_BY_ONE) -> "Moments":
+        if embeddings.are_bfloat16_on(gpu.has_kernels):
+            from padim_ray.densities.gaussian import kernels
+
+            return kernels.accumulate_(self, embeddings)
+
+        def accumulate(run: tuple[int, int]) -> None:
+            accumulate_(self.cells(*run), embeddings.patches(*run))
+
+        workers.map(accumulate, embeddings.runs())
+        return replace(self, count=self.count + len(embeddings))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return merge(self, other)
+
+    def __sub__(self, other: "Moments") -> "Moments":
+        return subtract(self, other)
 
 
 def cut_cells(
@@ -156,11 +208,6 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, means, _add_scatters(a, b, 1, deltas, a.count * b.count / count))
 
 
-def merge_all(parts: Sequence[Moments]) -> Moments:
-    """Moments of all `parts` together, in float64."""
-    return reduce(lambda a, b: merge(a, b.to(torch.float64)), parts[1:], parts[0].to(torch.float64))
-
-
 def subtract(total: Moments, part: Moments) -> Moments:
     """What `merge` would have to be given with `part` to make `total`: forget `part`'s images.
 
@@ -200,23 +247,34 @@ def _add_scatters(
     return tuple(rows)
 
 
-def to_tensors(moments: Moments) -> dict[str, torch.Tensor]:
-    """Named tensors to save; symmetric corners keep their lower triangle only.
+def scatter_numbers(grid: PatchGrid) -> int:
+    """Numbers in the grid's scatters or whitenings, unpacked."""
+    coarser_and_own = [sum(grid.channels[level:]) for level in range(grid.levels)]
+    return sum(
+        p * c * d for p, c, d in zip(grid.cells, grid.channels, coarser_and_own, strict=True)
+    )
 
-    Scatters are saved in float32: that rounds them no more than the sums of images already are.
-    """
+
+def name_levels(name: str, levels: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Levels' tensors as `name`.0, `name`.1, …."""
+    return {f"{name}.{level}": tensor for level, tensor in enumerate(levels)}
+
+
+def name_blocks(name: str, blocks: Blocks) -> dict[str, torch.Tensor]:
+    """Blocks as tensors `name`.ℓ.k."""
     return {
-        "count": torch.tensor(moments.count),
-        **{f"mean.{level}": mean for level, mean in enumerate(moments.means)},
-        **pack_blocks("scatter", moments.to(torch.float32).scatters),
+        f"{name}.{level}.{k}": block
+        for level, row in enumerate(blocks)
+        for k, block in enumerate(row, start=level)
     }
 
 
-def from_tensors(tensors: Mapping[str, torch.Tensor]) -> Moments:
-    """The inverse of `to_tensors`."""
-    means = read_levels("mean", tensors)
-    scatters = unpack_blocks("scatter", tensors, [mean.shape[1] for mean in means], symmetric=True)
-    return Moments(int(tensors["count"]), means, scatters)
+def read_blocks(name: str, tensors: Mapping[str, torch.Tensor], levels: int) -> Blocks:
+    """The inverse of `name_blocks`."""
+    return tuple(
+        tuple(tensors[f"{name}.{level}.{k}"] for k in range(level, levels))
+        for level in range(levels)
+    )
 
 
 def read_levels(name: str, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:

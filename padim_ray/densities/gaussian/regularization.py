@@ -1,15 +1,21 @@
 """Regularised covariances, and the pooled scatter they are shrunk towards."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from padim_ray.densities.gaussian.moments import (
-    Blocks,
-    Moments,
-)
+from padim_ray.densities.gaussian.moments import Blocks, Moments
 from padim_ray.errors import ModelError
+from padim_ray.storage.json_fields import number, read_fields, show, text
+
+_REGULARIZATION = {
+    "kind": text("shrink|paper"),
+    "shrinkage": number,
+    "ridge": number,
+    "epsilon": number,
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,30 @@ class Regularization:
             raise ModelError(f"shrinkage must be at least 0 and below 1, not {self.shrinkage}")
         if self.ridge < 0 or self.epsilon < 0:
             raise ModelError("ridge and epsilon must not be negative")
+
+    @classmethod
+    def of_options(cls, options: Any) -> "Regularization":
+        """What `ModelOptions` say."""
+        return cls(options.regularization, options.shrinkage, options.ridge, options.epsilon)
+
+    @classmethod
+    def only_field(cls, value: Mapping[str, Any], where: str) -> "Regularization":
+        """The regularisation of a density whose only setting it is, from a JSON object.
+
+        Raises:
+            ModelError: if there are other settings, or it can't be one.
+        """
+        if set(value) != {"regularization"}:
+            raise ModelError(
+                f"{where} must have a regularization and nothing else, not {show(sorted(value))}"
+            )
+        return read_fields(cls, value["regularization"], f"{where}.regularization", _REGULARIZATION)
+
+    def describe(self) -> str:
+        """The settings that matter, in words."""
+        if self.kind == "shrink":
+            return f"shrink (shrinkage {self.shrinkage:g}, ridge {self.ridge:g})"
+        return f"paper (epsilon {self.epsilon:g})"
 
     def scale(self, count: int) -> float:
         """The factor a on the scatter of `count` images."""
@@ -65,6 +95,10 @@ class PooledScatter:
     count: int
     cells: tuple[int, ...]
     sums: Blocks
+
+    @property
+    def nbytes(self) -> int:
+        return sum(block.nbytes for row in self.sums for block in row)
 
     def __add__(self, other: "PooledScatter") -> "PooledScatter":
         """Pool other cells of the same images as well."""

@@ -1,21 +1,24 @@
-"""Per-patch Gaussians: regularised covariances factorised, and scored, coarse to fine.
+"""A Gaussian per cell: regularised covariances factorised, and distances measured, coarse to fine.
 
-With the coarsest channels first, the leading blocks of a patch's Cholesky factor depend on its
-ancestors only, so they are shared by all their descendants like the scatters are. What is kept is
-the inverse factor, the whitening W with WᵀW = Σ⁻¹, in the same nested blocks.
+With the coarsest channels first, the leading blocks of a cell's Cholesky factor depend on its
+ancestors only, so all their descendants share them, as they share blocks of scatter. Kept is the
+inverse factor, the whitening W with WᵀW = Σ⁻¹, in the same nested blocks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 
+from padim_ray.densities.base import Fitted, Named
 from padim_ray.densities.gaussian.moments import (
     Blocks,
     Moments,
     cut_cells,
     join_cells,
+    name_blocks,
+    name_levels,
     pack_blocks,
     per_coarse_cell,
     read_levels,
@@ -24,37 +27,53 @@ from padim_ray.densities.gaussian.moments import (
 from padim_ray.errors import ModelError
 from padim_ray.features.grid import split_cells
 
-FACTORISED_TOGETHER = 2**20  # numbers of scatters: 8 MiB in float64
+MAX_RUN_NUMBERS = 2**20  # of the scatters that are factorised at once: 8 MiB in float64
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Fitted):
     """Means (P_ℓ, c_ℓ) and whitening blocks (P_ℓ, c_ℓ, c_k), in nested order, finest first."""
 
     means: tuple[torch.Tensor, ...]
     whitening: Blocks
 
-    def to(self, device: torch.device | str) -> "Gaussian":
+    @property
+    def named(self) -> dict[str, torch.Tensor]:
+        return name_levels("mean", self.means) | name_blocks("whitening", self.whitening)
+
+    def packed(self) -> dict[str, torch.Tensor]:
+        """Tensors to save; triangular corners keep their lower triangle only."""
+        return name_levels("mean", self.means) | pack_blocks("whitening", self.whitening)
+
+    @classmethod
+    def of_packed(cls, packed: Named) -> "Gaussian":
+        """The inverse of `packed`.
+
+        Raises:
+            ModelError: if a whitening has a diagonal that is not positive.
+        """
+        means = read_levels("mean", packed)
+        channels = [mean.shape[1] for mean in means]
+        whitening = unpack_blocks("whitening", packed, channels, symmetric=False)
+        for level, (own, *_) in enumerate(whitening):
+            if not (own.diagonal(dim1=1, dim2=2) > 0).all():
+                raise ModelError(
+                    f"the whitening of level {level} has a diagonal that is not positive"
+                )
+        return cls(means, whitening)
+
+    def to(self, target: torch.device | str) -> "Gaussian":
         return Gaussian(
-            tuple(mean.to(device) for mean in self.means),
-            tuple(tuple(block.to(device) for block in row) for row in self.whitening),
+            tuple(mean.to(target) for mean in self.means),
+            tuple(tuple(block.to(target) for block in row) for row in self.whitening),
         )
 
     def cells(self, start: int, stop: int) -> "Gaussian":
-        """The Gaussians of the coarsest cells [start, stop) and all their descendants, as views."""
         coarsest = len(self.means[-1])
         return Gaussian(
             tuple(cut_cells(self.means, coarsest, start, stop)),
             tuple(tuple(cut_cells(row, coarsest, start, stop)) for row in self.whitening),
         )
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        return [*self.means, *(block for row in self.whitening for block in row)]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 def factorise(
@@ -76,7 +95,7 @@ def factorise(
     coarsest = moments.means[-1]
     numbers = sum(block.numel() for row in moments.scatters for block in row)
     # on CPUs a few cells at a time, whose intermediate results stay in the cache
-    runs = split_cells(len(coarsest), 1 if coarsest.is_cuda else -(-numbers // FACTORISED_TOGETHER))
+    runs = split_cells(len(coarsest), 1 if coarsest.is_cuda else -(-numbers // MAX_RUN_NUMBERS))
     return concatenate([_factorise(moments.cells(*run), scale, offset, dtype) for run in runs])
 
 
@@ -161,29 +180,6 @@ def squared_distances(gaussian: Gaussian, patches: Sequence[torch.Tensor]) -> to
         total = squares
     assert total is not None
     return total
-
-
-def to_tensors(gaussian: Gaussian) -> dict[str, torch.Tensor]:
-    """Named tensors to save; triangular corners keep their lower triangle only."""
-    return {
-        **{f"mean.{level}": mean for level, mean in enumerate(gaussian.means)},
-        **pack_blocks("whitening", gaussian.whitening),
-    }
-
-
-def from_tensors(tensors: Mapping[str, torch.Tensor]) -> Gaussian:
-    """The inverse of `to_tensors`.
-
-    Raises:
-        ModelError: if a whitening has a diagonal that is not positive.
-    """
-    means = read_levels("mean", tensors)
-    channels = [mean.shape[1] for mean in means]
-    whitening = unpack_blocks("whitening", tensors, channels, symmetric=False)
-    for level, (own, *_) in enumerate(whitening):
-        if not (own.diagonal(dim1=1, dim2=2) > 0).all():
-            raise ModelError(f"the whitening of level {level} has a diagonal that is not positive")
-    return Gaussian(means, whitening)
 
 
 def concatenate(parts: Sequence[Gaussian]) -> Gaussian:

@@ -1,9 +1,8 @@
-"""A ResNet trunk in which what follows a convolution is done while its output is at hand.
+"""ResNet trunks with bias, residual and ReLU fused into the convolutions.
 
 oneDNN's and cuDNN's convolutions can add a residual and apply the ReLU themselves; PyTorch offers
 that through the operators that its compiler and its JIT use. Calling them directly gives the
-compiler's rate without its start-up. The plain modules in `trunk` are the reference that tests
-compare with.
+compiler's rate without its start-up. Tests compare with the plain modules.
 """
 
 import threading
@@ -13,10 +12,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from padim_ray.features.trunks.resnet import Block
+from padim_ray.features import gpu
+from padim_ray.features.channels import select_channels
+from padim_ray.features.trunks.resnet import ResNet
+from padim_ray.features.trunks.resnet_modules import Block
 
-MIDDLE = 128  # of a pixel's values
-TOGETHER = 4  # images on CPUs: few enough that an activation is read from the cache
+MIDDLE = 128  # the middle of a pixel's range: subtracted, it leaves small whole numbers
 ONEDNN = (
     "_convolution_pointwise",
     "_convolution_pointwise_",
@@ -24,8 +25,6 @@ ONEDNN = (
     "_is_mkldnn_bf16_supported",
 )
 CUDNN = ("cudnn_convolution_relu", "cudnn_convolution_add_relu")
-MaxPool = Callable[[torch.Tensor], torch.Tensor]
-"""3×3 of stride 2 with padding 1, of values that are not negative, channels-last."""
 
 
 def is_available(device: torch.device, dtype: torch.dtype) -> bool:
@@ -44,47 +43,43 @@ def is_available(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class FusedStages:
-    """What the stages of `trunk.Trunk` compute, of images that are not normalised yet.
+    """Images that are not normalised yet → features, as the plain stages compute them.
 
-    Every pass has the same number of images, filled up with others: kernels are chosen by shape
-    and round differently, and an image's features shouldn't depend on its company.
+    Every pass has the same number of images, padded with others: kernels are chosen by shape and
+    round differently, and an image's features mustn't depend on the rest of the batch.
 
     Args:
+        resnet: the network.
         stages: conv1, maxpool, layer1, …, with batch norms folded, in float32.
-        channels: the kept channels of each used layer.
-        mean, std: of the pixels' channels, in 0…255.
+        channels: the kept channels of each used level.
         dtype: to compute in.
         device: where to compute.
-        together: images per pass.
-        max_pool: instead of PyTorch's operators.
+        images: per pass.
+
+    `channels`: those that come out per level, see `FusedTrunk.widths`.
     """
 
     def __init__(
         self,
+        resnet: ResNet,
         stages: nn.Sequential,
         channels: Mapping[str, torch.Tensor],
-        mean: torch.Tensor,
-        std: torch.Tensor,
         dtype: torch.dtype,
         device: torch.device,
-        together: int,
-        max_pool: MaxPool | None = None,
+        images: int,
     ) -> None:
-        self.together, self.dtype = together, dtype
+        self.images, self.dtype = images, dtype
         backend = _CuDnn if device.type == "cuda" else _OneDnn
         convolution = partial(backend, dtype, device)
-        self.first = _FirstLayer(stages.conv1, mean, std, convolution, together)
-        self.max_pool = max_pool or backend.max_pool
-        layers = {
-            name: layer for name, layer in stages.named_children() if name.startswith("layer")
-        }
+        self.first = _FirstLayer(resnet, stages.get_submodule("conv1"), convolution, images)
+        self.max_pool = backend.max_pool
+        layers = {name: layer for name, layer in stages.named_children() if name in resnet.levels}
         self.channels = {
-            name: _fill_up(kept, stages.get_submodule(name)[-1], backend.row)
-            for name, kept in channels.items()
+            name: _fill_up(kept, layers[name][-1], backend.row) for name, kept in channels.items()
         }
         deepest = list(layers)[-1]
         needed = {}
-        if len(self.channels[deepest]):  # nothing else of the last block
+        if len(self.channels[deepest]):  # the other channels of the last block aren't computed
             needed[layers[deepest][-1]] = self.channels[deepest]
             self.channels[deepest] = torch.arange(len(self.channels[deepest]), device=device)
         self.blocks = {
@@ -94,7 +89,7 @@ class FusedStages:
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 3, H, W), uint8 or float in 0…255 → per level (B, c_ℓ, H_ℓ, W_ℓ)."""
-        features = [self._run(part) for part in images.split(self.together)]
+        features = [self._run(part) for part in images.split(self.images)]
         return (
             features[0]
             if len(features) == 1
@@ -111,13 +106,6 @@ class FusedStages:
                 level = select_channels(x, self.channels[name])[: len(images)]
                 features.append(level.to(self.dtype))
         return features
-
-
-def select_channels(features: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) → (B, len(kept), H, W), channels-last; as they are, if all are kept."""
-    if len(kept) == features.shape[1]:
-        return features
-    return features.permute(0, 2, 3, 1).index_select(3, kept).permute(0, 3, 1, 2)
 
 
 def _fill_up(kept: torch.Tensor, block: Block, row: int) -> torch.Tensor:
@@ -222,7 +210,11 @@ class _CuDnn:
 
     @staticmethod
     def max_pool(x: torch.Tensor) -> torch.Tensor:
-        """3×3 of stride 2 with padding 1."""
+        """3×3 of stride 2 with padding 1, of values that are not negative, channels-last."""
+        if gpu.has_kernels(x.device):
+            from padim_ray.features.kernels import max_pool
+
+            return max_pool(x)
         return nn.functional.max_pool2d(x, 3, stride=2, padding=1)
 
     row = 16
@@ -278,13 +270,13 @@ class _FirstLayer:
 
     def __init__(
         self,
-        module: nn.Conv2d,
-        mean: torch.Tensor,
-        std: torch.Tensor,
-        convolution: Callable[..., Convolution],
-        together: int,
+        resnet: ResNet,
+        module: nn.Module,
+        convolution: "partial[Convolution]",
+        images: int,
     ) -> None:
-        mean, std = mean.flatten().cpu().double(), std.flatten().cpu().double()
+        assert isinstance(module, nn.Conv2d)
+        mean, std = ((255 * torch.tensor(v)).double() for v in (resnet.mean, resnet.std))
         self.border = (mean - MIDDLE).repeat(4)
         weight = module.weight.double() / std[:, None, None]  # (64, 3, 7, 7)
         bias = module.bias.double() - (weight * (mean - MIDDLE)[:, None, None]).sum((1, 2, 3))
@@ -295,7 +287,7 @@ class _FirstLayer:
         self.convolution = convolution(
             _widen(weight, 1, convolution.func.pixel_channels).float(), bias.float(), like
         )
-        self.together = together
+        self.images = images
         self.buffers = threading.local()
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -305,7 +297,7 @@ class _FirstLayer:
         """Blocks of 2×2 pixels, with a border of two blocks before and one after."""
         rows, columns = images.shape[2] // 2, images.shape[3] // 2
         channels = self.convolution.pixel_channels
-        shape = (self.together, rows + 3, columns + 3, channels)
+        shape = (self.images, rows + 3, columns + 3, channels)
         cells = getattr(self.buffers, "cells", None)
         if cells is None or cells.shape != shape:
             weight = self.convolution.weight

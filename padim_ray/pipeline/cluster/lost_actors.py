@@ -13,16 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from ray._private.state import actors
-from ray._private.worker import global_worker
 from ray.exceptions import RayError
 
+from padim_ray.pipeline.cluster.ray_internals import (
+    POOL_ACTOR,
+    kill_actor_for_good,
+    restarting_actors,
+)
 from padim_ray.pipeline.cluster.session import is_own_ray
 
 log = logging.getLogger("padim_ray")
 PATIENCE = 30.0  # seconds without room: a process that crashed is restarted where it was, at once
 PAUSE = 5.0
-POOL = "MapWorker("  # what Ray Data calls the class of a pool's actors
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def _watch(job: ray.JobID, stopped: threading.Event) -> None:
             since = {actor: since.get(actor, now) for actor in lost}
             for actor in [actor for actor, start in since.items() if now - start >= PATIENCE]:
                 log.warning("There is no room for an actor of a lost node; its work is done again")
-                global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
+                kill_actor_for_good(actor)
                 del since[actor]
         except (RayError, OSError, RuntimeError) as error:  # the job itself will notice
             log.debug("Actors can't be watched: %s", error)
@@ -60,8 +62,8 @@ def _homeless(job: ray.JobID) -> list[str]:
     """IDs of the pools' actors that are to be restarted and have no process for it yet."""
     restarting = {
         actor: (told["Address"]["IPAddress"], told["Address"]["Port"])
-        for actor, told in actors(job_id=job, actor_state_name="RESTARTING").items()
-        if told["ActorClassName"].startswith(POOL)
+        for actor, told in restarting_actors(job).items()
+        if told["ActorClassName"].startswith(POOL_ACTOR)
     }
     if not restarting:
         return []

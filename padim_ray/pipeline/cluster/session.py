@@ -15,6 +15,7 @@ from ray.data import DataContext
 from ray.exceptions import AuthenticationError, RayTaskError
 
 from padim_ray.errors import PadimError
+from padim_ray.pipeline.cluster.ray_internals import NOISY_LOGGERS
 
 log = logging.getLogger("padim_ray")
 LOCAL_WORKERS = 2 * (os.cpu_count() or 1) + 8
@@ -104,8 +105,7 @@ def data_context(*, preserve_order: bool) -> Iterator[DataContext]:
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     context.raise_original_map_exception = True  # for `_without_tracebacks`
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # we log a line per stage ourselves
-    for name in ("exceptions", "_internal.execution.streaming_executor_state"):
-        # they would print the traceback of a full disk; what fails is raised, and told by us
-        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with DataContext.current(context):
         yield context

@@ -6,13 +6,13 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 
-from padim_ray.densities.gaussian.leave_one_out import MIN_IMAGES
+from padim_ray.densities import MIN_LEFT_OUT_OF
 from padim_ray.images.shards import sample_images, shard_rows, shard_table
 from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.publish import save_calibration
 from padim_ray.model.version import ModelVersion
 from padim_ray.pipeline.cluster.session import data_context, rows_of
-from padim_ray.pipeline.stages.actors import score_images
+from padim_ray.pipeline.graphs import scored_shards
 from padim_ray.pipeline.stages.count import CountPixels
 from padim_ray.planning.batches import images_per_shard
 from padim_ray.planning.resources import Plan
@@ -48,7 +48,7 @@ def calibrate(
     entries = dict(version.groups)
     rows = sample_images(manifest, sample.calibration_images, sample.seed)
     groups = manifest["group"].take(rows).to_pylist()
-    rows = rows[[entries[group].images >= MIN_IMAGES for group in groups]]
+    rows = rows[[entries[group].images >= MIN_LEFT_OUT_OF for group in groups]]
     if not len(rows):
         return entries, scores, 0
     with data_context(preserve_order=True):
@@ -56,13 +56,8 @@ def calibrate(
         per_shard = images_per_shard(images.num_rows, version.spec.preprocessing)
         shards = shard_rows(images, per_shard)
         tables = [shard_table(images, *shard) for shard in enumerate(shards)]
-        scored = score_images(tables, version, options, plan, leave_one_out=True)
-        counted = scored.map_batches(
-            CountPixels(version.spec.mapper),
-            batch_size=None,
-            batch_format="pyarrow",
-            **plan.helper.options,
-        )
+        count = CountPixels(version.spec.mapper)
+        counted = scored_shards(tables, version, options, plan, count, leave_one_out=True)
         with rows_of(counted) as all_parts:
             for group, parts in groupby(all_parts, key=lambda part: part["group"]):
                 pixels = np.zeros(BINS, np.int64)

@@ -29,8 +29,8 @@ from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.pipeline.cluster.nodes import plan_for
 from padim_ray.pipeline.cluster.recovery import until_done
 from padim_ray.pipeline.cluster.session import data_context, ray_session, rows_of
+from padim_ray.pipeline.graphs import scored_shards
 from padim_ray.pipeline.jobs.score import continue_run, scoring_job
-from padim_ray.pipeline.stages.actors import score_images
 from padim_ray.pipeline.stages.commit import read_committed
 from padim_ray.pipeline.stages.decode import fetcher
 from padim_ray.pipeline.stages.output import PNG
@@ -299,7 +299,7 @@ class _Comparing:
         shards = [shard_table(images, *shard) for shard in enumerate(shard_rows(images, per_shard))]
         plan = plan_for(self.options)
         with data_context(preserve_order=False):
-            scored = score_images(shards, version, self.options, plan)
+            scored = scored_shards(shards, version, self.options, plan)
             with rows_of(scored.select_columns(["uri", "status", "distances"])) as rows:
                 for row in rows:
                     if row["status"] == "scored":

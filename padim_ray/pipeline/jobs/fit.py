@@ -11,7 +11,6 @@ import ray
 from padim_ray.features.trunk import native_precision
 from padim_ray.features.weights import StateDict
 from padim_ray.images.manifest import group_counts
-from padim_ray.model.layout import current_number, version_location
 from padim_ray.model.publish import save_trunk_weights
 from padim_ray.model.spec import ModelSpec, new_spec
 from padim_ray.pipeline.cluster.device import Device
@@ -74,16 +73,9 @@ class _Fit(Job):
     spec: ModelSpec
     weights: StateDict | None
 
-    def run(self) -> Summary:
-        current = current_number(self.root)
-        if current and not self.options.overwrite:
-            record = JobRecord.read(version_location(self.root, current))
-            if record and dict(record.identity) == dict(self.identity):
-                images = read_images_table(self.options)
-                if describe_changes(record.images, images) is None:
-                    log.info("Nothing is left to do: see --overwrite to fit these images once more")
-                    return self.nothing_left(current, images)
-        return super().run()
+    def repeated_images(self, record: JobRecord) -> pa.Table | None:
+        images = read_images_table(self.options)
+        return images if describe_changes(record.images, images) is None else None
 
     def list_images(self) -> pa.Table:
         images = read_images_table(self.options)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from padim_ray.errors import PadimError
 from padim_ray.images.manifest import group_counts
-from padim_ray.model.layout import current_number, version_location
+from padim_ray.model.layout import current_number
 from padim_ray.model.overlap import Union, check_compatible, describe_settings, unite
 from padim_ray.model.publish import save_trunk_weights
 from padim_ray.model.spec import ModelSpec
@@ -18,8 +18,8 @@ from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.pipeline.jobs.calibrate import Sample
 from padim_ray.pipeline.jobs.new_version import Job, nameless_images, with_outcomes
 from padim_ray.pipeline.jobs.update_and_forget import sample_of
-from padim_ray.pipeline.merging.base import Base
-from padim_ray.runs.job_record import JobRecord, identify
+from padim_ray.pipeline.merging.base import BaseVersions
+from padim_ray.runs.job_record import identify
 from padim_ray.runs.options.common import check_no_credentials, from_mapping
 from padim_ray.runs.options.merge import MergeOptions
 from padim_ray.runs.summary import Summary, warn
@@ -93,9 +93,9 @@ def run_merge(models: Sequence[str], options: MergeOptions) -> Summary:
             ).run()
 
 
-def _base(root: Location, versions: Sequence[ModelVersion], union: Union) -> Base:
+def _base(root: Location, versions: Sequence[ModelVersion], union: Union) -> BaseVersions:
     """What becomes of each group: added up, copied, or referred to where it is."""
-    base = Base(tuple(versions), takes=True, left_out=union.left_out)
+    base = BaseVersions(tuple(versions), subtract=True, left_out=union.left_out)
     settings = describe_settings(versions[0].spec)
     summed, copied = [], []
     for group in base.groups:
@@ -104,21 +104,12 @@ def _base(root: Location, versions: Sequence[ModelVersion], union: Union) -> Bas
             summed.append(group)
         elif first.root != root:
             copied.append(group)
-    return Base(base.versions, True, base.left_out, tuple(summed), tuple(copied))
+    return BaseVersions(base.versions, True, base.left_out, tuple(summed), tuple(copied))
 
 
 @dataclass(kw_only=True)
 class _Merge(Job):
     union: Union
-
-    def run(self) -> Summary:
-        current = current_number(self.root)
-        if current and not self.options.overwrite:
-            record = JobRecord.read(version_location(self.root, current))
-            if record and dict(record.identity) == dict(self.identity):
-                log.info("Nothing is left to do: version %d is these models merged", current)
-                return self.nothing_left(current, record.images)
-        return super().run()
 
     def list_images(self) -> pa.Table:
         """Those that are in several models."""
@@ -128,7 +119,7 @@ class _Merge(Job):
     def is_done(self, images: pa.Table) -> bool:
         """Whether the version that is current has it all."""
         base = self.base
-        return not (images.num_rows or base.summed or base.copied) and {
+        return not (images.num_rows or base.rewritten or base.copied) and {
             holder.number for group in base.groups for holder in base.holders(group)
         } == {current_number(self.root)}
 
@@ -144,8 +135,8 @@ class _Merge(Job):
         base, repeated = self.base, self.union.repeated
         log.info(
             "%d groups of %d models: %d are added up, %d copied, %d stay as they are",
-            *(len(base.groups), len(base.versions), len(base.summed), len(base.copied)),
-            len(base.groups) - len(base.summed) - len(base.copied),
+            *(len(base.groups), len(base.versions), len(base.rewritten), len(base.copied)),
+            len(base.groups) - len(base.rewritten) - len(base.copied),
         )
         current = current_number(self.root)
         here = [version.number for version in base.versions if version.root == self.root]
@@ -178,7 +169,7 @@ class _Merge(Job):
 
     def check_calibration(self, manifest: pa.Table) -> None:
         """Say whose images thresholds hold for, where some models' are not among them."""
-        summed = self.base.summed
+        summed = self.base.rewritten
         if not self.calibrates:
             if summed:
                 log.warning(

@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 
 from padim_ray.images.manifest import group_counts, sort_images
 from padim_ray.images.sources import FETCHED, without_sources
+from padim_ray.model.draft import DraftVersion
 from padim_ray.model.layout import (
     check_number,
     current_number,
     is_published,
     next_number,
-    state_shards,
     version_location,
 )
 from padim_ray.model.model_json import GroupEntry
@@ -36,11 +36,10 @@ from padim_ray.pipeline.cluster.nodes import plan_for
 from padim_ray.pipeline.cluster.prometheus import JobMetrics
 from padim_ray.pipeline.cluster.recovery import until_done
 from padim_ray.pipeline.cluster.session import ray_session
+from padim_ray.pipeline.graphs import partial_sums_of
 from padim_ray.pipeline.jobs.calibrate import Sample, calibrate
-from padim_ray.pipeline.merging.base import Base
-from padim_ray.pipeline.merging.groups import Target
+from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.pipeline.merging.reducer import Reducer
-from padim_ray.pipeline.stages.actors import partial_sums
 from padim_ray.planning.resources import Plan
 from padim_ray.runs.failures import Failures, count_causes
 from padim_ray.runs.job_record import JOB, JobRecord
@@ -73,7 +72,7 @@ class Job(ABC):
     sample: Sample
     identity: Mapping[str, Any]
     why: str
-    base: Base = field(default_factory=Base)
+    base: BaseVersions = field(default_factory=BaseVersions)
     calibrates: bool = True
     skipped: int = 0
     sampled: int = 0
@@ -107,6 +106,8 @@ class Job(ABC):
 
     def run(self) -> Summary:
         """Make the version, or what is left of it."""
+        if (summary := self._repeat()) is not None:
+            return summary
         number = number_to_make(self.root)
         place = version_location(self.root, number)
         if self.options.overwrite:
@@ -137,6 +138,24 @@ class Job(ABC):
                 metrics.report_success()
         remove_rounds(place)
         return self.sum_up(number, images, causes, before)
+
+    def repeated_images(self, record: JobRecord) -> pa.Table | None:
+        """The images of a finished job with this one's identity, if they are this one's."""
+        return record.images
+
+    def _repeat(self) -> Summary | None:
+        """Report on the current version, if this very job has made it."""
+        current = current_number(self.root)
+        if current is None or self.options.overwrite:
+            return None
+        record = JobRecord.read(version_location(self.root, current))
+        if record is None or dict(record.identity) != dict(self.identity):
+            return None
+        images = self.repeated_images(record)
+        if images is None:
+            return None
+        log.info("Nothing is left to do: --overwrite does it once more")
+        return self.nothing_left(current, images)
 
     def _continue(self, record: JobRecord) -> JobRecord:
         """The unfinished job, if it is the one that is asked for.
@@ -200,13 +219,13 @@ class _NewVersion:
 
     def make(self) -> tuple[int, Mapping[str, int]]:
         """Returns the images that an earlier attempt had done, and failed images by cause."""
-        target = Target(self.job.root, self.number, len(state_shards(self.spec)))
-        before = Round.latest(target.location).rows
+        draft = DraftVersion(self.job.root, self.number, self.spec)
+        before = Round.latest(draft.location).rows
         reducers: list[Reducer] = []
         with timed("embed", self.job.stages):
             until_done(
-                lambda: reducers.append(self._sum(target)),
-                progress=lambda: Round.latest(target.location).number,
+                lambda: reducers.append(self._add(draft)),
+                progress=lambda: Round.latest(draft.location).number,
             )
         (reducer,) = reducers
         with timed("calibrate", self.job.stages):
@@ -217,12 +236,11 @@ class _NewVersion:
         """Anew each time: nodes come and go."""
         return plan_for(self.job.options)
 
-    def _sum(self, target: Target) -> Reducer:
-        """Sum up the images that no round holds yet, and finish all groups."""
+    def _add(self, draft: DraftVersion) -> Reducer:
+        """Add the images that no round holds yet, and finish all groups."""
         plan, options = self._plan(), self.job.options
         reducer = Reducer(
-            self.spec.regularization,
-            target,
+            draft,
             plan.helper,
             group_counts(self.images),
             options.round_images,
@@ -234,9 +252,9 @@ class _NewVersion:
             log.info("%d of %d images are done already", reducer.rows, self.images.num_rows)
         left = self.images.slice(reducer.rows)
         if left.num_rows:
-            with closing(partial_sums(options, plan, self.spec, self.job.root, left)) as bundles:
-                for bundle in bundles:
-                    for block in bundle.block_refs:
+            with closing(partial_sums_of(left, self.spec, self.job.root, options, plan)) as parts:
+                for blocks in parts:
+                    for block in blocks:
                         reducer.add(block)
                     self.metrics.report_progress(reducer.rows, len(reducer.failures))
         reducer.finish(plan.finish)
@@ -289,7 +307,7 @@ class _NewVersion:
     def _manifest(self, failures: Mapping[str, str]) -> pa.Table:
         """All images of the version, with what became of them."""
         kept = self.job.kept(self.images)
-        if kept is not None and self.job.base.takes:
+        if kept is not None and self.job.base.subtract:
             return kept
         images = _with_status(self.images, failures)
         if kept is None:
@@ -308,7 +326,7 @@ class _NewVersion:
         return {
             group: replace(holder.groups[group], version=holder.home(group))
             for group in base.groups
-            if group not in base.summed and group not in base.copied
+            if group not in base.rewritten and group not in base.copied
             for holder in base.holders(group)
         }
 

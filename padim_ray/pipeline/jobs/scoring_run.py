@@ -25,7 +25,7 @@ from padim_ray.pipeline.cluster.pools import drawing_tasks
 from padim_ray.pipeline.cluster.prometheus import JobMetrics
 from padim_ray.pipeline.cluster.recovery import until_done
 from padim_ray.pipeline.cluster.session import data_context, rows_of
-from padim_ray.pipeline.stages.actors import score_images
+from padim_ray.pipeline.graphs import scored_shards
 from padim_ray.pipeline.stages.commit import WriteResults, read_committed
 from padim_ray.pipeline.stages.decode import fetcher
 from padim_ray.pipeline.stages.draw import DrawHeatmaps
@@ -180,13 +180,8 @@ class ScoringJob:
             return
         with data_context(preserve_order=False):
             shards = [shard_table(self.manifest, n, self.shards[n]) for n in left]
-            scored = score_images(shards, self.version, self.options, plan)
-            written = scored.map_batches(
-                WriteResults(self.output, self.version, self.scores.decisions, count_pixels),
-                batch_size=None,
-                batch_format="pyarrow",
-                **plan.helper.options,
-            )
+            commit = WriteResults(self.output, self.version, self.scores.decisions, count_pixels)
+            written = scored_shards(shards, self.version, self.options, plan, commit)
             with rows_of(written) as rows:
                 for row in rows:
                     shard, scores = row.pop("shard"), np.frombuffer(row.pop("scores"), np.float32)

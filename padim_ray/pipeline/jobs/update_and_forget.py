@@ -17,7 +17,7 @@ from padim_ray.model.spec import ModelSpec
 from padim_ray.model.version import ModelVersion, open_version
 from padim_ray.pipeline.jobs.calibrate import Sample
 from padim_ray.pipeline.jobs.new_version import OUTCOMES, Job, with_outcomes
-from padim_ray.pipeline.merging.base import Base
+from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.pipeline.merging.reducer import check_count
 from padim_ray.runs.job_record import JobRecord, identify
 from padim_ray.runs.listing import check_images_option, read_images_table
@@ -48,7 +48,7 @@ def update(**options: Any) -> Summary:
 
 def run_update(options: VersionOptions) -> Summary:
     """Update as `options` say; see `update`."""
-    return _run(_Update, "update", options, "{} images added to version %d", takes=False)
+    return _run(_Update, "update", options, "{} images added to version %d", subtract=False)
 
 
 def forget(**options: Any) -> Summary:
@@ -69,11 +69,11 @@ def forget(**options: Any) -> Summary:
 
 def run_forget(options: VersionOptions) -> Summary:
     """Forget as `options` say; see `forget`."""
-    return _run(_Forget, "forget", options, "{} images taken out of version %d", takes=True)
+    return _run(_Forget, "forget", options, "{} images taken out of version %d", subtract=True)
 
 
 def _run(
-    kind: type["_Change"], name: str, options: VersionOptions, why: str, *, takes: bool
+    kind: type["_Change"], name: str, options: VersionOptions, why: str, *, subtract: bool
 ) -> Summary:
     with hidden_credentials(options.storage_options):
         root = Location.of(options.model, options.storage_options)
@@ -96,7 +96,7 @@ def _run(
                 sample=sample,
                 identity=identity,
                 why=why % version.number,
-                base=Base((version,), takes=takes),
+                base=BaseVersions((version,), subtract=subtract),
             ).run()
 
 

@@ -3,35 +3,39 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from operator import add
 from typing import Any
 
 import ray
-import torch
 
-from padim_ray.densities.gaussian import moments
-from padim_ray.densities.gaussian.regularization import PooledScatter, pool
+from padim_ray.densities.base import Density, Pooled
 from padim_ray.errors import ModelError
 from padim_ray.model.version import ModelVersion
 from padim_ray.pipeline.cluster.memory import prepare_memory
-from padim_ray.pipeline.merging.codec import MomentArrays, read_moments
+from padim_ray.pipeline.merging.codec import StatisticsArrays, read_statistics
 from padim_ray.pipeline.merging.tree import Merged, Source
 from padim_ray.planning.resources import Share
 
 
 @dataclass(frozen=True)
-class Base:
-    """What there is already: versions whose moments images are added to, or taken from.
+class BaseVersions:
+    """Versions whose statistics images are added to, or subtracted from.
 
-    `left_out`: of the versions, by index, groups that don't count. `summed`: groups that are
-    written anew even if no image is added or taken, because several versions have them. `copied`:
-    groups whose files are copied, because another model has them. To all others' files the new
-    version only refers.
+    The new version refers to the files of all groups that are neither changed nor named here.
+
+    Attributes:
+        versions: of one model or of several.
+        subtract: whether images are subtracted, not added.
+        left_out: of the versions, by index, groups that don't count.
+        rewritten: groups that are written anew even if no image is added or subtracted, because
+            several versions have them, or the density is another.
+        copied: groups whose files are copied, because another model has them.
     """
 
     versions: tuple[ModelVersion, ...] = ()
-    takes: bool = False
+    subtract: bool = False
     left_out: frozenset[tuple[int, str]] = frozenset()
-    summed: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
 
     @property
@@ -39,19 +43,36 @@ class Base:
         return sorted({group for version in self.versions for group in version.groups})
 
     def images(self, group: str) -> int:
-        """In the group's moments, over all versions."""
+        """The number of images in a group's statistics, over all versions."""
         return sum(version.groups[group].images for version in self.holders(group))
 
+    def holders(self, group: str) -> list[ModelVersion]:
+        """The versions that have a group, each with that group only: tasks are sent them."""
+        return [
+            replace(version, groups={group: version.groups[group]})
+            for index, version in enumerate(self.versions)
+            if group in version.groups and (index, group) not in self.left_out
+        ]
+
     def combine(
-        self, group: str, merged: Mapping[int, Merged], shards: int, share: Share
+        self,
+        density: Density,
+        group: str,
+        merged: Mapping[int, Merged],
+        shards: int,
+        share: Share,
     ) -> dict[int, Merged]:
-        """Add a group's state shards to those of the versions, or take them from there.
+        """Add a group's shards to those of the versions, or subtract them.
 
         Args:
-            merged: sums of images, by number of the shard; empty if there are none.
+            density: what is fitted to the result.
+            group: its name.
+            merged: statistics of images, by number of the shard; empty if there are none.
+            shards: the number of shards.
+            share: what a task asks for.
 
         Raises:
-            ModelError: if a version has its shards cut otherwise.
+            ModelError: if a version is cut into other shards.
         """
         versions = self.holders(group)
         for version in versions:
@@ -60,17 +81,9 @@ class Base:
         combined = {}
         for shard in range(shards):
             part = (merged[shard].source.row, merged[shard].source.ref) if merged else (None, None)
-            state, pooled = task.remote(versions, group, shard, self.takes, *part)
+            state, pooled = task.remote(density, versions, group, shard, self.subtract, *part)
             combined[shard] = Merged(Source(state), pooled)
         return combined
-
-    def holders(self, group: str) -> list[ModelVersion]:
-        """The versions that have a group, with nothing of others: tasks are sent them."""
-        return [
-            replace(version, groups={group: version.groups[group]})
-            for index, version in enumerate(self.versions)
-            if group in version.groups and (index, group) not in self.left_out
-        ]
 
 
 def check_shards(version: ModelVersion, group: str, shards: int) -> None:
@@ -84,18 +97,18 @@ def check_shards(version: ModelVersion, group: str, shards: int) -> None:
 
 @ray.remote(max_retries=-1)
 def _combine_task(
+    density: Density,
     versions: Sequence[ModelVersion],
     group: str,
     shard: int,
-    takes: bool,
+    subtract: bool,
     row: int | None,
     value: Any,
-) -> tuple["MomentArrays", PooledScatter]:
+) -> tuple[StatisticsArrays, Pooled]:
     prepare_memory()
     # one after the other: memory for two, however many models are merged
-    parts = (version.load_moments(group, shard).to(torch.float64) for version in versions)
-    total = reduce(moments.merge, parts)
+    total = reduce(add, (version.load_statistics(group, shard).double() for version in versions))
     if value is not None:
-        part = read_moments(row, value).to(torch.float64)
-        total = moments.subtract(total, part) if takes else moments.merge(total, part)
-    return MomentArrays.of(total), pool(total)
+        part = read_statistics(density, row, value).double()
+        total = total - part if subtract else total + part
+    return StatisticsArrays.of(total), density.pool(total)

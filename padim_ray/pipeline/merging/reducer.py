@@ -1,4 +1,4 @@
-"""The reducer: a fit's partial sums in, finished groups and committed rounds out."""
+"""The reducer: partial sums in, finished groups and committed rounds out."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -9,25 +9,25 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from padim_ray.densities.gaussian.regularization import Regularization
+from padim_ray.densities import MIN_IMAGES
 from padim_ray.errors import ModelError
+from padim_ray.model.draft import DraftVersion
 from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.rounds import PartialGroup, Round
-from padim_ray.pipeline.merging.base import Base
+from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.pipeline.merging.groups import (
-    Target,
     check_counts,
     copy_groups,
-    factorise_and_write,
-    load,
-    save,
+    load_unfinished,
+    save_unfinished,
+    write_group,
 )
 from padim_ray.pipeline.merging.tree import Merged, MergeTree
 from padim_ray.planning.resources import Share
 from padim_ray.runs.failures import Failures, count_causes
 
 log = logging.getLogger("padim_ray")
-COPIED_TOGETHER, SUMMED_TOGETHER = 64, 16  # groups between rounds
+COPIED_PER_ROUND, REWRITTEN_PER_ROUND = 64, 16  # groups
 SHOWN = 20  # images in an error's message
 
 
@@ -35,21 +35,27 @@ SHOWN = 20  # images in an error's message
 class Reducer:
     """Takes blocks of partial sums group after group, and finishes each when the next begins.
 
-    After every `round_images` images it commits a round, from which a killed fit goes on.
+    After every `round_images` images it commits a round, from which a killed fit continues.
 
-    `version`: where. `listed`: images of each group. `rows`: images of the manifest, from its first
-    on, that are summed up or failed. `failures`: error of each failed image, by uri. `entries`: the
-    groups that are finished. `base`: what the images are added to, or taken from. `on_commit`: is
-    told a round's images, without those that failed, and these by cause.
+    Attributes:
+        draft: the version that is being written.
+        share: what a merging task asks for.
+        listed: the number of images of each group.
+        round_images: images after which a round is committed.
+        count_failures: counts failed images, and stops the job when there are too many.
+        base: versions that the images are added to, or subtracted from.
+        on_commit: called with a round's images, without failed ones, and the failed ones by cause.
+        rows: images of the manifest, from its first on, that were added or failed.
+        failures: error of each failed image, by URI.
+        entries: the groups that are finished.
     """
 
-    regularization: Regularization
-    target: Target
+    draft: DraftVersion
     share: Share
     listed: Mapping[str, int]
     round_images: int
     count_failures: Failures
-    base: Base = field(default_factory=Base)
+    base: BaseVersions = field(default_factory=BaseVersions)
     on_commit: Callable[[int, Mapping[str, int]], None] = lambda images, causes: None
     rows: int = 0
     failures: dict[str, str] = field(default_factory=dict)
@@ -63,20 +69,23 @@ class Reducer:
     _first_failure: str | None = None
 
     def __post_init__(self) -> None:
-        """Go on from the last round that was committed."""
-        self._tree = MergeTree(self.share)
-        self._round = Round.latest(self.target.location)
+        """Continue from the last round that was committed."""
+        density = self.draft.spec.density
+        self._tree = MergeTree(density, self.share)
+        self._round = Round.latest(self.draft.location)
         self.rows, self.entries = self._round.rows, dict(self._round.groups)
-        self.failures = self._round.read_failures(self.target.location)
+        self.failures = self._round.read_failures(self.draft.location)
         self.count_failures.add(self.rows, count_causes(self.failures.values()))
         partial = self._round.partial
         if partial is None:
             return
         self._group, self._group_failed = partial.group, partial.failed
         self._group_rows = partial.images + partial.failed
-        for shard in range(self.target.shards if partial.images else 0):
-            file = self._round.moments(self.target.location, shard, self.target.shards)
-            self._tree.add_merged((partial.group, shard), load(file, self.share))
+        for shard in range(self.draft.shards if partial.images else 0):
+            file = self._round.moments(self.draft.location, shard, self.draft.shards)
+            self._tree.add_merged(
+                (partial.group, shard), load_unfinished(density, file, self.share)
+            )
 
     def add(self, block: ray.ObjectRef) -> None:
         """Take a block of rows as `PartialSums` makes them.
@@ -102,7 +111,7 @@ class Reducer:
             self.commit()
         self._group = partial["group"]
         failures = partial["failures"]
-        if failures and self.base.takes:
+        if failures and self.base.subtract:
             shown = "; ".join(f"{uri}: {error}" for uri, error in list(failures.items())[:SHOWN])
             raise ModelError(
                 f"{len(failures)} images can't be taken out of the model: they must be readable, "
@@ -127,27 +136,27 @@ class Reducer:
         following = Round(number, self.rows, dict(self.entries), partial)
         if partial and partial.images:
             merged = self._tree.finish(partial.group, self.share)
-            check_counts(partial.group, merged, partial.images, self.target.shards)
+            check_counts(partial.group, merged, partial.images, self.draft.shards)
             saved = []
             for shard, part in merged.items():
-                file = following.moments(self.target.location, shard, self.target.shards)
-                saved.append(save(part, file, self.share))
+                file = following.moments(self.draft.location, shard, self.draft.shards)
+                saved.append(save_unfinished(self.draft.spec.density, part, file, self.share))
                 self._tree.add_merged((partial.group, shard), part.source)
             ray.get(saved)
-        following.commit(self.target.location, self._uncommitted)
+        following.commit(self.draft.location, self._uncommitted)
         images = self.rows - self._round.rows - len(self._uncommitted)
         self.on_commit(images, count_causes(self._uncommitted.values()))
         self._round, self._uncommitted = following, {}
         log.info(
-            "%d images are in the moments, or failed; %d groups finished: round %d is committed",
-            *(self.rows, len(self.entries), number),
+            "Round %d committed: %d images added or failed, %d groups finished",
+            *(number, self.rows, len(self.entries)),
         )
 
     def finish(self, share: Share) -> None:
-        """Merge, factorise and write the group at hand, by tasks that ask for `share`.
+        """Merge, fit and write the current group, by tasks that ask for `share`.
 
         Raises:
-            ModelError: naming a group with too few images, or that can't be factorised.
+            ModelError: naming a group with too few images, or that can't be fitted.
             RuntimeError: if an image of the group is missing.
         """
         if self._group is None:
@@ -159,7 +168,7 @@ class Reducer:
             )
         read, before = self._group_rows - self._group_failed, self.base.images(self._group)
         if read or not before:  # else all of the images failed, and the group stays as it is
-            count = before + (-read if self.base.takes else read)
+            count = before + (-read if self.base.subtract else read)
             check_count(self._group, count, self._first_failure)
             merged = self._tree.finish(self._group, share)
             self._write(self._group, merged, count, self._group_failed, share)
@@ -167,7 +176,7 @@ class Reducer:
         self._group_rows = self._group_failed = 0
 
     def finish_base(self, share: Share) -> None:
-        """Write the base's groups that are written anew though no image was added or taken.
+        """Write the base's groups that are copied, or written anew though no image changed.
 
         Every few groups it commits a round.
         """
@@ -178,38 +187,39 @@ class Reducer:
             for holder in self.base.holders(group)
         }
         while holders:
-            some = dict(islice(holders.items(), COPIED_TOGETHER))
-            self.entries |= copy_groups(some, self.target, share)
+            some = dict(islice(holders.items(), COPIED_PER_ROUND))
+            self.entries |= copy_groups(some, self.draft, share)
             holders = {group: each for group, each in holders.items() if group not in some}
             self.commit()
-        left = [group for group in self.base.summed if group not in self.entries]
+        left = [group for group in self.base.rewritten if group not in self.entries]
         for number, group in enumerate(left, 1):
             self._write(group, {}, self.base.images(group), 0, share)
-            if number % SUMMED_TOGETHER == 0:
+            if number % REWRITTEN_PER_ROUND == 0:
                 self.commit()
 
     def _write(
         self, group: str, merged: Mapping[int, Merged], count: int, failed: int, share: Share
     ) -> None:
-        """Write a group, together with what the base has of it."""
+        """Write a group, combined with the base's statistics of it."""
         if self.base.images(group):
-            merged = self.base.combine(group, merged, self.target.shards, share)
-        factorise_and_write(group, merged, count, self.regularization, self.target, share)
-        self.target.check_written(group)
-        self.entries[group] = GroupEntry(count, failed, self.target.shards)
+            density, shards = self.draft.spec.density, self.draft.shards
+            merged = self.base.combine(density, group, merged, shards, share)
+        write_group(group, merged, count, self.draft, share)
+        self.draft.check_written(group)
+        self.entries[group] = GroupEntry(count, failed, self.draft.shards)
 
 
 def check_count(group: str, count: int, failure: str | None = None) -> None:
-    """Raises: ModelError if so few readable images have no covariance."""
-    if count < 2:
+    """Raises: ModelError if a group has too few readable images to be fitted."""
+    if count < MIN_IMAGES:
         cause = f" (the first failure: {failure})" if failure else ""
         raise ModelError(
-            f"Group {group!r} has {count} readable image{'s' * (count != 1)}, and a covariance "
-            f"needs at least 2{cause}"
+            f"Group {group!r} has {count} readable image{'s' * (count != 1)}, and a fit "
+            f"needs at least {MIN_IMAGES}{cause}"
         )
 
 
 @ray.remote(max_retries=-1)
 def _describe_task(block: pa.Table) -> list[dict[str, Any]]:
-    rows = block.drop_columns(["state"]).to_pylist()
+    rows = block.drop_columns(["state", "names"]).to_pylist()
     return [row | {"failures": dict(row["failures"])} for row in rows]

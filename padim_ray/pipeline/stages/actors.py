@@ -1,81 +1,45 @@
-"""The actor that sums up images: trunk, moments of a batch."""
+"""The actors, one per GPU or per eight cores: images to partial sums (fit), or to scores (score).
 
-import logging
-import operator
-from collections import Counter, deque
+They keep a trunk, and groups' densities in a cache, but nothing that matters: each call returns its
+results, since Ray may run any call twice.
+"""
+
+from collections import deque
 from collections.abc import Iterator, Mapping
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.data
 import torch
-from ray.data._internal.execution.interfaces import RefBundle
 
-from padim_ray.densities.gaussian.moments import Moments, empty_moments
-from padim_ray.densities.gaussian.whitening import Gaussian
+from padim_ray.densities.base import Fitted, Statistics
 from padim_ray.errors import ImageError
-from padim_ray.features.embedder import Embedder, as_images
-from padim_ray.images.shards import shard_rows, shard_table
+from padim_ray.features.embedder import as_images
+from padim_ray.model.detector import Detector
 from padim_ray.model.layout import state_shards
 from padim_ray.model.spec import ModelSpec
 from padim_ray.model.version import ModelVersion, load_trunk_weights
 from padim_ray.pipeline.cluster.device import Device
 from padim_ray.pipeline.cluster.memory import prepare_memory
-from padim_ray.pipeline.cluster.pools import actor_pool
 from padim_ray.pipeline.cluster.prometheus import stage
-from padim_ray.pipeline.cluster.session import data_context
-from padim_ray.pipeline.merging.codec import describe_sum, serialise
+from padim_ray.pipeline.merging.codec import partial_sum_row
 from padim_ray.pipeline.stages.columns import column_array, fixed_size_column
-from padim_ray.pipeline.stages.decode import decode_images
-from padim_ray.pipeline.stages.density_cache import GaussianCache
-from padim_ray.planning.batches import images_per_batch, images_per_shard
+from padim_ray.pipeline.stages.density_cache import DensityCache
 from padim_ray.planning.resources import Plan
-from padim_ray.runs.options.common import RunOptions
-from padim_ray.runs.options.fit import RoundOptions
-from padim_ray.scoring.anomaly_map import image_scores
 from padim_ray.storage.location import Location
 
 
-def partial_sums(
-    options: RoundOptions, plan: Plan, spec: ModelSpec, root: Location, manifest: pa.Table
-) -> Iterator[RefBundle]:
-    """Blocks of partial sums, group after group.
-
-    In the manifest's order they are of the same images in every run: results repeat.
-    """
-    with data_context(preserve_order=True):
-        per_shard = images_per_shard(manifest.num_rows, spec.preprocessing)
-        shards = [
-            shard_table(manifest, *shard) for shard in enumerate(shard_rows(manifest, per_shard))
-        ]
-        partials = decode_images(shards, spec.preprocessing, options, plan).map_batches(
-            PartialSums,
-            fn_constructor_args=[root, spec, plan, options.batch_size],
-            batch_size=images_per_batch(
-                manifest.num_rows, plan.asked_actors, spec, options.round_images
-            ),
-            batch_format="pyarrow",
-            compute=actor_pool(plan, len(shards), max_tasks_in_flight_per_actor=2),
-            **plan.actor.options,
-        )
-        yield from partials.iter_internal_ref_bundles()
-
-
 class PartialSums:
-    """Images in, partial sums out. Keeps nothing between calls: Ray may run any call twice.
-
-    Rows out: `group`, `shard` (which run of cells), `count`, `state` (moments, float32, serialised)
-    and `failures` (uri and error of images that failed; in shard 0's row only).
-    """
+    """Decoded images in, partial sums out: rows as `partial_sum_row` makes them, one per shard of
+    cells. Images that failed are in the first shard's row."""
 
     def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int | None) -> None:
         prepare_memory(keep_activations=True)
         weights = load_trunk_weights(root, spec.weights_sha256)
         self.device = Device.of(plan)
-        self.embedder = Embedder(
+        self.detector = Detector(
             spec, weights, self.device.name, batch_size, plan.threads, reuse=True
         )
 
@@ -84,28 +48,26 @@ class PartialSums:
         start = 0
         for _, run in groupby(images["group"].to_pylist()):
             length = len(list(run))
-            yield from self._sum(images.slice(start, length))
+            yield from self._add_group(images.slice(start, length))
             start += length
 
-    def _sum(self, images: pa.Table) -> Iterator[pa.Table]:
-        spec = self.embedder.spec
+    def _add_group(self, images: pa.Table) -> Iterator[pa.Table]:
         pairs = zip(images["uri"].to_pylist(), images["error"].to_pylist(), strict=True)
         failures = {uri: error for uri, error in pairs if error}
         with stage("sum", images.num_rows):
-            total = self._sum_up(images, failures)
+            total = self._add(images, failures)
         group = images["group"][0].as_py()
         if not total.count:
-            yield describe_sum(group, 0, 0, pa.py_buffer(b""), failures)
+            yield partial_sum_row(group, 0, None, failures)
             return
-        for shard, (start, stop) in enumerate(state_shards(spec)):
-            state = serialise(total.cells(start, stop).to("cpu"))
-            yield describe_sum(group, shard, total.count, state, failures if shard == 0 else {})
+        for shard, run in enumerate(state_shards(self.detector.spec)):
+            part = total.cells(*run).to("cpu")
+            yield partial_sum_row(group, shard, part, failures if shard == 0 else {})
 
-    def _sum_up(self, images: pa.Table, failures: dict[str, str]) -> Moments:
-        grid = self.embedder.spec.grid
-        total = empty_moments(grid.cells, grid.channels, device=self.embedder.device)
+    def _add(self, images: pa.Table, failures: dict[str, str]) -> Statistics:
+        total = self.detector.empty_statistics()
         parts: deque[pa.Table] = deque()
-        for embeddings in self.embedder.embed_each(self._batches(images, parts)):
+        for embeddings in self.detector.embed_each(self._batches(images, parts)):
             uris = parts.popleft()["uri"]
             good = embeddings.are_finite()
             if not good.all():
@@ -114,79 +76,36 @@ class PartialSums:
                 failures.update({uris[row].as_py(): error for row in bad})
                 embeddings = embeddings[good]
             if len(embeddings):
-                total = self.embedder.accumulate_(total, embeddings)
+                total = self.detector.add_(total, embeddings)
         return total
 
     def _batches(self, images: pa.Table, parts: deque[pa.Table]) -> Iterator[torch.Tensor]:
-        """Images that were decoded, as many as are best summed up together; `parts`: of these."""
-        for start in range(0, images.num_rows, self.embedder.together):
+        """Batches of the images that were decoded; `parts` gets the rows of each."""
+        size = self.detector.spec.preprocessing.size
+        for start in range(0, images.num_rows, self.detector.batch_size):
             # a filter copies, so not before the slice: memory is bounded by the step
-            part = images.slice(start, self.embedder.together)
+            part = images.slice(start, self.detector.batch_size)
             if part["error"].null_count < part.num_rows:
                 part = part.filter(pc.is_null(part["error"]))
             if part.num_rows:
                 parts.append(part)
-                size = self.embedder.spec.mapper.size
                 yield as_images(column_array(part["image"], np.uint8, (*size, 3)))
 
 
-log = logging.getLogger("padim_ray")
+class ScoreImages:
+    """Decoded images in, `score` and cells' `distances` out, instead of the pixels.
 
-
-def score_images(
-    shards: list[pa.Table],
-    version: ModelVersion,
-    options: RunOptions,
-    plan: Plan,
-    *,
-    leave_one_out: bool = False,
-) -> ray.data.Dataset:
-    """Shards of the manifest to rows as `ScoreImages` makes them: a block per shard."""
-    grid = version.spec.grid
-    size = 4 * (grid.state_size + sum(map(operator.mul, grid.cells, grid.channels)))
-    if size > options.group_memory:
-        log.warning(
-            "--group-memory is %d, and one group's Gaussians take %d bytes: actors hold one group "
-            "at a time, and wait for the next",
-            *(options.group_memory, size),
-        )
-    actors = min(plan.asked_actors, len(shards))
-    following = following_groups([shard["group"][0].as_py() for shard in shards], actors)
-    decoded = decode_images(shards, version.spec.preprocessing, options, plan)
-    # with GPUs `map_batches` itself refuses whole blocks, as unbounded; a shard is bounded
-    return decoded.map_batches_internal(
-        ScoreImages,
-        fn_constructor_args=[version, plan, options.batch_size, following],
-        fn_constructor_kwargs={
-            "leave_one_out": leave_one_out,
-            "group_memory": options.group_memory,
-        },
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=actor_pool(plan, len(shards)),
-        **plan.actor.options,
-    )
-
-
-def following_groups(groups: list[str], actors: int) -> dict[str, str]:
-    """What an actor is asked for after a group, where that is as good as certain.
-
-    A group with fewer shards than there are actors is for some of them only: others would load it
-    for nothing.
+    The column `actor_id` says which actor scored a row, and `loaded_groups`, in a shard's first
+    row, which groups that actor began to load meanwhile.
 
     Args:
-        groups: of each shard, in their order.
-    """
-    shards = Counter(groups)
-    return {now: after for now, after in pairwise(shards) if shards[after] >= actors}
-
-
-class ScoreImages:
-    """Decoded images in, `score` and patch `distances` out, instead of the pixels.
-
-    `actor_id` is whose work it was, and `loaded_groups`, in a shard's first row, the groups that it
-    began to load meanwhile. With `leave_one_out`, the images must be training images, and have the
-    scores of images that the model wasn't fitted to.
+        version: of the model.
+        plan: how the cluster is divided.
+        batch_size: images per pass through the trunk.
+        following: see `DensityCache`.
+        leave_one_out: the images are training images, and get the scores that they would have if
+            the model hadn't been fitted to them.
+        group_memory: bytes of densities that are kept.
     """
 
     def __init__(
@@ -204,11 +123,11 @@ class ScoreImages:
         self.version = version
         weights = version.load_trunk_weights()
         self.device = Device.of(plan)
-        self.embedder = Embedder(
+        self.detector = Detector(
             version.spec, weights, self.device.name, batch_size, plan.threads, reuse=True
         )
         self.leave_one_out = leave_one_out
-        self.gaussians = GaussianCache(self._load, following, group_memory)
+        self.densities = DensityCache(self._load, following, group_memory)
         self.actor = ray.get_runtime_context().get_actor_id()
 
     def __call__(self, shard: pa.Table) -> pa.Table:
@@ -224,7 +143,7 @@ class ScoreImages:
         distances = np.zeros((shard.num_rows, *self.version.spec.mapper.patches), np.float32)
         if not all(errors):
             group = shard["group"][0].as_py()
-            step = self.embedder.together
+            step = self.detector.batch_size
             for start in range(0, shard.num_rows, step):
                 part = slice(start, start + step)
                 scores[part], distances[part] = self._score(pixels[part], group)
@@ -244,24 +163,20 @@ class ScoreImages:
             shard = shard.append_column(name, column)
         return shard
 
+    def _score(self, pixels: np.ndarray, group: str) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (n,) and distances (n, H_0, W_0); NaN or infinite where the features are."""
+        embeddings = self.detector.embed(as_images(pixels))
+        left_out_of = self.version.groups[group].images if self.leave_one_out else None
+        found = self.detector.measure(embeddings, self.densities[group], left_out_of=left_out_of)
+        return found.scores.cpu().numpy(), found.distances.cpu().numpy()
+
     def _loads(self, rows: int) -> dict[str, pa.Array]:
-        """The columns that tell of loading since the last time."""
-        loaded, self.gaussians.started = self.gaussians.started, []
+        """The columns that tell of loading since the last call."""
+        loaded, self.densities.started = self.densities.started, []
         return {
             "actor_id": pa.repeat(pa.scalar(self.actor, pa.string()), rows),
             "loaded_groups": pa.array([loaded, *[[]] * (rows - 1)], pa.list_(pa.string())),
         }
 
-    def _load(self, group: str) -> Gaussian:
-        return self.embedder.load(self.version.load_gaussian(group))
-
-    @torch.inference_mode()
-    def _score(self, pixels: np.ndarray, group: str) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n,) and distances (n, H_0, W_0); NaN or infinite where the features are."""
-        embeddings = self.embedder.embed(as_images(pixels))
-        left_out_of = self.version.groups[group].images if self.leave_one_out else None
-        distances = self.embedder.distances(
-            embeddings, self.gaussians[group], left_out_of=left_out_of
-        )
-        scores = image_scores(self.version.spec.mapper.maps(distances))
-        return scores.cpu().numpy(), distances.cpu().numpy()
+    def _load(self, group: str) -> Fitted:
+        return self.detector.load(self.version.load_density(group))

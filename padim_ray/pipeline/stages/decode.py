@@ -1,13 +1,11 @@
 """The stage that fetches and decodes images: a shard of the manifest in, its pixels out."""
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
 from padim_ray.errors import ImageError
 from padim_ray.images.decode_in_child import HUNG_AFTER, ModelInput, decode_all
@@ -15,10 +13,8 @@ from padim_ray.images.fetch import Fetcher
 from padim_ray.images.limits import MAX_IMAGE_PIXELS
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.images.sources import uris_to_fetch
-from padim_ray.pipeline.cluster.pools import decoding_tasks
 from padim_ray.pipeline.cluster.prometheus import count_stage
 from padim_ray.pipeline.stages.columns import fixed_size_column
-from padim_ray.planning.resources import Plan
 from padim_ray.runs.options.common import RunOptions
 
 WINDOW_BYTES = 64 * 2**20  # of encoded images: fetched together, while the last window is decoded
@@ -110,23 +106,6 @@ def _windows(sizes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
     yield start, len(sizes)
 
 
-log = logging.getLogger("padim_ray")
-
-
 def fetcher(options: RunOptions) -> Fetcher:
-    """What reads the images."""
+    """A fetcher with a run's storage options and limits."""
     return Fetcher(options.storage_options or {}, options.max_image_bytes)
-
-
-def decode_images(
-    shards: list[pa.Table], preprocessing: Preprocessing, options: RunOptions, plan: Plan
-) -> ray.data.Dataset:
-    """The pipelines' first stage: one block per shard of the manifest."""
-    # `from_arrow` would ask for each block's size by a task
-    return ray.data.from_blocks(shards).map_batches(
-        FetchAndDecode(preprocessing, fetcher(options), options.max_image_pixels),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=decoding_tasks(plan, len(shards)),
-        **plan.decode.options,
-    )

@@ -1,39 +1,40 @@
-"""An actor's groups: a bounded cache of Gaussians, the next group's loaded ahead."""
+"""An actor's groups: a bounded cache of fitted densities, the next group's loaded ahead."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from padim_ray.densities.gaussian.whitening import Gaussian
+from padim_ray.densities.base import Fitted
 
 
-class GaussianCache:
-    """The Gaussians of the groups used last, in so many bytes.
+class DensityCache:
+    """The densities of the groups used last, in a number of bytes.
 
     Where a group has few images, loading takes longer than scoring: while one group is scored, the
-    next is on its way, if there is room for both.
-
-    `started`: the groups whose loading began since this list was emptied, in that order.
+    next is loaded, if there is room for both.
 
     Args:
-        load: reads a group's Gaussians.
-        following: by group, the one that is asked for next, where that is as good as certain: what
-            was loaded ahead for nothing took the store's time.
-        most_bytes: of Gaussians, all of one size; but one group's may always be there.
+        load: reads a group's density.
+        following: by group, the one that is asked for next, where that is as good as certain: a
+            load for nothing takes the store's time.
+        max_bytes: of densities, all of one size; one group's may always be there.
+
+    Attributes:
+        started: the groups whose loading began since this list was emptied, in order.
     """
 
     def __init__(
-        self, load: Callable[[str], Gaussian], following: Mapping[str, str], most_bytes: int
+        self, load: Callable[[str], Fitted], following: Mapping[str, str], max_bytes: int
     ) -> None:
-        self._load, self._most_bytes = load, most_bytes
+        self._load, self._max_bytes = load, max_bytes
         self._following = following
-        self._loaded: OrderedDict[str, Gaussian] = OrderedDict()  # the one used last is the last
-        self._ahead: tuple[str, Future[Gaussian]] | None = None
+        self._loaded: OrderedDict[str, Fitted] = OrderedDict()  # the one used last is the last
+        self._ahead: tuple[str, Future[Fitted]] | None = None
         self._pool = ThreadPoolExecutor(1)
         self.started: list[str] = []
 
-    def __getitem__(self, group: str) -> Gaussian:
-        """A group's Gaussians, from the cache or from storage.
+    def __getitem__(self, group: str) -> Fitted:
+        """A group's density, from the cache or from storage.
 
         Raises:
             ModelError: if they can't be read.
@@ -61,7 +62,7 @@ class GaussianCache:
     def _load_ahead(self, group: str | None) -> None:
         if group is None or group in self._loaded or self._ahead is not None:
             return
-        if 2 * self._size() <= self._most_bytes:
+        if 2 * self._size() <= self._max_bytes:
             while len(self._loaded) > 1 and not self._has_room():
                 self._loaded.popitem(last=False)
             self.started.append(group)
@@ -73,7 +74,7 @@ class GaussianCache:
             self._loaded.popitem(last=False)
 
     def _has_room(self) -> bool:
-        return (len(self._loaded) + 1) * self._size() <= self._most_bytes
+        return (len(self._loaded) + 1) * self._size() <= self._max_bytes
 
     def _size(self) -> int:
         return next(iter(self._loaded.values())).nbytes

@@ -6,9 +6,14 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from padim_ray.densities import DEFAULT as DEFAULT_DENSITY
+from padim_ray.densities import DENSITIES, check_kind
 from padim_ray.errors import PadimError
+from padim_ray.features.trunks import DEFAULT as DEFAULT_TRUNK
+from padim_ray.features.trunks import TRUNKS, find_trunk
 from padim_ray.runs.options.common import MODEL, check_choices, check_number, flag
 
+DEFAULT_LEVELS = TRUNKS[DEFAULT_TRUNK].default_levels
 Sizes = Annotated[
     tuple[int, ...] | None,
     Parameter(
@@ -26,14 +31,21 @@ Sizes = Annotated[
 class FeatureOptions:
     """What features of an image a model has: all that its size and speed depend on."""
 
-    backbone: Annotated[str, Parameter(group=MODEL)] = "resnet18"
-    """ResNet of torchvision: resnet18/34/50/101/152, wide_resnet50_2, resnext50_32x4d, …"""
+    backbone: Annotated[
+        str, Parameter(group=MODEL, help=f"Pretrained CNN: {', '.join(TRUNKS)}.")
+    ] = DEFAULT_TRUNK
 
     layers: Annotated[
-        tuple[str, ...],
-        Parameter(group=MODEL, consume_multiple=True, negative_iterable="", show_default=" ".join),
-    ] = ("layer1", "layer2", "layer3")
-    """Layers whose features are used, separated by spaces or commas."""
+        tuple[str, ...] | None,
+        Parameter(
+            group=MODEL,
+            consume_multiple=True,
+            negative_iterable="",
+            negative_none="",
+            show_default=lambda layers: " ".join(layers or DEFAULT_LEVELS),
+            help="Layers whose features are used, separated by spaces or commas.",
+        ),
+    ] = None
 
     image_size: Sizes = (256,)
     """Height and width that images are resized to (one number: square), in pixels."""
@@ -48,8 +60,18 @@ class FeatureOptions:
     n_features: Annotated[int | Literal["all"] | None, Parameter(group=MODEL, negative_none="")] = (
         None
     )
-    """Channels kept in all layers together, drawn by the seed, or all. Default: all for resnet18
-    and resnet34, 550 for the others (the paper: 100 for resnet18, 550 for wide_resnet50_2)."""
+    """Channels kept in all layers together, drawn by the seed, or all. Default: as many as suit the
+    backbone; all of the default one's (the paper: 100)."""
+
+    density: Annotated[
+        str,
+        Parameter(
+            group=MODEL,
+            help=f"Kind of density: {', '.join(DENSITIES)}. gaussian: one Gaussian per position, "
+            "PaDiM's. shared: one Gaussian for all positions, for textures and objects that "
+            "aren't aligned.",
+        ),
+    ] = DEFAULT_DENSITY
 
     seed: Annotated[int, Parameter(group=MODEL)] = 42
     """Seed of the draws of channels and of calibration images."""
@@ -59,7 +81,9 @@ class FeatureOptions:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        layers = (self.layers,) if isinstance(self.layers, str) else self.layers
+        check_kind(self.density)  # an unknown one is an error before anything slow
+        layers = self.layers or find_trunk(self.backbone).default_levels
+        layers = (layers,) if isinstance(layers, str) else layers
         split = tuple(name for layer in layers for name in layer.split(",") if name)
         object.__setattr__(self, "layers", split)
         object.__setattr__(self, "image_size", pair("image_size", self.image_size))

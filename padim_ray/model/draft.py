@@ -1,0 +1,61 @@
+"""A version of a model that is being written: its groups' files."""
+
+from dataclasses import dataclass
+
+from padim_ray.densities.base import Fitted, Statistics
+from padim_ray.errors import ModelError
+from padim_ray.model.layout import shard_location, state_shards, version_location
+from padim_ray.model.publish import save_tensors
+from padim_ray.model.spec import ModelSpec
+from padim_ray.storage.location import Location
+
+
+@dataclass(frozen=True)
+class DraftVersion:
+    """A version's place and spec. It is published last, by `publish`."""
+
+    root: Location
+    number: int
+    spec: ModelSpec
+
+    @property
+    def location(self) -> Location:
+        return version_location(self.root, self.number)
+
+    @property
+    def shards(self) -> int:
+        """Shards of every group's statistics."""
+        return len(state_shards(self.spec))
+
+    @property
+    def density_shards(self) -> int:
+        """Shards of every group's fitted density: the first ones of the statistics'."""
+        return self.shards if self.spec.density.per_cell else 1
+
+    def save_statistics(self, group: str, shard: int, statistics: Statistics) -> None:
+        """Write a shard of a group's statistics."""
+        save_tensors(self._statistics_file(group, shard), statistics.packed())
+
+    def save_density(self, group: str, shard: int, fitted: Fitted) -> None:
+        """Write a shard of a group's fitted density."""
+        save_tensors(self._density_file(group, shard), fitted.packed())
+
+    def check_written(self, group: str) -> None:
+        """Raises: ModelError if a file that a worker wrote isn't there for this process."""
+        for location in (
+            *(self._statistics_file(group, shard) for shard in range(self.shards)),
+            *(self._density_file(group, shard) for shard in range(self.density_shards)),
+        ):
+            if not location.exists():
+                raise ModelError(
+                    f"A worker wrote {location.uri}, which isn't there: on a cluster the model "
+                    "needs storage that all nodes share"
+                )
+
+    def _statistics_file(self, group: str, shard: int) -> Location:
+        kind = self.spec.density.statistics_kind
+        return shard_location(self.root, self.number, group, kind, shard, self.shards)
+
+    def _density_file(self, group: str, shard: int) -> Location:
+        kind = self.spec.density.kind
+        return shard_location(self.root, self.number, group, kind, shard, self.density_shards)

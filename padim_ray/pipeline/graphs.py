@@ -1,0 +1,139 @@
+"""The jobs' graphs, whole: which stage feeds which, by tasks or by actors.
+
+fit    manifest ─ fetch and decode (tasks) ─ trunk and statistics (actors) ─ partial sums
+score  manifest ─ fetch and decode (tasks) ─ detector (actors) ─ verdicts, Parquet (tasks)
+
+What follows partial sums is in `merging`, what follows results in `jobs`.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import pyarrow as pa
+import ray.data
+import torch
+from ray.types import ObjectRef
+
+from padim_ray.images.shards import shard_rows, shard_table
+from padim_ray.model.spec import ModelSpec
+from padim_ray.model.version import ModelVersion
+from padim_ray.pipeline.cluster.pools import actor_pool, decoding_tasks
+from padim_ray.pipeline.cluster.ray_internals import block_refs, map_whole_blocks
+from padim_ray.pipeline.cluster.session import data_context
+from padim_ray.pipeline.stages.actors import PartialSums, ScoreImages
+from padim_ray.pipeline.stages.decode import FetchAndDecode, fetcher
+from padim_ray.planning.batches import images_per_batch, images_per_shard
+from padim_ray.planning.resources import Plan
+from padim_ray.runs.options.common import RunOptions
+from padim_ray.runs.options.fit import RoundOptions
+from padim_ray.storage.location import Location
+
+log = logging.getLogger("padim_ray")
+
+Stage = Callable[[pa.Table], pa.Table]
+
+
+def partial_sums_of(
+    manifest: pa.Table, spec: ModelSpec, root: Location, options: RoundOptions, plan: Plan
+) -> Iterator[list[ObjectRef]]:
+    """A fit's graph: references to blocks of partial sums, group after group.
+
+    In the manifest's order they are of the same images in every run: results repeat.
+    """
+    with data_context(preserve_order=True):
+        per_shard = images_per_shard(manifest.num_rows, spec.preprocessing)
+        shards = [
+            shard_table(manifest, *shard) for shard in enumerate(shard_rows(manifest, per_shard))
+        ]
+        decoded = _decoded(shards, spec, options, plan)
+        summed = decoded.map_batches(
+            PartialSums,
+            fn_constructor_args=[root, spec, plan, options.batch_size],
+            batch_size=images_per_batch(
+                manifest.num_rows, plan.asked_actors, spec, options.round_images
+            ),
+            batch_format="pyarrow",
+            compute=actor_pool(plan, len(shards), max_tasks_in_flight_per_actor=2),
+            **plan.actor.options,
+        )
+        yield from block_refs(summed)
+
+
+def scored_shards(
+    shards: list[pa.Table],
+    version: ModelVersion,
+    options: RunOptions,
+    plan: Plan,
+    then: Stage | None = None,
+    *,
+    leave_one_out: bool = False,
+) -> ray.data.Dataset:
+    """A scoring job's graph, and calibration's: a block of rows per shard of the manifest.
+
+    Args:
+        shards: see `shard_table`.
+        version: of the model.
+        options: of the run.
+        plan: how the cluster is divided.
+        then: what tasks do with each shard's scored rows: commit or count them.
+        leave_one_out: see `ScoreImages`.
+    """
+    _warn_of_small_cache(version.spec, options)
+    actors = min(plan.asked_actors, len(shards))
+    following = following_groups([shard["group"][0].as_py() for shard in shards], actors)
+    decoded = _decoded(shards, version.spec, options, plan)
+    scored = map_whole_blocks(
+        decoded,
+        ScoreImages,
+        fn_constructor_args=[version, plan, options.batch_size, following],
+        fn_constructor_kwargs={
+            "leave_one_out": leave_one_out,
+            "group_memory": options.group_memory,
+        },
+        batch_format="pyarrow",
+        compute=actor_pool(plan, len(shards)),
+        **plan.actor.options,
+    )
+    if then is None:
+        return scored
+    return scored.map_batches(then, batch_size=None, batch_format="pyarrow", **plan.helper.options)
+
+
+def _decoded(
+    shards: list[pa.Table], spec: ModelSpec, options: RunOptions, plan: Plan
+) -> ray.data.Dataset:
+    """The first stage of both: a block of decoded images per shard of the manifest."""
+    # `from_arrow` would ask for each block's size by a task
+    return ray.data.from_blocks(shards).map_batches(
+        FetchAndDecode(spec.preprocessing, fetcher(options), options.max_image_pixels),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=decoding_tasks(plan, len(shards)),
+        **plan.decode.options,
+    )
+
+
+def following_groups(groups: list[str], actors: int) -> dict[str, str]:
+    """The group that an actor is asked for after another, where that is as good as certain.
+
+    A group with fewer shards than there are actors is for some of them only: others would load it
+    for nothing.
+
+    Args:
+        groups: of each shard, in order.
+        actors: their number.
+    """
+    shards = Counter(groups)
+    return {now: after for now, after in pairwise(shards) if shards[after] >= actors}
+
+
+def _warn_of_small_cache(spec: ModelSpec, options: RunOptions) -> None:
+    size = spec.density.empty_fitted(spec.grid, torch.device("meta")).nbytes
+    if size > options.group_memory:
+        log.warning(
+            "--group-memory is %d, and one group's density takes %d bytes: actors hold one group "
+            "at a time, and wait for the next",
+            *(options.group_memory, size),
+        )
