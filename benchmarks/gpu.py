@@ -16,14 +16,10 @@ import torch
 
 from benchmarks.archive import random_trunk
 from benchmarks.timing import rates
-from padim_ray.densities.gaussian.moments import empty_moments
-from padim_ray.densities.gaussian.regularization import pool
-from padim_ray.densities.gaussian.whitening import factorise
-from padim_ray.features.embedder import Embedder
 from padim_ray.features.trunk import Trunk, native_precision
+from padim_ray.model.detector import Detector, fit_density
 from padim_ray.model.spec import new_spec
 from padim_ray.runs.options.model import ModelOptions
-from padim_ray.scoring.anomaly_map import image_scores
 
 CASES = (("resnet18", "100"), ("resnet18", "all"), ("wide_resnet50_2", "550"))
 BATCHES = (32, 64, 128, 256, 512, 1024)
@@ -59,7 +55,7 @@ def main() -> None:
             )
             spec, weights = new_spec(options, native_precision(device))
             for batch in arguments.batches:
-                embedder = Embedder(spec, weights, device, batch)
+                detector = Detector(spec, weights, device, batch)
                 row = {"backbone": backbone, "channels": channels, "batch": batch}
                 modules = Trunk(
                     backbone,
@@ -72,7 +68,7 @@ def main() -> None:
                 trunks = {"modules": modules}
                 if arguments.compile:
                     trunks["compiled"] = torch.compile(modules.compute)
-                row |= measure(embedder, trunks, arguments.repeats, arguments.seconds)
+                row |= measure(detector, trunks, arguments.repeats, arguments.seconds)
                 rows.append(row)
                 print(json.dumps(row, ensure_ascii=False), flush=True)
     if arguments.out:
@@ -80,40 +76,37 @@ def main() -> None:
 
 
 def measure(
-    embedder: Embedder,
+    detector: Detector,
     others: Mapping[str, Callable[[torch.Tensor], object]],
     repeats: int,
     seconds: float,
 ) -> dict[str, float]:
     """Median images/s of the trunks alone, of fit and of score; and the device's peak memory."""
-    spec, device = embedder.spec, embedder.device
+    spec, device = detector.spec, detector.device
     height, width = spec.preprocessing.size
-    pixels = torch.randint(0, 256, (embedder.together, height, width, 3), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (detector.batch_size, height, width, 3), dtype=torch.uint8)
     host = pixels.permute(0, 3, 1, 2)
     there = host.to(device)
     steps = [host] * (STEPS if device.type == "cuda" else 1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    state = empty_moments(spec.grid.cells, spec.grid.channels, device=device)
-    state = embedder.accumulate_(state, embedder.embed(host))
-    rule = spec.regularization
-    gaussian = embedder.load(factorise(state, rule.scale(state.count), rule.offset(pool(state))))
+    statistics = detector.add_(detector.empty_statistics(), detector.embed(host))
+    fitted = detector.load(fit_density(spec, statistics))
 
     def fit() -> int:
-        for embeddings in embedder.embed_each(steps):
+        for embeddings in detector.embed_each(steps):
             if embeddings.are_finite().all():
-                embedder.accumulate_(state, embeddings)
+                detector.add_(statistics, embeddings)
         return len(steps) * len(host)
 
     def score() -> int:
-        for embeddings in embedder.embed_each(steps):
-            distances = embedder.distances(embeddings, gaussian)
-            image_scores(spec.mapper.maps(distances)).cpu()
+        for embeddings in detector.embed_each(steps):
+            detector.measure(embeddings, fitted).scores.cpu()
         return len(steps) * len(host)
 
     work = {"fit": fit, "score": score}
-    for name, trunk in {"trunk": embedder.trunk, **others}.items():
-        work[name] = partial(run, trunk, there.split(embedder.batch_size))
+    for name, trunk in {"trunk": detector.embedder.trunk, **others}.items():
+        work[name] = partial(run, trunk, there.split(detector.embedder.pass_size))
     figures = {row["what"]: row for row in rates("", work, repeats, seconds)}
     result = {name: row["median"] for name, row in figures.items()}
     for name in ("fit", "score"):

@@ -78,8 +78,8 @@ def state_sizes(weights: str) -> list[Figure]:
         spec, _ = new_spec(ModelOptions(weights=weights, n_features=n_features), "float32")
         grid = spec.grid
         channels = sum(grid.channels)
-        corners = sum(p * c * (c - 1) // 2 for p, c in zip(grid.cells, grid.channels, strict=True))
-        nested = 4e-6 * (grid.state_size - corners)
+        packed = spec.density.empty(grid, "meta").packed()
+        nested = sum(t.nbytes for name, t in packed.items() if name.startswith("scatter")) / 1e6
         dense = 4e-6 * grid.cells[0] * channels**2
         what = f"covariances, {channels} channels"
         figures.append(figure("memory", f"{what}, nested", [nested], "MB"))

@@ -107,11 +107,11 @@ def object_store_costs(images: int, n_features: int | str) -> dict[str, float]:
     state, shard = State.of(spec), images_per_shard(images, spec.preprocessing)
     together = images_per_batch(images, 1, spec, VersionOptions.round_images)
     sums = count_sums({"default": images}, shard, together, VersionOptions.round_images)
-    summed = sums.partials * state.moments + sums.merges * state.merged
+    summed = sums.partials * state.statistics + sums.merges * state.merged
     return {
         "images": images,
         "channels": sum(spec.grid.channels),
-        "state, MB": 4 * spec.grid.state_size / 1e6,
+        "state, MB": spec.density.state_bytes(spec.grid) / 1e6,
         "images in a partial sum": together,
         "fit, bytes per byte of pixels": 1 + summed / pixels,
         "score, bytes per byte of pixels": 1 + distance_bytes(spec) / image_bytes(spec),

@@ -6,13 +6,10 @@ import torch
 
 from benchmarks.timing import Figure, cores, rates
 from padim_ray.densities.gaussian.leave_one_out import NEGLIGIBLE_FROM
-from padim_ray.densities.gaussian.moments import empty_moments
-from padim_ray.densities.gaussian.regularization import pool
-from padim_ray.densities.gaussian.whitening import factorise
-from padim_ray.features.embedder import Embedder
 from padim_ray.features.grid import Embeddings
 from padim_ray.features.trunk import Trunk
 from padim_ray.features.weights import read_weights
+from padim_ray.model.detector import Detector, fit_density
 from padim_ray.model.spec import new_spec
 from padim_ray.pipeline.cluster.memory import prepare_memory
 from padim_ray.runs.options.model import ModelOptions
@@ -25,11 +22,11 @@ def measure(weights: str, repeats: int) -> list[Figure]:
     """Images/s of resnet18 at 256×256."""
     work: dict[str, Callable[[], int]] = {}
     for precision in ("float32", "bfloat16"):
-        embedder, images = prepare(weights, "all", precision)
-        work[f"{precision}, all channels"] = lambda e=embedder, i=images: done(e.embed(i))
-        trunk = embedder.trunk
+        detector, images = prepare(weights, "all", precision)
+        work[f"{precision}, all channels"] = lambda e=detector, i=images: done(e.embed(i))
+        trunk = detector.embedder.trunk
         work[f"{precision}, threads within operators"] = lambda t=trunk, i=images: within(t, i)
-        modules = _modules(embedder, weights)
+        modules = _modules(detector, weights)
         work[f"{precision}, by PyTorch's modules"] = lambda t=modules, i=images[:32]: within(t, i)
     figures = rates("trunk", work, repeats)
     for n_features in ("all", 100):
@@ -41,44 +38,42 @@ def measure(weights: str, repeats: int) -> list[Figure]:
     return figures
 
 
-def prepare(weights: str, n_features: str | int, precision: str) -> tuple[Embedder, torch.Tensor]:
+def prepare(weights: str, n_features: str | int, precision: str) -> tuple[Detector, torch.Tensor]:
     """A trunk, and images as jobs give it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = ModelOptions(weights=weights, n_features=n_features)
     pixels = torch.randint(0, 256, (BATCH, 256, 256, 3), dtype=torch.uint8, device=device)
-    embedder = Embedder(*new_spec(options, precision), device, threads=cores())
-    return embedder, pixels.permute(0, 3, 1, 2)
+    detector = Detector(*new_spec(options, precision), device, threads=cores())
+    return detector, pixels.permute(0, 3, 1, 2)
 
 
-def _modules(embedder: Embedder, weights: str) -> Trunk:
+def _modules(detector: Detector, weights: str) -> Trunk:
     """The same trunk by PyTorch's own operators."""
-    spec = embedder.spec
+    spec = detector.spec
     state = read_weights(weights, spec.backbone, list(spec.channels))
-    precision, device = spec.precision, embedder.device
+    precision, device = spec.precision, detector.device
     return Trunk(
         spec.backbone, spec.channels, state, precision=precision, device=device, fuse=False
     )
 
 
 def stages(
-    embedder: Embedder, images: torch.Tensor, counts: tuple[int, ...] = ()
+    detector: Detector, images: torch.Tensor, counts: tuple[int, ...] = ()
 ) -> dict[str, Callable[[], int]]:
     """What an actor does with a batch, by name; leave-one-out distances for so many images."""
-    spec = embedder.spec
-    embeddings = embedder.embed(images)
-    state = empty_moments(spec.grid.cells, spec.grid.channels, device=embedder.device)
-    state = embedder.accumulate_(state, embeddings)
-    rule = spec.regularization
-    gaussian = factorise(state, rule.scale(state.count), rule.offset(pool(state)))
-    distances = embedder.distances(embeddings, gaussian)
+    spec = detector.spec
+    embeddings = detector.embed(images)
+    statistics = detector.add_(detector.empty_statistics(), embeddings)
+    fitted = detector.load(fit_density(spec, statistics))
+    distances = detector.measure(embeddings, fitted).distances
 
-    def accumulate() -> int:
-        embedder.accumulate_(state, embeddings)
+    def add() -> int:
+        detector.add_(statistics, embeddings)
         return done(embeddings)
 
     def measure_distances(left_out_of: int | None = None) -> int:
         part = embeddings[:16] if left_out_of else embeddings
-        embedder.distances(part, gaussian, left_out_of=left_out_of)
+        spec.density.distances(fitted, part, left_out_of=left_out_of, workers=detector.workers)
         return done(part)
 
     def draw_maps() -> int:
@@ -86,8 +81,8 @@ def stages(
         return done(embeddings)
 
     return {
-        "trunk": lambda: done(embedder.embed(images)),
-        "moments": accumulate,
+        "trunk": lambda: done(detector.embed(images)),
+        "moments": add,
         "distances": measure_distances,
         "map and score": draw_maps,
         **{

@@ -107,7 +107,7 @@ def describe_spec(spec: ModelSpec) -> str:
         n_features=sum(spec.grid.channels),
         image_size=spec.preprocessing.resize,
         crop=spec.preprocessing.crop,
-        regularization=spec.regularization.kind,
+        **spec.density.describe(),
     )
     return f"{line}, trunk in {spec.precision}, weights {spec.weights}"
 

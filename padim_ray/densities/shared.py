@@ -168,7 +168,7 @@ class SharedDensity(Density[Moments, SharedGaussian, PooledMoments]):
             descendants = finest / len(offsets)
             for k, block in enumerate(row, start=level):
                 ancestors = means[k] - mean[where[k]]
-                below = offsets.view(len(ancestors), -1, channels[level]).sum(1)
+                below = offsets.view(*_families(offsets, ancestors, 0), channels[level]).sum(1)
                 between = statistics.count * (below.mT @ ancestors)
                 within = block.sum(0, dtype=torch.float64)
                 total = (within + between) * descendants
@@ -283,6 +283,12 @@ def _levels(channels: Sequence[int]) -> list[slice]:
     return [slice(*bounds) for bounds in pairwise(accumulate(channels, initial=0))]
 
 
+def _families(fine: torch.Tensor, coarse: torch.Tensor, dimension: int) -> tuple[int, int]:
+    """Coarse cells, and the descendants of each among the fine ones."""
+    ancestors = coarse.shape[dimension]
+    return ancestors, fine.shape[dimension] // ancestors
+
+
 def _outer(vectors: torch.Tensor) -> torch.Tensor:
     return vectors[..., :, None] * vectors[..., None, :]
 
@@ -311,11 +317,11 @@ def _measure(fitted: SharedGaussian, embeddings: Embeddings) -> torch.Tensor:
         rows = fitted.whitening[fitted.levels[level]]
         whitened = offsets[level] @ rows[:, fitted.levels[level]].mT
         for coarse, where in zip(offsets[level + 1 :], fitted.levels[level + 1 :], strict=True):
-            per_ancestor = whitened.unflatten(1, (coarse.shape[1], -1))
+            per_ancestor = whitened.unflatten(1, _families(whitened, coarse, 1))
             per_ancestor += (coarse @ rows[:, where].mT)[:, :, None]
         squares = whitened.square_().sum(-1)
         if total is not None:
-            squares.unflatten(1, (total.shape[1], -1)).add_(total[..., None])
+            squares.unflatten(1, _families(squares, total, 1)).add_(total[..., None])
         total = squares
     assert total is not None
     return total.T
@@ -337,7 +343,7 @@ def _moments_of_each(
     ]
     for level, fine in enumerate(offsets):
         for k, coarse in enumerate(offsets[level:], start=level):
-            below = fine.unflatten(1, (coarse.shape[1], -1)).sum(2)
+            below = fine.unflatten(1, _families(fine, coarse, 1)).sum(2)
             block = below.mT @ coarse * (finest / fine.shape[1])
             scatter[:, fitted.levels[level], fitted.levels[k]] = block
             scatter[:, fitted.levels[k], fitted.levels[level]] = block.mT

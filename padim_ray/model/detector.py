@@ -42,6 +42,8 @@ class Detector:
         reuse: see `Embedder`.
 
     Attributes:
+        embedder: its trunk and grid.
+        workers: its threads.
         batch_size: how many images are best given to one call.
     """
 
@@ -56,7 +58,7 @@ class Detector:
         reuse: bool = False,
     ) -> None:
         self.spec, self.density, self.device = spec, spec.density, torch.device(device)
-        self._workers = Workers(threads)
+        self.workers = Workers(threads)
         trunk = Trunk(
             spec.backbone,
             spec.channels,
@@ -66,18 +68,18 @@ class Detector:
             pass_size=batch_size if self.device.type == "cuda" else None,
         )
         self._dtype = trunk.dtype
-        self._embedder = Embedder(
-            trunk, spec.grid, self.device, batch_size, self._workers, reuse=reuse
+        self.embedder = Embedder(
+            trunk, spec.grid, self.device, batch_size, self.workers, reuse=reuse
         )
-        self.batch_size = self._embedder.batch_size
+        self.batch_size = self.embedder.batch_size
 
     def embed(self, images: torch.Tensor) -> Embeddings:
         """Images (B, 3, H, W), 0…255, to their features at all cells, on the device."""
-        return self._embedder.embed(images)
+        return self.embedder.embed(images)
 
     def embed_each(self, batches: Iterable[torch.Tensor]) -> Iterator[Embeddings]:
         """Embed batches one after the other; the next are on their way meanwhile."""
-        return self._embedder.embed_each(batches)
+        return self.embedder.embed_each(batches)
 
     def empty_statistics(self) -> Statistics:
         """Statistics of no images, on the device."""
@@ -85,7 +87,7 @@ class Detector:
 
     def add_(self, statistics: Statistics, embeddings: Embeddings) -> Statistics:
         """Add a batch's embeddings to statistics, in place in their tensors."""
-        return statistics.add_(embeddings, self._workers)
+        return statistics.add_(embeddings, self.workers)
 
     def load(self, fitted: Fitted) -> Fitted:
         """Bring a group's fitted density to the device."""
@@ -110,7 +112,7 @@ class Detector:
     ) -> Detections:
         """See `detect`; of images that are embedded already."""
         nested = self.density.distances(
-            fitted, embeddings, left_out_of=left_out_of, workers=self._workers
+            fitted, embeddings, left_out_of=left_out_of, workers=self.workers
         )
         distances = self.spec.grid.unnest(nested)
         maps = self.spec.mapper.maps(distances)

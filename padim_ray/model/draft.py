@@ -12,20 +12,25 @@ from padim_ray.storage.location import Location
 
 @dataclass(frozen=True)
 class DraftVersion:
-    """A version's place and spec. It is published last, by `publish`."""
+    """A version's place and spec. It is published last, by `publish`.
+
+    Attributes:
+        shards: the number of shards of every group's statistics.
+    """
 
     root: Location
     number: int
     spec: ModelSpec
+    shards: int
+
+    @classmethod
+    def of(cls, root: Location, number: int, spec: ModelSpec) -> "DraftVersion":
+        """With as many shards as the format wants."""
+        return cls(root, number, spec, len(state_shards(spec)))
 
     @property
     def location(self) -> Location:
         return version_location(self.root, self.number)
-
-    @property
-    def shards(self) -> int:
-        """Shards of every group's statistics."""
-        return len(state_shards(self.spec))
 
     @property
     def density_shards(self) -> int:
@@ -34,17 +39,17 @@ class DraftVersion:
 
     def save_statistics(self, group: str, shard: int, statistics: Statistics) -> None:
         """Write a shard of a group's statistics."""
-        save_tensors(self._statistics_file(group, shard), statistics.packed())
+        save_tensors(self.statistics_file(group, shard), statistics.packed())
 
     def save_density(self, group: str, shard: int, fitted: Fitted) -> None:
         """Write a shard of a group's fitted density."""
-        save_tensors(self._density_file(group, shard), fitted.packed())
+        save_tensors(self.density_file(group, shard), fitted.packed())
 
     def check_written(self, group: str) -> None:
         """Raises: ModelError if a file that a worker wrote isn't there for this process."""
         for location in (
-            *(self._statistics_file(group, shard) for shard in range(self.shards)),
-            *(self._density_file(group, shard) for shard in range(self.density_shards)),
+            *(self.statistics_file(group, shard) for shard in range(self.shards)),
+            *(self.density_file(group, shard) for shard in range(self.density_shards)),
         ):
             if not location.exists():
                 raise ModelError(
@@ -52,10 +57,12 @@ class DraftVersion:
                     "needs storage that all nodes share"
                 )
 
-    def _statistics_file(self, group: str, shard: int) -> Location:
+    def statistics_file(self, group: str, shard: int) -> Location:
+        """Where a shard of a group's statistics goes."""
         kind = self.spec.density.statistics_kind
         return shard_location(self.root, self.number, group, kind, shard, self.shards)
 
-    def _density_file(self, group: str, shard: int) -> Location:
+    def density_file(self, group: str, shard: int) -> Location:
+        """Where a shard of a group's fitted density goes."""
         kind = self.spec.density.kind
         return shard_location(self.root, self.number, group, kind, shard, self.density_shards)

@@ -44,7 +44,7 @@ class Scores(NamedTuple):
 class PadimModel:
     """PaDiM (Defard et al. 2021) with exact moments in constant memory.
 
-    >>> model = PadimModel(backbone="resnet18", weights="trunk.pth")  # doctest: +SKIP
+    >>> model = PadimModel(weights="trunk.pth")  # doctest: +SKIP
     >>> for images in loader:  # doctest: +SKIP
     ...     model.update(images)
     >>> scores, maps = model.score(images)  # doctest: +SKIP
@@ -252,7 +252,7 @@ class PadimModel:
 
     def _save(self, root: Location, number: int) -> None:
         save_trunk_weights(root, self._weights)
-        draft, runs = DraftVersion(root, number, self.spec), state_shards(self.spec)
+        draft, runs = DraftVersion.of(root, number, self.spec), state_shards(self.spec)
         groups = {}
         for group in self._groups():
             fitted, statistics = self._density(group), self._merge(group)

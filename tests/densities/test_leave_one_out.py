@@ -9,11 +9,10 @@ from padim_ray.densities.gaussian.leave_one_out import (
     NEGLIGIBLE_FROM,
     leave_one_out_squared_distances,
 )
-from padim_ray.densities.gaussian.moments import merge_all
 from padim_ray.densities.gaussian.regularization import Regularization, pool
 from padim_ray.densities.gaussian.whitening import factorise
 from padim_ray.features.grid import PatchGrid
-from tests.densities.test_moments import SEEDS, of
+from tests.densities.test_moments import SEEDS, merge_all, of
 from tests.helpers import dense
 from tests.helpers.features import grids, nest, random_features
 

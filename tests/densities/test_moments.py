@@ -1,16 +1,17 @@
+from functools import reduce
+from operator import add
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from padim_ray.densities.gaussian import moments
 from padim_ray.densities.gaussian.moments import (
     Moments,
     accumulate_,
     empty_moments,
     join_cells,
-    merge_all,
     subtract,
 )
 from tests.helpers import dense
@@ -25,6 +26,11 @@ def of(patches, dtype=torch.float64):
     return accumulate_(
         empty_moments(cells, channels, dtype=dtype), [level.to(dtype) for level in patches]
     )
+
+
+def merge_all(parts):
+    """The moments of all parts together, as the pipelines merge them."""
+    return reduce(add, (part.double() for part in parts))
 
 
 def images(patches, indices):
@@ -117,8 +123,8 @@ def test_saved_and_cut_moments_come_back_identical(grid, seed):
     state = of(patches)
     middle = max(1, grid.cells[-1] // 2)
     runs = [(0, middle), (middle, grid.cells[-1])] if middle < grid.cells[-1] else [(0, middle)]
-    tensors = [moments.to_tensors(state.cells(*run)) for run in runs]
-    back = join_moments([moments.from_tensors(part) for part in tensors])
+    tensors = [state.cells(*run).packed() for run in runs]
+    back = join_moments([Moments.of_packed(part) for part in tensors])
     for mean, same in zip(state.means, back.means, strict=True):
         assert torch.equal(mean, same)
     for row, same_row in zip(state.to(torch.float32).scatters, back.scatters, strict=True):

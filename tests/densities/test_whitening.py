@@ -4,13 +4,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from padim_ray.densities.gaussian import whitening
-from padim_ray.densities.gaussian.moments import Moments, merge_all
+from padim_ray.densities.gaussian.moments import Moments
 from padim_ray.densities.gaussian.regularization import Regularization, pool
-from padim_ray.densities.gaussian.whitening import factorise, squared_distances
+from padim_ray.densities.gaussian.whitening import (
+    Gaussian,
+    concatenate,
+    factorise,
+    squared_distances,
+)
 from padim_ray.errors import ModelError
 from padim_ray.features.grid import PatchGrid
-from tests.densities.test_moments import SEEDS, of
+from tests.densities.test_moments import SEEDS, merge_all, of
 from tests.helpers import dense
 from tests.helpers.features import grids, nest, random_features
 
@@ -62,7 +66,7 @@ def test_shards_of_cells_factorise_like_the_whole(grid, seed):
         pooled = pooled + pool(part)
     regularization = Regularization()
     offset, scale = regularization.offset(pooled), regularization.scale(state.count)
-    joined = whitening.concatenate([factorise(part, scale, offset) for part in parts])
+    joined = concatenate([factorise(part, scale, offset) for part in parts])
     for row, same_row in zip(whole.whitening, joined.whitening, strict=True):
         for block, same in zip(row, same_row, strict=True):
             torch.testing.assert_close(block, same, rtol=1e-5, atol=1e-6)
@@ -71,7 +75,7 @@ def test_shards_of_cells_factorise_like_the_whole(grid, seed):
 @given(grids(), SEEDS)
 def test_saved_gaussians_come_back_identical(grid, seed):
     kept = fitted(of(nest(grid, random_features(grid, 9, np.random.default_rng(seed)))))
-    back = whitening.from_tensors(whitening.to_tensors(kept))
+    back = Gaussian.of_packed(kept.packed())
     patches = nest(grid, random_features(grid, 2, np.random.default_rng(seed + 1)))
     assert torch.equal(squared_distances(kept, patches), squared_distances(back, patches))
 
@@ -87,7 +91,7 @@ def test_a_level_without_channels_is_allowed():
 
 def test_one_image_is_too_few():
     state = of([torch.rand(4, 3, 1)])
-    with pytest.raises(ModelError, match="1 readable image, and a covariance needs at least 2"):
+    with pytest.raises(ModelError, match="1 readable image, and a fit needs at least 2"):
         factorise(state, 1.0, Regularization().offset(pool(of([torch.rand(4, 3, 2)]))))
 
 

@@ -85,7 +85,7 @@ def assert_same_model(version, other, accuracy):
             *(same.images, same.failed),
             same.calibrated,
         )
-        assert_close(version.load_moments(group), other.load_moments(group), accuracy)
+        assert_close(version.load_statistics(group), other.load_statistics(group), accuracy)
         np.testing.assert_allclose(
             version.load_calibration(group).scores,
             other.load_calibration(group).scores,

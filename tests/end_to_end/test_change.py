@@ -55,7 +55,7 @@ def test_an_update_equals_fitting_to_all(line, caplog):
     )
     # what a kept version refers to is not deleted, and the version before is as it was
     prune(root, keep=1)
-    open_version(root).load_moments("nut")
+    open_version(root).load_statistics("nut")
     with pytest.raises(ModelError, match="no version 1"):
         roll_back(root, 1)
 

@@ -210,7 +210,7 @@ def test_a_stopped_fit_is_continued(archive, weights, tmp_path, caplog):
     )
     for group, entry in versions[0].groups.items():
         assert entry == versions[1].groups[group]
-        assert_close(versions[1].load_moments(group), versions[0].load_moments(group), 1e-6)
+        assert_close(versions[1].load_statistics(group), versions[0].load_statistics(group), 1e-6)
 
 
 def test_a_fit_is_not_repeated_unless_asked(archive, weights, tmp_path):

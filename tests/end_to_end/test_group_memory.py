@@ -44,7 +44,7 @@ def test_each_actor_loads_a_tiny_group_once(ray_cluster, model, tmp_path, weight
     shuffled = {name: [row[i] for row in rows] for i, name in enumerate(("uri", "group"))}
     pq.write_table(pa.table(shuffled), manifest)
     version = open_version(Location.of(str(model)))
-    size = version.load_gaussian("000").nbytes
+    size = version.load_density("000").nbytes
     job = {"manifest": str(manifest), "model": str(model), "threshold": 1.0, "heatmaps": "none"}
     with caplog.at_level(logging.INFO, "padim_ray"):
         padim_ray.score(**job, out=str(tmp_path / "two"), actors=2, group_memory=2 * size)

@@ -89,7 +89,7 @@ def test_the_pipelines_moments_equal_the_librarys(fitted, archive, weights, s3):
         model.update(
             pixels(sorted((archive / group / "train/good").glob(f"*.{suffix}"))), group=group
         )
-        assert_close(version.load_moments(group), model._merge(group), 1e-6)
+        assert_close(version.load_statistics(group), model._merge(group), 1e-6)
 
 
 def test_the_pipelines_calibration_equals_the_librarys(fitted, archive, weights, s3):
@@ -326,7 +326,7 @@ def fit_and_score(archive, weights, directory, manifest=None, **options):
         **{name: value for name, value in options.items() if name in ("actors", "batch_size")},
     )
     version = open_version(Location.of(str(directory / "model")))
-    moments = {group: version.load_moments(group) for group in version.groups}
+    moments = {group: version.load_statistics(group) for group in version.groups}
     rows = pq.read_table(directory / "out/results", columns=["uri", "score"]).to_pylist()
     return moments, {row["uri"]: row["score"] for row in rows}
 

@@ -172,7 +172,7 @@ def test_models_from_python_are_merged_with_the_first_ones_settings(line, weight
     loaded = PadimModel.load(root.uri, root.options)
     assert loaded.counts == {"bolt": 12, "nut": 6}
     for group in loaded.counts:
-        assert_close(merged.load_moments(group), both.load_moments(group), 1e-6)
+        assert_close(merged.load_statistics(group), both.load_statistics(group), 1e-6)
         np.testing.assert_allclose(
             loaded.score(images(9, 3), group=group).scores,
             models["both"].score(images(9, 3), group=group).scores,
@@ -253,7 +253,7 @@ def test_versions_are_told_about_rolled_back_and_deleted(line, contested, capsys
     assert command(line, "rollback", root.uri, 2) == 0
     assert command(line, "prune", root.uri, "--keep", 1) == 0
     assert (published_numbers(root), current_number(root)) == ([2], 2)
-    open_version(root).load_moments("bolt")
+    open_version(root).load_statistics("bolt")
     assert command(line, "rollback", root.uri, 1) == 2
     assert "has no version 1; it has 2" in capsys.readouterr().err
 

@@ -138,7 +138,7 @@ def test_a_group_with_a_single_image(mistake, archive, weights, tmp_path):
         *("fit", "--images", f"{archive}/{{group}}/train/good/000.*", "--weights", weights),
         *("--model", tmp_path / "m"),
     )
-    assert sentence == "Group 'bolt' has 1 readable image, and a covariance needs at least 2"
+    assert sentence == "Group 'bolt' has 1 readable image, and a fit needs at least 2"
 
 
 def test_no_model(mistake, archive, tmp_path):

@@ -103,7 +103,7 @@ def compare_models(expected: ModelVersion, actual: ModelVersion) -> Differences:
 
 
 def _have_equal_moments(expected: ModelVersion, actual: ModelVersion, group: str) -> bool:
-    moments = [version.load_moments(group) for version in (expected, actual)]
+    moments = [version.load_statistics(group) for version in (expected, actual)]
     try:
         assert_close(*moments, MOMENTS_TOLERANCE)
     except AssertionError:

@@ -6,8 +6,8 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from padim_ray.features.trunk import Trunk, choose_channels
-from padim_ray.features.trunks.resnet import BACKBONES
+from padim_ray.features.trunk import Trunk
+from padim_ray.features.trunks import choose_channels, find_trunk
 from padim_ray.features.weights import read_weights
 from tests.features.test_trunk import randomise
 
@@ -19,7 +19,7 @@ LAYERS = [["layer1"], ["layer1", "layer2", "layer3"], ["layer2", "layer4"]]
 def trunks(draw):
     """A random trunk that keeps all, some or none of the channels; one of modules keeps all."""
     backbone = draw(st.sampled_from(SMALL))
-    widths = BACKBONES[backbone].channels
+    widths = {name: level.channels for name, level in find_trunk(backbone).levels.items()}
     channels = {}
     for layer in draw(st.sampled_from(LAYERS)):
         indices = list(range(widths[layer]))

@@ -9,15 +9,10 @@ import torchvision
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from padim_ray.errors import ModelError
-from padim_ray.features.trunk import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Trunk,
-    choose_channels,
-    native_precision,
-)
-from padim_ray.features.trunks import resnet
-from padim_ray.features.trunks.resnet import BACKBONES, STRIDES
+from padim_ray.features.trunk import Trunk, native_precision
+from padim_ray.features.trunks import choose_channels
+from padim_ray.features.trunks.base import IMAGENET_MEAN, IMAGENET_STD
+from padim_ray.features.trunks.resnet import RESNETS
 from padim_ray.features.weights import read_weights, weights_sha256
 
 LAYERS = ["layer1", "layer2", "layer3"]
@@ -37,7 +32,7 @@ def randomise(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [resnet.name for resnet in RESNETS])
 def test_features_equal_those_of_the_whole_torchvision_model(backbone):
     torch.manual_seed(1)
     model = randomise(torchvision.models.get_model(backbone))
@@ -65,17 +60,17 @@ def test_an_image_has_the_same_features_in_any_company(weights):
 def test_the_backbones_are_torchvisions():
     families = ("resnet", "resnext", "wide_resnet")
     names = [name for name in torchvision.models.list_models() if name.startswith(families)]
-    assert sorted(BACKBONES) == sorted(names)
-    for name, backbone in BACKBONES.items():
+    assert sorted(resnet.name for resnet in RESNETS) == sorted(names)
+    for resnet in RESNETS:
         with torch.device("meta"):
-            model = torchvision.models.get_model(name)
+            model = torchvision.models.get_model(resnet.name)
         shapes = {
             key: tensor.shape for key, tensor in model.state_dict().items() if "fc" not in key
         }
-        built = resnet.build(name, list(STRIDES)).state_dict()
+        built = resnet.build(list(resnet.levels)).state_dict()
         assert {key: tensor.shape for key, tensor in built.items()} == shapes
         outputs = [built[f"layer{n}.0.downsample.1.weight"].shape[0] for n in (2, 3, 4)]
-        assert list(backbone.channels.values())[1:] == outputs
+        assert [level.channels for level in resnet.levels.values()][1:] == outputs
 
 
 def test_a_model_is_built_without_torchvision(weights):

@@ -29,8 +29,8 @@ def read_everything(directory, *, trunk=False):
     version = open_version(Location.of(str(directory)))
     version.load_manifest()
     for group in version.groups:
-        version.load_moments(group)
-        version.load_gaussian(group)
+        version.load_statistics(group)
+        version.load_density(group)
         version.load_calibration(group)
     if trunk:
         version.load_trunk_weights()

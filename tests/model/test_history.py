@@ -134,7 +134,7 @@ def test_old_versions_are_deleted(root):
     for number in (1, 3, 4):
         version = open_version(root, number)
         version.load_trunk_weights()
-        assert {group: version.load_gaussian(group) for group in version.groups}
+        assert {group: version.load_density(group) for group in version.groups}
     assert prune(root, keep=1) == [3]
 
 

@@ -64,9 +64,12 @@ def test_a_pointer_without_end_is_not_read(directory, tmp_path):
             [[-32, -32], [10**9, 10**9], [8192, 32], [33, 33], [64, 64]],
         ),
         (["spec", "preprocessing", "crop"], [[64, 64], [0, 32], [16], False, 0, [10**30, 16]]),
-        (["spec", "regularization", "kind"], [None, "PAPER", [], "shrink\n"]),
-        (["spec", "regularization", "shrinkage"], [1, -0.1, math.nan, True, "0", None]),
-        (["spec", "regularization", "ridge"], [-1, math.inf, 10**400, False, "x"]),
+        (["spec", "density", "regularization", "kind"], [None, "PAPER", [], "shrink\n"]),
+        (["spec", "density", "regularization", "shrinkage"], [1, -0.1, math.nan, True, "0", None]),
+        (["spec", "density", "regularization", "ridge"], [-1, math.inf, 10**400, False, "x"]),
+        (["spec", "density"], [None, [], {}, {"kind": "gaussian"}, {"kind": "os"}, "gaussian"]),
+        (["spec", "density", "kind"], [None, "Gaussian", "padim_ray.densities.shared", ["shared"]]),
+        (["spec", "density", "x"], [1]),
         (["groups", "bolt", "images"], [None, -1, 0, 1, 7, True, 6.0, "6", 10**30]),
         (["groups", "bolt", "failed"], [None, -1, True, 0.0, 10**30]),
         (["groups", "bolt", "shards"], [None, 0, -1, 2, 5, True, 1.0, 10**6, 10**30]),
@@ -93,7 +96,7 @@ def test_a_description_with_a_wrong_value_is_refused(directory, path, values):
         (b"[" * 10**6, "nested too deeply"),
         (b'{"a":' * 10**5, "nested too deeply"),
         (b'{"format_version": %s}' % (b"9" * 5000), "limit"),
-        (b'{"format_version": 1, "format_version": 1}', "'format_version' twice"),
+        (b'{"format_version": 2, "format_version": 2}', "'format_version' twice"),
         (b'{"format_version": NaN}', "NaN is not JSON"),
         (b'{"format_version": -Infinity}', "Infinity is not JSON"),
         (b'"\xff\xfe"', "codec"),
@@ -115,7 +118,7 @@ def test_no_name_of_a_group_leads_out_of_the_model(directory, group):
     with replaced(directory / DESCRIPTION, json.dumps(content).encode()):
         version = open_version(Location.of(str(directory)))
         groups = f"{directory}/versions/000001/groups/"
-        for load in (version.load_moments, version.load_gaussian, version.load_calibration):
+        for load in (version.load_statistics, version.load_density, version.load_calibration):
             with pytest.raises(ModelError, match="is missing") as error:
                 load(group)
             (path,) = (word for word in str(error.value).split(": ", 1)[1].split("\n"))

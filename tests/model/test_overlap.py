@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from padim_ray.densities.gaussian.regularization import Regularization
+from padim_ray.densities.gaussian import GaussianDensity, Regularization
 from padim_ray.errors import ModelError
 from padim_ray.model.overlap import check_compatible, describe_settings, unite
 from padim_ray.model.spec import new_spec
@@ -128,9 +128,11 @@ def test_all_that_is_incompatible_is_named_with_both_values(spec):
 
 
 def test_regularisation_and_smoothing_may_differ(spec):
-    other = replace(spec, regularization=Regularization("paper"), sigma=2.0, weights="elsewhere")
+    density = GaussianDensity(Regularization("paper"))
+    other = replace(spec, density=density, sigma=2.0, weights="elsewhere")
     check_compatible({"A": spec, "B": other})
     assert describe_settings(spec) == {
+        "density": "gaussian",
         "regularization": "shrink (shrinkage 0.1, ridge 0.01)",
         "sigma": "4",
     }

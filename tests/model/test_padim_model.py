@@ -38,7 +38,9 @@ def test_scores_and_maps_are_the_papers(weights, kind):
     train, test = images(1, 20, 96)[:, :, :64], images(2, 3, 96)[:, :, :64]
     model.update(train)
     scores, maps = model.score(test)
-    features = [[level.numpy() for level in model._embedder.trunk(x)] for x in (train, test)]
+    features = [
+        [level.numpy() for level in model._detector.embedder.trunk(x)] for x in (train, test)
+    ]
     squared = dense.squared_distances(*features, kind)
     upsampled = interpolate(
         torch.from_numpy(squared**0.5)[:, None], (64, 96), mode="bilinear", align_corners=False
@@ -143,7 +145,7 @@ def test_unusable_batches_are_refused(model, batch, message):
 def test_one_image_cannot_be_finalised(weights):
     model = PadimModel(weights=weights, image_size=64, n_features=10)
     model.update(images(0, 1), group="gear")
-    with pytest.raises(ModelError, match="Group 'gear' has 1 image; a covariance needs at least 2"):
+    with pytest.raises(ModelError, match="Group 'gear' has 1 image; a fit needs at least 2"):
         model.finalize()
 
 

@@ -9,12 +9,10 @@ from safetensors import SafetensorError
 
 import padim_ray
 from padim_ray import ModelError, PadimModel
-from padim_ray.densities.gaussian import moments, whitening
-from padim_ray.densities.gaussian.moments import Moments, empty_moments
-from padim_ray.densities.gaussian.whitening import Gaussian
+from padim_ray.densities.gaussian import GaussianDensity, Regularization
+from padim_ray.densities.gaussian.moments import Moments
 from padim_ray.features.grid import PatchGrid
-from padim_ray.features.trunk import choose_channels
-from padim_ray.features.trunks.resnet import STRIDES
+from padim_ray.features.trunks import choose_channels, find_trunk
 from padim_ray.features.weights import weights_sha256
 from padim_ray.model.layout import current_number, shard_location
 from padim_ray.model.publish import publish, save_tensors
@@ -46,8 +44,8 @@ def read_everything(directory):
     version.load_trunk_weights()
     version.load_manifest()
     for group in version.groups:
-        version.load_moments(group)
-        version.load_gaussian(group)
+        version.load_statistics(group)
+        version.load_density(group)
 
 
 def files(location):
@@ -71,7 +69,7 @@ def test_the_layout_is_as_documented(model, place):
     assert files(root) == ["CURRENT", trunk, *first]
     assert (root / "CURRENT").read() == b"000001\n"
     content = json.loads((root / "versions/000001/model.json").read())
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert content["groups"] == {
         "bolt": {"images": 6, "failed": 0, "shards": 1, "calibrated": 0},
         "nut": {"images": 4, "failed": 0, "shards": 1, "calibrated": 0},
@@ -92,8 +90,8 @@ def test_what_is_saved_is_read_back(model, place):
     assert {name: entry.images for name, entry in version.groups.items()} == model.counts
     for group in model.counts:
         for kept, read in [
-            (model._moments[group].to(torch.float32), version.load_moments(group)),
-            (model._gaussians[group], version.load_gaussian(group)),
+            (model._statistics[group].to(torch.float32), version.load_statistics(group)),
+            (model._fitted[group], version.load_density(group)),
         ]:
             blocks = "scatters" if isinstance(kept, Moments) else "whitening"
             for a, b in zip(kept.means, read.means, strict=True):
@@ -170,8 +168,8 @@ def test_no_model_is_said(place):
 
 
 def test_another_format_version_is_named(saved):
-    edit_json(saved, lambda content: content.update(format_version=2))
-    with pytest.raises(ModelError, match=r"model.json has format version 2, .* reads 1; use the"):
+    edit_json(saved, lambda content: content.update(format_version=3))
+    with pytest.raises(ModelError, match=r"model.json has format version 3, .* reads 1 and 2; use"):
         read_everything(saved)
 
 
@@ -294,17 +292,16 @@ def test_any_name_of_a_group_is_one_directory(weights, place):
 )
 def test_the_state_is_a_quarter_of_the_dense_ones_at_most(backbone, n_features, size):
     channels = choose_channels(backbone, ["layer1", "layer2", "layer3"], n_features, seed=42)
+    levels = [find_trunk(backbone).levels[name] for name in channels]
     grid = PatchGrid(
-        tuple((size // STRIDES[layer], size // STRIDES[layer]) for layer in channels),
+        tuple((size // level.stride, size // level.stride) for level in levels),
         tuple(map(len, channels.values())),
     )
     # the meta device knows shapes and types, and needs no memory
-    state = empty_moments(grid.cells, grid.channels, device="meta")
-    means = tuple(mean.float() for mean in state.means)
-    scoring = Gaussian(means, state.scatters)
+    density = GaussianDensity(Regularization())
     dense = grid.cells[0] * (n_features + n_features**2)
-    assert saved_bytes(moments.to_tensors(state)) * 4 <= 8 * dense
-    assert saved_bytes(whitening.to_tensors(scoring)) * 4 <= 4 * dense
+    assert saved_bytes(density.empty(grid, "meta").packed()) * 4 <= 8 * dense
+    assert saved_bytes(density.empty_fitted(grid, "meta").packed()) * 4 <= 4 * dense
 
 
 def saved_bytes(tensors):
@@ -313,8 +310,8 @@ def saved_bytes(tensors):
 
 def test_files_hold_the_state_and_little_else(model, saved):
     for kind, tensors in [
-        ("moments", moments.to_tensors(model._moments["bolt"])),
-        ("gaussian", whitening.to_tensors(model._gaussians["bolt"])),
+        ("moments", model._statistics["bolt"].packed()),
+        ("gaussian", model._fitted["bolt"].packed()),
     ]:
         size = os.path.getsize(saved / BOLT / f"{kind}-00000-of-00001.safetensors")
         assert 0 < size - saved_bytes(tensors) < 2000

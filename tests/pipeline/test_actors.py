@@ -16,7 +16,7 @@ from padim_ray.runs.options.model import ModelOptions
 
 def bytes_of(spec, images):
     height, width = spec.preprocessing.size
-    return 3 * height * width * images, 4 * spec.grid.state_size
+    return 3 * height * width * images, spec.density.state_bytes(spec.grid)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from padim_ray.densities.gaussian.whitening import Gaussian
 from padim_ray.errors import ModelError
-from padim_ray.pipeline.stages.actors import following_groups
-from padim_ray.pipeline.stages.density_cache import GaussianCache
+from padim_ray.pipeline.graphs import following_groups
+from padim_ray.pipeline.stages.density_cache import DensityCache
 
 GROUPS = ["a", "b", "c", "d"]
 FOLLOWING = dict(pairwise(GROUPS))
@@ -35,7 +35,7 @@ class Storage:
 @given(st.lists(st.sampled_from(GROUPS), max_size=30), st.integers(0, 5 * SIZE))
 def test_whatever_is_asked_for_comes_and_memory_is_bounded(asked, most_bytes):
     storage = Storage()
-    cache = GaussianCache(storage, FOLLOWING, most_bytes)
+    cache = DensityCache(storage, FOLLOWING, most_bytes)
     for group in asked:
         assert float(cache[group].means[0][0, 0]) == ord(group)
         held = len(cache._loaded) + (cache._ahead is not None)
@@ -57,7 +57,7 @@ def hits_of_a_plain_cache(asked, room):
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=60), st.integers(0, 6 * SIZE))
 def test_the_groups_used_last_are_kept(asked, most_bytes):
     storage = Storage()
-    cache = GaussianCache(storage, {}, most_bytes)
+    cache = DensityCache(storage, {}, most_bytes)
     hits = []
     for group in asked:
         before = len(storage.loaded)
@@ -76,7 +76,7 @@ def test_nothing_is_loaded_that_is_there(asked, room):
         loads.append(group)
         return gaussian(group)
 
-    cache = GaussianCache(load, FOLLOWING, room * SIZE)
+    cache = DensityCache(load, FOLLOWING, room * SIZE)
     for group in asked:
         cache[group]
         if cache._ahead:
@@ -87,7 +87,7 @@ def test_nothing_is_loaded_that_is_there(asked, room):
 
 def test_what_was_loaded_ahead_for_another_group_is_kept():
     storage = Storage()
-    cache = GaussianCache(storage, {"a": "b"}, 2 * SIZE)
+    cache = DensityCache(storage, {"a": "b"}, 2 * SIZE)
     cache["a"]
     cache["c"]  # came first, where blocks don't come in their order
     cache["b"]
@@ -103,7 +103,7 @@ def test_a_group_is_loaded_ahead_only_by_actors_that_are_sure_to_need_it():
 
 def test_in_order_each_group_is_loaded_once():
     storage = Storage()
-    cache = GaussianCache(storage, FOLLOWING, 2 * SIZE)
+    cache = DensityCache(storage, FOLLOWING, 2 * SIZE)
     for group in GROUPS:
         for _ in range(3):
             assert cache[group].nbytes == SIZE
@@ -118,14 +118,14 @@ def test_the_next_group_is_loaded_while_this_one_is_used():
             begun.set()
         return gaussian(group)
 
-    cache = GaussianCache(load, FOLLOWING, 2 * SIZE)
+    cache = DensityCache(load, FOLLOWING, 2 * SIZE)
     cache["a"]
     assert begun.wait(10)
 
 
 def test_without_room_nothing_is_loaded_ahead():
     storage = Storage()
-    cache = GaussianCache(storage, FOLLOWING, 2 * SIZE - 1)
+    cache = DensityCache(storage, FOLLOWING, 2 * SIZE - 1)
     cache["a"]
     assert cache._ahead is None
     cache["b"]
@@ -138,7 +138,7 @@ def test_what_could_not_be_loaded_ahead_fails_when_it_is_asked_for():
             raise ModelError("b is damaged")
         return gaussian(group)
 
-    cache = GaussianCache(load, FOLLOWING, 4 * SIZE)
+    cache = DensityCache(load, FOLLOWING, 4 * SIZE)
     cache["a"]
     with pytest.raises(ModelError, match="b is damaged"):
         cache["b"]

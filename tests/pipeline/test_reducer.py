@@ -1,5 +1,7 @@
 """The reducer, given blocks of partial sums as the actors make them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,22 +10,19 @@ import safetensors.torch
 import torch
 
 from padim_ray import ModelError
-from padim_ray.densities.gaussian import moments, whitening
-from padim_ray.densities.gaussian.moments import merge_all
-from padim_ray.densities.gaussian.regularization import Regularization, pool
-from padim_ray.densities.gaussian.whitening import factorise
+from padim_ray.densities.gaussian import GaussianDensity, Regularization
 from padim_ray.errors import TooManyFailed
 from padim_ray.features.grid import PatchGrid, split_cells
+from padim_ray.model.draft import DraftVersion
 from padim_ray.model.rounds import Round
-from padim_ray.pipeline.merging.codec import describe_sum, serialise
-from padim_ray.pipeline.merging.groups import Target
+from padim_ray.pipeline.merging.codec import partial_sum_row
 from padim_ray.pipeline.merging.reducer import Reducer
 from padim_ray.planning.batches import FAN_IN
 from padim_ray.planning.resources import Share
 from padim_ray.runs.failures import Failures
 from padim_ray.runs.options.common import JobOptions
 from padim_ray.storage.location import Location
-from tests.densities.test_moments import assert_close, join_moments, of
+from tests.densities.test_moments import assert_close, join_moments, merge_all, of
 from tests.helpers.features import nest, random_features
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 GRID = PatchGrid(((8, 8), (4, 4)), (3, 4))
 SHARDS = split_cells(GRID.cells[-1], 3)
 FAILED = {"x": "decode: empty file", "y": "fetch: gone"}
-NOTHING = pa.py_buffer(b"")
+DENSITY = GaussianDensity(Regularization())
 ROUNDED = 2**-24  # of a scatter, when it is written
 PARTS = FAN_IN**2 + FAN_IN + 2  # enough for two ranks of the tree, and some left over
 
@@ -40,8 +39,7 @@ def partial_sums(group, parts):
     """One block per part, with a row per state shard."""
     for state in parts:
         rows = [
-            describe_sum(group, index, state.count, serialise(state.cells(*run)), {})
-            for index, run in enumerate(SHARDS)
+            partial_sum_row(group, index, state.cells(*run), {}) for index, run in enumerate(SHARDS)
         ]
         yield ray.put(pa.concat_tables(rows))
 
@@ -52,15 +50,21 @@ def parts_of(seed, count):
 
 
 def reducer_for(directory, *, round_images=10**9, max_failed=None, **listed):
-    target = Target(Location.of(str(directory)), 1, len(SHARDS))
+    spec = SimpleNamespace(density=DENSITY)
+    draft = DraftVersion(Location.of(str(directory)), 1, spec, len(SHARDS))
     options = JobOptions(images="x", model="m", max_failed=max_failed)
     failures = Failures(options, sum(listed.values()))
-    return Reducer(Regularization(), target, Share(0.1), listed, round_images, failures)
+    return Reducer(draft, Share(0.1), listed, round_images, failures)
 
 
-def load(reducer, group, kind, parse):
-    files = [reducer.target.file(group, kind, index).uri for index in range(len(SHARDS))]
-    return [parse(safetensors.torch.load_file(file)) for file in files]
+def load(file, unpack, group):
+    """The shards of a group, of one kind of file."""
+    files = [file(group, index).uri for index in range(len(SHARDS))]
+    return [unpack(safetensors.torch.load_file(file)) for file in files]
+
+
+def load_statistics(reducer, group):
+    return join_moments(load(reducer.draft.statistics_file, DENSITY.unpack_statistics, group))
 
 
 def test_many_partial_sums_become_the_moments_of_all(tmp_path):
@@ -73,11 +77,10 @@ def test_many_partial_sums_become_the_moments_of_all(tmp_path):
     reducer.finish(Share(0.1))
     for group, states in parts.items():
         expected = merge_all(states)
-        merged = join_moments(load(reducer, group, "moments", moments.from_tensors))
+        merged = load_statistics(reducer, group)
         assert_close(merged, expected, ROUNDED)
-        rule = Regularization()
-        whole = factorise(expected, rule.scale(expected.count), rule.offset(pool(expected)))
-        joined = whitening.concatenate(load(reducer, group, "gaussian", whitening.from_tensors))
+        whole = DENSITY.fit(expected, DENSITY.pool(expected))
+        joined = DENSITY.join(load(reducer.draft.density_file, DENSITY.unpack_fitted, group))
         for row, same in zip(whole.whitening, joined.whitening, strict=True):
             for block, same_block in zip(row, same, strict=True):
                 torch.testing.assert_close(block, same_block, rtol=1e-4, atol=1e-5)
@@ -106,7 +109,7 @@ def test_a_partial_sum_that_is_counted_twice_is_noticed(tmp_path):
 def test_what_a_round_holds_is_not_needed_again(tmp_path, killed_after):
     parts = {"a": parts_of(1, 5), "b": parts_of(2, 3)}
     blocks = [block for group, states in parts.items() for block in partial_sums(group, states)]
-    failed = ray.put(describe_sum("b", 0, 0, NOTHING, {"x": "decode: empty file"}))
+    failed = ray.put(partial_sum_row("b", 0, None, {"x": "decode: empty file"}))
     blocks.insert(6, failed)
     lengths = [5] * 6 + [1] + [5] * 2
     listed = {"a": 25, "b": 16}
@@ -128,22 +131,22 @@ def test_what_a_round_holds_is_not_needed_again(tmp_path, killed_after):
         "b": (15, 1),
     }
     for group, states in parts.items():
-        merged = join_moments(load(reducer, group, "moments", moments.from_tensors))
+        merged = load_statistics(reducer, group)
         assert_close(merged, merge_all(states), 7 * ROUNDED)  # by each round
-    assert Round.latest(reducer.target.location).rows == 41
+    assert Round.latest(reducer.draft.location).rows == 41
 
 
 def test_too_many_failures_end_it_at_once(tmp_path):
     reducer = reducer_for(tmp_path, a=7, max_failed=1)
     with pytest.raises(TooManyFailed, match="2 of the 2 images read so far failed"):
-        reducer.add(ray.put(describe_sum("a", 0, 0, NOTHING, FAILED)))
+        reducer.add(ray.put(partial_sum_row("a", 0, None, FAILED)))
 
 
 def test_failed_images_are_not_counted(tmp_path):
     reducer = reducer_for(tmp_path, a=7)
     (block,) = partial_sums("a", parts_of(1, 1))
     reducer.add(block)
-    reducer.add(ray.put(describe_sum("a", 0, 0, NOTHING, FAILED)))
+    reducer.add(ray.put(partial_sum_row("a", 0, None, FAILED)))
     reducer.finish(Share(0.1))
     assert (reducer.entries["a"].images, reducer.entries["a"].failed) == (5, 2)
     assert reducer.failures == FAILED
@@ -151,7 +154,7 @@ def test_failed_images_are_not_counted(tmp_path):
 
 def test_a_group_without_readable_images_is_named_with_its_first_failure(tmp_path):
     reducer = reducer_for(tmp_path, a=2)
-    reducer.add(ray.put(describe_sum("a", 0, 0, NOTHING, FAILED)))
+    reducer.add(ray.put(partial_sum_row("a", 0, None, FAILED)))
     with pytest.raises(ModelError, match=r"'a' has 0 readable images.*failure: decode: empty file"):
         reducer.finish(Share(0.1))
 

@@ -3,15 +3,12 @@
 import dataclasses
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from padim_ray.densities.gaussian import moments, whitening
-from padim_ray.densities.gaussian.moments import empty_moments
-from padim_ray.densities.gaussian.regularization import Regularization, pool
-from padim_ray.densities.gaussian.whitening import Gaussian
-from padim_ray.features.trunk import choose_channels
+from padim_ray.densities.gaussian import GaussianDensity, Regularization
+from padim_ray.densities.shared import SharedDensity
+from padim_ray.features.trunks import choose_channels
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.model.layout import state_shards
 from padim_ray.model.spec import ModelSpec
@@ -30,13 +27,13 @@ from padim_ray.planning.forecast import (
 from padim_ray.planning.resources import Node, plan_resources
 
 specs = st.builds(
-    lambda layers, n_features, size, precision: ModelSpec(
+    lambda layers, n_features, size, precision, density: ModelSpec(
         backbone="resnet18",
         weights="",
         weights_sha256="",
         channels=choose_channels("resnet18", layers, n_features, seed=0),
         preprocessing=Preprocessing(size),
-        regularization=Regularization(),
+        density=density(Regularization()),
         precision=precision,
         sigma=4.0,
     ),
@@ -44,6 +41,7 @@ specs = st.builds(
     st.integers(1, 64),
     st.tuples(*[st.sampled_from([32, 64, 128, 256])] * 2),
     st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from([GaussianDensity, SharedDensity]),
 )
 groups = st.dictionaries(
     st.text("abc", min_size=1, max_size=3), st.integers(2, 2000), min_size=1, max_size=9
@@ -67,20 +65,17 @@ def size_of(tensors):
 
 @given(specs)
 def test_a_states_bytes_are_its_tensors(spec):
-    state, grid = State.of(spec), spec.grid
-    summed = empty_moments(grid.cells, grid.channels)
-    whitened = Gaussian(tuple(mean.float() for mean in summed.means), summed.scatters)
-    assert state.moments == size_of(summed.tensors)
-    assert state.gaussian == whitened.nbytes
-    stored = moments.to_tensors(summed)
+    state, density = State.of(spec), spec.density
+    statistics, fitted = density.empty(spec.grid), density.empty_fitted(spec.grid)
+    assert state.statistics == size_of(statistics.named.values())
+    assert state.density == size_of(fitted.named.values())
+    stored = statistics.packed()
     del stored["count"]
-    assert state.stored_moments == size_of(stored.values())
-    assert state.stored_gaussian == size_of(whitening.to_tensors(whitened).values())
-    pooled = pool(summed.to(torch.float64))
+    assert state.stored_statistics == size_of(stored.values())
+    assert state.stored_density == size_of(fitted.packed().values())
     assert state.shards == len(state_shards(spec))
-    assert state.merged == size_of(summed.to(torch.float64).tensors) + state.shards * size_of(
-        block for row in pooled.sums for block in row
-    )
+    doubled = size_of(statistics.double().named.values())
+    assert state.merged == doubled + state.shards * density.pool(statistics).nbytes
 
 
 @given(groups, st.integers(1, 300), st.integers(1, 3000), st.integers(1, 5000))
@@ -98,11 +93,11 @@ def test_merges_are_those_of_the_merge_tree(partials):
     with pytest.MonkeyPatch.context() as context:
         context.setattr(
             tree_module,
-            "_merge",
-            lambda parts, cpus: merged.append(len(parts)) or Merged(None, None),
+            "merge_sources",
+            lambda density, parts, share: merged.append(len(parts)) or Merged(None, None),
         )
         for group, count in partials.items():
-            tree = MergeTree(1)
+            tree = MergeTree(None, 1)
             for row in range(count):
                 tree.add((group, 0), None, row)
             tree.finish(group, 1)

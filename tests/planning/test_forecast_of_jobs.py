@@ -8,6 +8,7 @@ from dataclasses import fields
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 import padim_ray
 from padim_ray import cli
@@ -16,12 +17,12 @@ from padim_ray.images.shards import shard_rows, shard_table
 from padim_ray.model.publish import save_trunk_weights
 from padim_ray.model.spec import new_spec
 from padim_ray.model.version import open_version
+from padim_ray.pipeline import graphs
 from padim_ray.pipeline.cluster.session import data_context
+from padim_ray.pipeline.graphs import partial_sums_of, scored_shards
 from padim_ray.pipeline.merging import reducer
 from padim_ray.pipeline.merging import tree as tree_module
-from padim_ray.pipeline.merging.tree import MergeTree, _merge
-from padim_ray.pipeline.stages.actors import partial_sums, score_images
-from padim_ray.pipeline.stages.decode import decode_images
+from padim_ray.pipeline.merging.tree import MergeTree, merge_sources
 from padim_ray.planning import forecast
 from padim_ray.planning.batches import images_per_batch, images_per_shard
 from padim_ray.planning.plan import make_plan
@@ -70,11 +71,15 @@ def test_fit_and_score_take_what_was_planned(store, planned, s3, weights, monkey
     told = planned("--images", images, *size, "--round-images", ROUND)
     fitting, _ = told["jobs"]
     done = Counter()
-    merged, saved, added = _merge, reducer.save, MergeTree.add
+    merged, saved, added = merge_sources, reducer.save_unfinished, MergeTree.add
     monkeypatch.setattr(
-        tree_module, "_merge", lambda s, c: done.update(merges=len(s) > 1) or merged(s, c)
+        tree_module,
+        "merge_sources",
+        lambda density, parts, share: (
+            done.update(merges=len(parts) > 1) or merged(density, parts, share)
+        ),
     )
-    monkeypatch.setattr(reducer, "save", lambda *a: done.update(saves=1) or saved(*a))
+    monkeypatch.setattr(reducer, "save_unfinished", lambda *a: done.update(saves=1) or saved(*a))
     monkeypatch.setattr(MergeTree, "add", lambda *a: done.update(sums=1) or added(*a))
     store.read.clear()
     fitted = padim_ray.fit(
@@ -134,19 +139,20 @@ def test_the_object_store_takes_what_was_planned(archive, weights, tmp_path):
         manifest = manifest.append_column(name, pa.nulls(600, kind))
     options = FitOptions(images="a/*", model="m", weights=weights, round_images=260, **SMALL)
     cluster = plan_resources([Node(2)], actors=2)
-    bundles = list(partial_sums(options, cluster, spec, root, manifest))
+    parts = partial_sums_of(manifest, spec, root, options, cluster)
+    blocks = [ray.get(block) for blocks in parts for block in blocks]
     shard = images_per_shard(600, spec.preprocessing)
     batch = images_per_batch(600, 2, spec, 260)
     assert batch == 256 == 2 * shard
     groups = {"bolt": 440, "nut": 160}
     sums = forecast.count_sums(groups, shard, batch, 260)
-    assert sums.partials == sum(bundle.num_rows() for bundle in bundles) == 5
-    predicted = sums.partials * forecast.State.of(spec).moments
-    assert sum(bundle.size_bytes() for bundle in bundles) == pytest.approx(predicted, rel=0.02)
+    assert sums.partials == sum(block.num_rows for block in blocks) == 5
+    predicted = sums.partials * forecast.State.of(spec).statistics
+    assert sum(block.nbytes for block in blocks) == pytest.approx(predicted, rel=0.02)
 
     with data_context(preserve_order=True):
         tables = [shard_table(manifest, *s) for s in enumerate(shard_rows(manifest, shard))]
-        decoded = decode_images(tables, spec.preprocessing, options, cluster).materialize()
+        decoded = graphs._decoded(tables, spec, options, cluster).materialize()
     row = manifest.nbytes / 600 + forecast.ROW
     predicted = 600 * (row + forecast.image_bytes(spec))
     assert decoded.size_bytes() == pytest.approx(predicted, rel=0.01)
@@ -163,7 +169,7 @@ def test_scored_blocks_are_as_large_as_planned(store):
     cluster = plan_resources([Node(2)])
     with data_context(preserve_order=True):
         table = shard_table(manifest, 0, slice(0, len(files)))
-        scored = score_images([table], version, options, cluster).materialize()
+        scored = scored_shards([table], version, options, cluster).materialize()
     row = manifest.nbytes / len(files) + forecast.ROW + forecast.ACTOR
     predicted = len(files) * (row + forecast.distance_bytes(version.spec))
     assert scored.size_bytes() == pytest.approx(predicted, rel=0.02)

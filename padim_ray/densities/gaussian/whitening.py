@@ -90,7 +90,7 @@ def factorise(
     if moments.count < 2:
         raise ModelError(
             f"has {moments.count} readable image{'s' * (moments.count != 1)}, "
-            "and a covariance needs at least 2"
+            "and a fit needs at least 2"
         )
     coarsest = moments.means[-1]
     numbers = sum(block.numel() for row in moments.scatters for block in row)

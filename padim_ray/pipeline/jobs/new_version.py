@@ -219,7 +219,7 @@ class _NewVersion:
 
     def make(self) -> tuple[int, Mapping[str, int]]:
         """Returns the images that an earlier attempt had done, and failed images by cause."""
-        draft = DraftVersion(self.job.root, self.number, self.spec)
+        draft = DraftVersion.of(self.job.root, self.number, self.spec)
         before = Round.latest(draft.location).rows
         reducers: list[Reducer] = []
         with timed("embed", self.job.stages):

@@ -1,0 +1,75 @@
+"""What is used of Ray that isn't public: a new version of Ray that breaks it is told so here."""
+
+import inspect
+
+import pytest
+import ray
+import ray.data
+from packaging.version import Version
+from ray._private import state, worker
+from ray.data import exceptions
+from ray.data._internal import progress
+from ray.data._internal.execution import streaming_executor_state
+from ray.data._internal.execution.operators import actor_pool_map_operator
+
+from padim_ray.pipeline.cluster import ray_internals
+
+TESTED = [(2, 60)]
+
+
+def parameters(function):
+    return set(inspect.signature(function).parameters)
+
+
+def test_ray_has_a_version_that_was_tested():
+    version = Version(ray.__version__)
+    assert (version.major, version.minor) in TESTED, "see pyproject.toml's pin, and this file"
+
+
+def test_dataset_has_map_batches_internal():
+    wanted = {"fn", "batch_size", "batch_format", "compute", "fn_constructor_args", "num_gpus"}
+    assert wanted <= parameters(ray.data.Dataset.map_batches_internal)
+
+
+def test_dataset_has_iter_internal_ref_bundles():
+    assert parameters(ray.data.Dataset.iter_internal_ref_bundles) == {"self"}
+
+
+def test_private_state_lists_actors_of_a_job_in_a_state():
+    assert {"job_id", "actor_state_name"} <= parameters(state.actors)
+
+
+def test_the_core_worker_kills_actors():
+    from ray._raylet import CoreWorker
+
+    assert callable(CoreWorker.kill_actor)
+    assert hasattr(worker, "global_worker")
+
+
+def test_pools_actors_are_of_the_class_that_is_looked_for():
+    assert actor_pool_map_operator._MapWorker.__name__ == "_MapWorker"
+    source = inspect.getsource(actor_pool_map_operator)
+    assert ray_internals.POOL_ACTOR.removesuffix("(") in source
+
+
+@pytest.mark.parametrize("module", [streaming_executor_state, progress, exceptions])
+def test_loggers_that_are_silenced_are_those_that_talk(module):
+    assert module.logger.name in ray_internals.NOISY_LOGGERS
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_restarting_actors_and_killing_one_for_good():
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    assert not ray_internals.restarting_actors(job)
+
+    @ray.remote(num_cpus=0, max_restarts=-1)
+    class Actor:
+        def ping(self) -> int:
+            return 1
+
+    actor = Actor.remote()
+    assert ray.get(actor.ping.remote()) == 1
+    ray_internals.kill_actor_for_good(actor._actor_id.hex())
+    with pytest.raises(ray.exceptions.RayActorError):
+        for _ in range(100):
+            ray.get(actor.ping.remote(), timeout=30)
