@@ -1,7 +1,7 @@
 import pytest
 
 from padim_ray.errors import TooManyFailed
-from padim_ray.runs.failures import HOPELESS, Failures, count_causes
+from padim_ray.runs.failures import MAX_UNFETCHABLE, Failures, count_causes
 from padim_ray.runs.options.common import JobOptions
 
 
@@ -29,7 +29,7 @@ def test_one_failure_too_many_ends_a_job(max_failed, most):
 
 def test_a_store_that_gives_nothing_ends_a_job():
     counted = failures()
-    counted.add(HOPELESS - 1, {"fetch: permission denied": HOPELESS - 1})
+    counted.add(MAX_UNFETCHABLE - 1, {"fetch: permission denied": MAX_UNFETCHABLE - 1})
     with pytest.raises(TooManyFailed, match="not one could be fetched"):
         counted.add(1, {"fetch: not found": 1})
 
@@ -38,5 +38,5 @@ def test_a_store_that_gives_nothing_ends_a_job():
 def test_a_bad_group_does_not(cause):
     counted = failures()
     counted.add(1, {} if cause.startswith("fetch") else {cause: 1})
-    counted.add(2 * HOPELESS, {cause: 2 * HOPELESS})
-    assert counted.count >= 2 * HOPELESS
+    counted.add(2 * MAX_UNFETCHABLE, {cause: 2 * MAX_UNFETCHABLE})
+    assert counted.count >= 2 * MAX_UNFETCHABLE

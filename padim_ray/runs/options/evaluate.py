@@ -26,6 +26,4 @@ class EvaluateOptions(ScoreOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.masks is not None and self.manifest is not None:
-            raise PadimError(
-                "--masks needs --images; a manifest names masks in a column 'mask_uri'"
-            )
+            raise PadimError("--masks needs --images; a manifest has a column 'mask_uri' for them")
