@@ -49,8 +49,8 @@ GPUS = Parameter(
     group=RUN,
     negative_none="",
     show_default=lambda gpus: "all of the cluster's" if gpus is None else gpus,
-    help="The most GPUs to compute on; 0: compute on CPUs. A job starts as soon as there is "
-    "one, and asks an autoscaler for as many as its images are worth.",
+    help="Maximum number of GPUs to compute on; 0: compute on CPUs. A job starts as soon as there "
+    "is one, and asks an autoscaler for as many as its images are worth.",
 )
 """`--gpus` of the jobs and of `plan`, whose defaults differ."""
 

@@ -39,8 +39,8 @@ class CalibrationOptions(Options):
     """How many images calibrate a model."""
 
     calibration_images: Annotated[int, Parameter(group=MODEL)] = 2000
-    """The most training images per group to calibrate with, drawn by --seed. They are read once
-    more; thresholds and p-values follow from their leave-one-out scores. 0: no thresholds."""
+    """Maximum number of training images per group to calibrate with, drawn by --seed. They are read
+    once more; thresholds and p-values follow from their leave-one-out scores. 0: no thresholds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
