@@ -65,7 +65,7 @@ def summary(**changed):
 scores = st.lists(st.floats(2**-9, 2**20, width=32) | st.just(float("nan")), max_size=30)
 
 
-@given(scores, st.none() | st.floats(0.5, 1e6), st.booleans())
+@given(scores, st.none() | st.floats(0.5, 2**20, width=32), st.booleans())
 def test_a_verdict_counts_scores(values, threshold, calibrated):
     reference = REFERENCE if calibrated else np.empty(0, np.float32)
     found = verdict(values, Decision(threshold, threshold, reference))
