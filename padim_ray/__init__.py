@@ -21,9 +21,9 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-logging.getLogger("padim_ray").addFilter(RedactingFilter())  # in every process
+logging.getLogger("padim_ray").addFilter(RedactingFilter())  # imported in every process
 
-# loaded when first used: the library does without ray, and decoding tasks without torch
+# imported on first use: the library works without ray, and decoding tasks without torch
 _LAZY = {
     "PadimModel": "model.padim_model",
     **{job: f"pipeline.jobs.{job}" for job in ("fit", "merge", "score", "evaluate", "compare")},

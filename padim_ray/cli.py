@@ -1,4 +1,7 @@
-"""The command line, `padim-ray`, and the scripts in jobs/."""
+"""The command line `padim-ray`, and the scripts in jobs/.
+
+Commands import their jobs when they run: --help needs neither Ray nor torch.
+"""
 
 import json
 import logging
@@ -16,7 +19,7 @@ from cyclopts import App, Parameter
 from padim_ray import __version__
 from padim_ray.errors import PadimError, TooManyFailed
 from padim_ray.redaction import redact
-from padim_ray.runs.options.common import RUN, StorageOptions
+from padim_ray.runs.options.common import RUN, ReportImages, StorageOptions
 from padim_ray.runs.options.compare import CompareOptions
 from padim_ray.runs.options.evaluate import EvaluateOptions
 from padim_ray.runs.options.fit import FitOptions, VersionOptions
@@ -28,7 +31,7 @@ from padim_ray.storage.credentials import RedactingFilter, Secrets, hidden_crede
 from padim_ray.storage.location import Location
 
 CONTINUE = "what is done is kept. Repeat the command to continue"
-SUCCESS, DEFECT, MISTAKE, TOO_MANY_FAILED = 0, 1, 2, 3
+SUCCESS, BUG, MISTAKE, TOO_MANY_FAILED = 0, 1, 2, 3
 
 
 def fit(options: FitOptions) -> int:
@@ -36,16 +39,16 @@ def fit(options: FitOptions) -> int:
 
     padim-ray fit --images 's3://archive/{group}/train/good/*.png' --model s3://models/line7
     """
-    from padim_ray.pipeline.jobs.fit import run_fit  # ray and torch, which --help can do without
+    from padim_ray.pipeline.jobs.fit import run_fit
 
     run_fit(options)
     return SUCCESS
 
 
 def update(options: VersionOptions) -> int:
-    """Add images to a model, which becomes what fitting to all of them would make.
+    """Add images to a model. The result is the model that fitting to all of them would give.
 
-    Those that are in the model already are skipped.
+    Images that are in the model already are skipped.
 
     padim-ray update --images 's3://archive/{group}/train/good/*.png' --model s3://models/line7
     """
@@ -56,9 +59,9 @@ def update(options: VersionOptions) -> int:
 
 
 def forget(options: VersionOptions) -> int:
-    """Take images out of a model, which becomes what fitting without them would make.
+    """Remove images from a model. The result is the model that fitting without them would give.
 
-    They must still be there, and unchanged.
+    The images must still be readable, and unchanged.
 
     padim-ray forget --manifest mistakes.parquet --model s3://models/line7
     """
@@ -69,14 +72,14 @@ def forget(options: VersionOptions) -> int:
 
 
 def merge(*models: str, options: MergeOptions) -> int:
-    """Add up models that were fitted apart to one that was fitted to all of their images.
+    """Merge models. The result is the model that fitting to all of their images would give.
 
     padim-ray merge s3://hamburg/line7 s3://lyon/line7@3 --model s3://models/line7
 
     Parameters
     ----------
     models
-        Two or more models with the same trunk, channels, preprocessing and precision; @3 names a
+        Two or more models with the same trunk, channels, preprocessing and precision. @3 selects a
         version.
     """
     from padim_ray.pipeline.jobs.merge import run_merge
@@ -86,7 +89,7 @@ def merge(*models: str, options: MergeOptions) -> int:
 
 
 def score(options: ScoreOptions) -> int:
-    """Score images with a fitted model, and write Parquet and heatmaps.
+    """Score images with a fitted model, and write results as Parquet, heatmaps and a report.
 
     padim-ray score --images 's3://archive/{group}/test/{defect}/*.png'
     --model s3://models/line7 --out s3://results/2026-11-20
@@ -98,7 +101,7 @@ def score(options: ScoreOptions) -> int:
 
 
 def evaluate(options: EvaluateOptions) -> int:
-    """Score images whose defects are known, and measure how well they were found.
+    """Score images whose defects are known, and measure how well the model finds them.
 
     padim-ray evaluate --images 'ROOT/{group}/test/{defect}/{name}.png'
     --masks 'ROOT/{group}/ground_truth/{defect}/{name}_mask.png' --model models/line7 --out results
@@ -112,18 +115,18 @@ def evaluate(options: EvaluateOptions) -> int:
 def plan(
     options: PlanOptions | None = None,
     *,
-    json: bool = False,  # as the option is called
+    json: bool = False,  # the option's name
 ) -> int:
-    """Say what fit and score would take, before they cost money.
+    """Estimate the time, memory and traffic of fit and score, before they cost money.
 
-    A few images are read and measured here; nothing is written.
+    Reads a few images on this machine to measure speed, and writes nothing.
 
     padim-ray plan --images 's3://archive/{group}/train/good/*.png' --gpus 8 --cpus 128 --rate 2500
 
     Parameters
     ----------
     json
-        Print JSON, for programs.
+        Print JSON for programs.
     """
     from padim_ray import console
     from padim_ray.planning.plan import make_plan
@@ -134,7 +137,7 @@ def plan(
 
 
 def compare(before: str, after: str, /, *, options: CompareOptions) -> int:
-    """Score images with two versions of a model, or two models, and say where they disagree.
+    """Score images with two models, or two versions of one, and show where they disagree.
 
     padim-ray compare s3://models/line7@3 s3://models/line7@4
     --images 's3://archive/{group}/2026-11/*.png' --out s3://results/3-and-4
@@ -142,9 +145,9 @@ def compare(before: str, after: str, /, *, options: CompareOptions) -> int:
     Parameters
     ----------
     before
-        A model, such as s3://models/line7, or with @3 one of its versions.
+        A model, such as s3://models/line7, or one of its versions: s3://models/line7@3.
     after
-        The one to compare it with.
+        The model or version to compare it with.
     """
     from padim_ray.pipeline.jobs.compare import run_compare
 
@@ -152,17 +155,19 @@ def compare(before: str, after: str, /, *, options: CompareOptions) -> int:
     return SUCCESS
 
 
-def report(out: str, /, *, report_images: int = 200, storage_options: StorageOptions = None) -> int:
-    """Make the report of a scoring run again, from what is in its directory.
+def report(
+    out: str,
+    /,
+    *,
+    report_images: ReportImages = ScoreOptions.report_images,
+    storage_options: StorageOptions = None,
+) -> int:
+    """Write the report of a scoring run again, from the results in its directory.
 
     Parameters
     ----------
     out
         Directory of the results: a path or a URI.
-    report_images
-        Images in the gallery: the most anomalous ones.
-    storage_options
-        JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
     """
     from padim_ray.report import write_report
 
@@ -179,7 +184,7 @@ def info(
     /,
     *,
     version: int | None = None,
-    json: bool = False,  # as the option is called
+    json: bool = False,  # the option's name
     storage_options: StorageOptions = None,
 ) -> int:
     """Show a model's versions, settings and groups.
@@ -189,11 +194,9 @@ def info(
     model
         Directory of the model: a path, or a URI such as s3://models/line7.
     version
-        The version whose settings and groups are shown. Default: the current one.
+        The version to show in detail. Default: the current one.
     json
-        Print JSON, for programs.
-    storage_options
-        JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
+        Print JSON for programs.
     """
     from padim_ray import console
     from padim_ray.model.history import inspect
@@ -207,16 +210,14 @@ def info(
 
 
 def rollback(model: str, version: int, /, *, storage_options: StorageOptions = None) -> int:
-    """Make an earlier version of a model the current one again. Later versions stay.
+    """Make an earlier version of a model the current one again. Later versions are kept.
 
     Parameters
     ----------
     model
         Directory of the model: a path, or a URI such as s3://models/line7.
     version
-        The version that is to be current.
-    storage_options
-        JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
+        The version to make current.
     """
     from padim_ray.model.history import roll_back
 
@@ -226,16 +227,14 @@ def rollback(model: str, version: int, /, *, storage_options: StorageOptions = N
 
 
 def prune(model: str, /, *, keep: int, storage_options: StorageOptions = None) -> int:
-    """Delete a model's old versions. Jobs that still read one of them fail.
+    """Delete old versions of a model. Jobs that still read one of them will fail.
 
     Parameters
     ----------
     model
         Directory of the model: a path, or a URI such as s3://models/line7.
     keep
-        How many of the latest versions stay; the current one does in any case.
-    storage_options
-        JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'.
+        Number of latest versions to keep. The current version is always kept.
     """
     from padim_ray.model import history
 
@@ -245,7 +244,11 @@ def prune(model: str, /, *, keep: int, storage_options: StorageOptions = None) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`padim-ray`: exits with 0, 2 (a mistake), 3 (too many images failed) or 143 (SIGTERM)."""
+    """Run `padim-ray` and exit.
+
+    Exit codes: 0 (success), 1 (a bug), 2 (a user's mistake), 3 (too many images failed),
+    130 (Ctrl-C), 143 (SIGTERM).
+    """
     app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
     for command in (
         *(plan, fit, update, forget, merge, score, evaluate, compare),
@@ -256,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def job_main(command: Callable[[Any], int], arguments: Sequence[str] | None = None) -> None:
-    """One command as a script of its own, for `ray job submit -- python jobs/fit.py …`."""
+    """Run one command as a script, for `ray job submit -- python jobs/fit.py …`, and exit."""
     app = _app(f"jobs/{command.__name__}.py")
     app.default(command)
     _run(app, arguments)
@@ -279,14 +282,15 @@ def _run(app: App, arguments: Sequence[str] | None) -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(RedactingFilter(Secrets.of(None)))
 
-    for each in (app, app.meta):  # an interrupt is how a job is stopped: see StopSignal
+    for each in (app, app.meta):  # StopSignal stops a job by an interrupt
         each.suppress_keyboard_interrupt = False
 
     @app.meta.default
     def meta(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
         config: Annotated[
-            Path | None, Parameter(group=RUN, help="YAML file with options; those given here win.")
+            Path | None,
+            Parameter(group=RUN, help="YAML file with options. Options on the command line win."),
         ] = None,
     ) -> int:
         if config is not None:
@@ -303,9 +307,9 @@ def _run(app: App, arguments: Sequence[str] | None) -> None:
     except (PadimError, cyclopts.CycloptsError) as error:
         print(f"Error: {redact(str(error))}", file=sys.stderr)
         code = TOO_MANY_FAILED if isinstance(error, TooManyFailed) else MISTAKE
-    except Exception:  # a defect of ours: Python's own traceback might tell a secret
+    except Exception:  # a bug of ours; Python's own traceback could disclose a secret
         print(Secrets.of(None).redact(traceback.format_exc()), file=sys.stderr)
-        code = DEFECT
+        code = BUG
     sys.exit(code if isinstance(code, int) else SUCCESS)
 
 
@@ -320,7 +324,7 @@ def _read_config(path: Path) -> cyclopts.config.Dict:
         raise PadimError(f"The configuration {path} must map options to values")
     if not isinstance(content.get("storage_options", {}), dict | str | None):
         raise PadimError(f"storage_options in {path} must map names to values")
-    # an option that is a mapping takes JSON on the command line; here it may be YAML
+    # on the command line a mapping is given as JSON; in the file it may be YAML
     options = {
         str(name).replace("_", "-"): json.dumps(value, default=str)
         if isinstance(value, dict)
@@ -331,8 +335,8 @@ def _read_config(path: Path) -> cyclopts.config.Dict:
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """What is wrong and where; not the line itself, which may hold a secret."""
+    """Describe the error and its place, without the line, which may hold a secret."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return "it holds a character that it mustn't"
+        return "it holds a character that YAML doesn't allow"
     mark = error.problem_mark
     return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"

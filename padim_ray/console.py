@@ -1,4 +1,7 @@
-"""What commands show people on a terminal; names in a model may be anything."""
+"""Print plans and models on a terminal.
+
+Names in a model come from users, so they are escaped.
+"""
 
 import json
 import sys
@@ -15,14 +18,13 @@ if TYPE_CHECKING:
 
 
 def print_json(value: Any) -> None:
-    """For programs."""
+    """Print JSON for programs."""
     print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def print_info(info: ModelInfo) -> None:
-    """A model's history, and one version's settings and groups."""
-    # what isn't a terminal has no width: a program that looks for a line finds all of it
-    console = Console(width=None if sys.stdout.isatty() else 500, highlight=False)
+    """Print a model's history, and the settings and groups of one version."""
+    console = _console()
     console.print(_text(info.model), end="\n\n")
     history = _table("version", "", "created", "groups", "images", "MB", "")
     for version in info.versions:
@@ -32,9 +34,7 @@ def print_info(info: ModelInfo) -> None:
             *(_megabytes(version.bytes), _text(version.why)),
         )
     console.print(history)
-    console.print(
-        f"\nVersion {info.number}, and {_megabytes(info.trunk_bytes)} MB of the trunk's weights\n"
-    )
+    console.print(f"\nVersion {info.number} (trunk weights: {_megabytes(info.trunk_bytes)} MB)\n")
     settings = _table("setting", "")
     for name, value in _flat(info.settings):
         settings.add_row(name, _text(value))
@@ -49,9 +49,9 @@ def print_info(info: ModelInfo) -> None:
 
 
 def print_plan(plan: "PlanReport") -> None:
-    """What jobs would take, side by side."""
-    console = Console(width=None if sys.stdout.isatty() else 500, highlight=False)
-    size = "of unknown size" if plan.bytes is None else f"{_size(plan.bytes)} on storage"
+    """Print the forecasts of all jobs, side by side."""
+    console = _console()
+    size = "of unknown size" if plan.bytes is None else _size(plan.bytes)
     console.print(f"{plan.images:,} images in {plan.groups:,} groups, {size}")
     state, features = plan.state, plan.features
     height, width = features["input"]
@@ -61,11 +61,13 @@ def print_plan(plan: "PlanReport") -> None:
     )
     cluster = plan.plan
     kind = "GPU" if cluster.actor.gpus else "CPU"
-    console.print(f"{cluster.actors} {kind} actors, {cluster.decode_tasks} decoding tasks at once")
+    console.print(
+        f"{cluster.actors} {kind} actors, {cluster.decode_tasks} concurrent decoding tasks"
+    )
     rates = plan.rates
     if rates.score:
         console.print(
-            f"An actor sums up {_count(rates.fit)} and scores {_count(rates.score)} images/s "
+            f"An actor fits {_count(rates.fit)} and scores {_count(rates.score)} images/s "
             f"({_text(rates.source)})"
         )
     if rates.decode:
@@ -80,13 +82,13 @@ def print_plan(plan: "PlanReport") -> None:
         "hours": lambda job: _hours(job.hours),
         "bound by": lambda job: job.bound,
         "read from storage": lambda job: _size(job.read_bytes),
-        "… while it runs": lambda job: (
+        "read rate": lambda job: (
             "" if job.bytes_per_second is None else f"{_size(job.bytes_per_second)}/s"
         ),
         "model state, read or written": lambda job: _size(job.state_bytes),
-        "written besides, at most": lambda job: _size(job.written_bytes),
+        "other writes, at most": lambda job: _size(job.written_bytes),
         "through the object store": lambda job: _size(job.object_store_bytes),
-        "object store, all nodes'": lambda job: _size(job.object_store_at_once),
+        "object store of all nodes": lambda job: _size(job.object_store_at_once),
         "an actor's memory": lambda job: _size(job.actor_bytes),
         **(
             {"an actor's GPU memory": lambda job: _size(job.device_bytes)}
@@ -103,6 +105,11 @@ def print_plan(plan: "PlanReport") -> None:
         console.print(_text(f"! {warning}"))
 
 
+def _console() -> Console:
+    # output to a pipe or file isn't wrapped, so that programs find whole lines
+    return Console(width=None if sys.stdout.isatty() else 500, highlight=False)
+
+
 def _hours(hours: float | None) -> str:
     if hours is None:
         return "unknown"
@@ -114,7 +121,7 @@ def _count(rate: float | None) -> str:
 
 
 def _size(size: float) -> str:
-    """In the unit that fits."""
+    """Format bytes in the largest unit that fits."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"
@@ -139,7 +146,7 @@ def _table(*names: str) -> Table:
 
 
 def _flat(settings: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as lines."""
+    """Flatten nested settings to pairs of dotted names and values."""
     lines = []
     for name, value in settings.items():
         if isinstance(value, dict):
@@ -151,7 +158,7 @@ def _flat(settings: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _text(value: str) -> Text:
-    """Neither markup nor control characters."""
+    """Escape control characters; the result isn't parsed as markup."""
     return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in value))
 
 

@@ -192,7 +192,7 @@ class SharedDensity(Density[Moments, SharedGaussian, PooledMoments]):
             torch.tensor([pooled.embeddings]),
             pooled.mean,
             pooled.scatter,
-            whitening.float(),
+            whitening.float().contiguous(),
             torch.tensor(pooled.channels),
         )
 

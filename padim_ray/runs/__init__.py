@@ -1,1 +1,1 @@
-"""What a job is asked to do and what it leaves: options, records, directories, summaries."""
+"""A job from start to end: options, job record, run directory, failures, summary."""

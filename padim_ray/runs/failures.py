@@ -1,4 +1,4 @@
-"""Counting images that fail, and when there are too many to go on."""
+"""Count failed images, and stop the job when there are too many."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -28,13 +28,17 @@ KNOWN_CAUSES = {
     ),
     "embed": frozenset({"NaN or infinite features"}),
 }
-"""What images fail of, by stage; whatever else a library may say is "other"."""
-HOPELESS = 1000  # images: if none of so many can be fetched, something else is wrong
+"""Causes of failed images, by stage. Any other cause is reported as "other"."""
+MAX_UNFETCHABLE = 1000  # if not one of so many images can be fetched, the storage is to blame
 
 
 @dataclass
 class Failures:
-    """How many images failed so far, and of what: `causes` without their details."""
+    """Counts of the images that a job has read, and of those that failed, by cause.
+
+    `listed`: images of the job. `read`: images read so far. `causes`: failed images by stage and
+    cause, without the error's details.
+    """
 
     options: RunOptions
     listed: int
@@ -46,10 +50,11 @@ class Failures:
         return self.causes.total()
 
     def add(self, read: int, causes: Mapping[str, int]) -> None:
-        """Count images that were read, and those of them that failed.
+        """Add a batch of `read` images, of which some failed.
 
         Raises:
-            TooManyFailed: if there are more than `--max-failed`, or not one image can be fetched.
+            TooManyFailed: if more images failed than `--max-failed` allows, or if none of the first
+                `MAX_UNFETCHABLE` images could be fetched.
         """
         self.read += read
         self.causes.update(causes)
@@ -57,24 +62,27 @@ class Failures:
         so_far = f"{self.count} of the {self.read} images read so far failed ({main})"
         if not self.options.allows(self.count, self.listed):
             raise TooManyFailed(
-                f"{so_far}, more than --max-failed {self.options.max_failed:g}; what was done is "
-                "kept. Repeat the command to go on, with a higher --max-failed or the cause removed"
+                f"{so_far}, more than --max-failed {self.options.max_failed:g}. Finished work is "
+                "kept: remove the cause or raise --max-failed, then repeat the command to continue"
             )
-        fetching = sum(n for cause, n in self.causes.items() if cause.startswith("fetch: "))
-        if self.options.max_failed is None and self.read == fetching >= HOPELESS:
+        unfetched = sum(n for cause, n in self.causes.items() if cause.startswith("fetch: "))
+        if self.options.max_failed is None and self.read == unfetched >= MAX_UNFETCHABLE:
             raise TooManyFailed(
-                f"{so_far}: not one could be fetched. Repeat the command to go on, with the cause "
-                "removed or with a --max-failed that allows it"
+                f"{so_far}: not one could be fetched. Remove the cause or set --max-failed, then "
+                "repeat the command to continue"
             )
 
 
 def count_causes(errors: Iterable[str | None]) -> dict[str, int]:
-    """Numbers of errors by stage and cause, without the details; None is no error."""
+    """Count errors by stage and cause, without their details. None is no error."""
     return dict(Counter(error.partition(" (")[0] for error in errors if error))
 
 
 def bounded_cause(cause: str) -> tuple[str, str]:
-    """Stage and cause, of a bounded number: for metrics, which a library's words would swamp."""
+    """Split a cause into stage and known cause, or "other".
+
+    Metrics use these as labels, whose number must stay small.
+    """
     stage, _, short = cause.partition(": ")
     known = KNOWN_CAUSES.get(stage)
     if known is None:

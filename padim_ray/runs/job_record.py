@@ -1,7 +1,9 @@
-"""What a job was begun with, beside its results: to continue it, and never to mix it with another.
+"""The record of a job, stored with its results.
 
-job.json          the job's identity: what its results depend on; written last
-listed.parquet    its images, as they were listed
+With it a job is continued with the same images, and never mixed with another job.
+
+job.json          the job's identity, which is everything that its results depend on; written last
+listed.parquet    the images as they were listed
 """
 
 import json
@@ -27,7 +29,7 @@ NOT_IDENTITY = frozenset(
         *("overwrite", "round_images", "gpus", "decode_resource", "group_memory"),
     }
 )
-"""Options that results don't depend on, or that say where they are."""
+"""Options that results don't depend on, or that only say where things are."""
 LATER_OPTIONS = {"density": "gaussian"}
 """Options of `fit` that job records of an earlier padim-ray lack."""
 
@@ -38,10 +40,10 @@ NOT_OPTIONS = frozenset({"job", "model", "model_version", "model_sha256", "weigh
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as it was begun.
+    """A job as it was started.
 
-    `identity`: options by name, and what else the results depend on. `settings`: chosen by the job
-    for itself. `images`: the manifest.
+    `identity`: options by name, and whatever else the results depend on. `settings`: values that
+    the job chose itself, such as the shards' size. `images`: the manifest.
     """
 
     identity: Mapping[str, Any]
@@ -55,10 +57,10 @@ class JobRecord:
 
     @classmethod
     def read(cls, root: Location) -> "JobRecord | None":
-        """Read what was begun at `root`; None if nothing was.
+        """Read the record of the job at `root`; None if no job was started there.
 
         Raises:
-            PadimError: if it is damaged.
+            PadimError: if the record is damaged.
         """
         try:
             content = parse_json((root / JOB).read())
@@ -71,29 +73,29 @@ class JobRecord:
             raise PadimError(f"{root.uri}/{JOB} or {LISTED} is damaged: {error}") from error
 
     def check_identity(self, identity: Mapping[str, Any], place: str) -> None:
-        """Make sure that a job with this identity is this one.
+        """Check that this is the record of a job with the given identity.
 
         Args:
-            place: what holds this job, for the error.
+            place: where this record is, as the beginning of the error's sentence.
 
         Raises:
-            PadimError: naming what differs.
+            PadimError: naming the first difference.
         """
-        for name in [*identity, *(set(self.identity) - set(identity))]:
+        for name in [*identity, *sorted(set(self.identity) - set(identity))]:
             before, now = self.identity.get(name), identity.get(name)
             if before != now:
                 raise PadimError(
                     f"{place} with {_named(name)} {_shown(before)}, which is {_shown(now)} now: "
-                    f"repeat the command as it was to continue, or start afresh with --overwrite"
+                    "repeat the original command to continue, or start afresh with --overwrite"
                 )
 
     def with_images(self, images: pa.Table, place: str) -> "JobRecord":
-        """The same job with the images as they are given now, if they are those that were listed.
+        """Return this record with `images`, which must be the recorded ones.
 
-        What is given may hold what isn't written down: how to fetch them.
+        The given table may have the presigned URIs to fetch from, which are never stored.
 
         Raises:
-            PadimError: naming what differs.
+            PadimError: naming the images that differ.
         """
         changes = describe_changes(self.images, images)
         if changes:
@@ -110,24 +112,28 @@ def _with_later_options(identity: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def identify(options: RunOptions, **more: Any) -> dict[str, Any]:
-    """A job's identity: what its results depend on, as JSON."""
+    """Collect everything that a job's results depend on, as JSON.
+
+    Args:
+        more: what isn't an option, such as the model's version.
+    """
     chosen = {
         field.name: getattr(options, field.name)
         for field in fields(options)
         if field.name not in NOT_IDENTITY
     }
-    if isinstance(options, ImagesOptions):  # however the same place is written
+    if isinstance(options, ImagesOptions):  # one spelling for each place
         if options.images is not None:
             template = UriTemplate.parse(options.images, options.storage_options)
             chosen["images"] = "/".join([template.root.uri, *template.segments])
         if options.manifest is not None:
             chosen["manifest"] = Location.of(options.manifest, options.storage_options).uri
-    told = {k: redact(v) if isinstance(v, str) else v for k, v in (chosen | more).items()}
-    return json.loads(json.dumps(told))
+    redacted = {k: redact(v) if isinstance(v, str) else v for k, v in (chosen | more).items()}
+    return json.loads(json.dumps(redacted))  # tuples become lists, as in a stored record
 
 
 def describe_changes(before: pa.Table, now: pa.Table) -> str | None:
-    """How two listings differ, in words; None if they don't."""
+    """Describe how two manifests differ; None if they don't."""
     before, now = without_sources(before), without_sources(now)
     if now.equals(before):
         return None

@@ -1,4 +1,4 @@
-"""The images that a job was asked to read, as a manifest."""
+"""List the images that a job reads."""
 
 import logging
 
@@ -14,13 +14,21 @@ log = logging.getLogger("padim_ray")
 
 
 def check_images_option(options: ImagesOptions) -> None:
-    """Raises: PadimError for a malformed template, before anything slow."""
+    """Raises: PadimError for a malformed URI template, before anything slow happens."""
     if options.images is not None:
         UriTemplate.parse(options.images, options.storage_options)
 
 
 def read_images_table(options: ImagesOptions) -> pa.Table:
-    """The manifest that the options name: listed, or read from Parquet."""
+    """List the images of --images, or read the --manifest.
+
+    Returns:
+        A manifest (see `padim_ray.images.manifest`), sorted by group and uri, without credentials
+        in its URIs.
+
+    Raises:
+        PadimError: if there are no images, or they can't be listed.
+    """
     if options.manifest is not None:
         manifest = read_manifest(Location.of(options.manifest, options.storage_options))
         manifest = sort_images(hide_credentials(manifest))

@@ -1,4 +1,4 @@
-"""All of a run's scores, and what follows from them together: which images are the highest."""
+"""Rank a run's images by score, to choose those for heatmaps and the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from padim_ray.scoring.decision import Decision
 
 @dataclass
 class Scores:
-    """The scores of a manifest's rows.
+    """The scores of all images of a run.
 
-    `values` (n,): NaN until scored, or where an image failed. `shards`: the rows of each shard.
-    `decisions`: by group.
+    `manifest`: n images, sorted by group. `shards`: the rows of each shard. `decisions`: by group.
+    `values` (n,) float32: scores; NaN where an image failed or isn't scored yet.
     """
 
     manifest: pa.Table
@@ -29,7 +29,7 @@ class Scores:
         self.values = np.full(self.manifest.num_rows, np.nan, np.float32)
 
     def wanted(self, options: ScoreOptions) -> np.ndarray:
-        """The rows that get a heatmap, ascending."""
+        """Rows of the images that get a heatmap, ascending."""
         if options.heatmaps == "all":
             return np.flatnonzero(np.isfinite(self.values))
         if options.heatmaps == "top":
@@ -39,9 +39,11 @@ class Scores:
         return np.union1d(highest, np.flatnonzero(np.concatenate(flags)))
 
     def highest(self, count: int) -> np.ndarray:
-        """The rows that exceed their threshold most, or come nearest to it, the highest first.
+        """Rows of the `count` most anomalous images, in descending order.
 
-        Groups without a threshold come after those with one.
+        Images are ranked by score / threshold, which is comparable between groups. Images of groups
+        without a threshold come last, by score. Ties keep the manifest's order; images without a
+        score are left out.
         """
         excess, unjudged = [], []
         for _, _, scores, decision in self.groups():
@@ -51,7 +53,7 @@ class Scores:
         return order[np.isfinite(self.values[order])][:count]
 
     def groups(self) -> Iterator[tuple[str, slice, np.ndarray, Decision]]:
-        """Every group's name, rows of the manifest, scores and decision, in the rows' order."""
+        """Iterate over the groups in the manifest's order: name, rows, scores and decision."""
         start = 0
         for group, count in group_counts(self.manifest).items():
             where = slice(start, start + count)
@@ -59,22 +61,31 @@ class Scores:
             start += count
 
     def by_shard(self, rows: np.ndarray) -> list[pa.Table]:
-        """Tables of `group`, `shard`, `row` in it and what to fetch (`source`): one per shard.
+        """Split rows of the manifest into one table per shard.
 
         Args:
-            rows: of the manifest, ascending.
+            rows: rows of the manifest, ascending.
+
+        Returns:
+            For each shard that has any of the rows, in order, a table with the columns `group`,
+            `shard` (its number), `row` (within the shard) and `source` (the URI to fetch).
         """
-        starts = np.array([where.start for where in self.shards])
-        shards = np.searchsorted(starts, rows, side="right") - 1
+        if not len(rows):
+            return []
+        starts = np.array([shard.start for shard in self.shards])
+        numbers = np.searchsorted(starts, rows, side="right") - 1
+        firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
         tables = []
-        for here in np.split(rows, np.flatnonzero(np.diff(shards)) + 1) if len(rows) else []:
-            shard = shards[np.searchsorted(rows, here[0])]
-            columns = {
-                "group": self.manifest["group"][int(starts[shard])],
-                "shard": pa.scalar(int(shard)),
-            }
-            repeated = {name: pa.repeat(value, len(here)) for name, value in columns.items()}
-            sources = pa.array(uris_to_fetch(self.manifest.take(here)))
-            where = pa.array(here - starts[shard], pa.int32())
-            tables.append(pa.table({**repeated, "row": where, "source": sources}))
+        for number, here in zip(numbers[firsts], np.split(rows, firsts[1:]), strict=True):
+            start = starts[number]
+            tables.append(
+                pa.table(
+                    {
+                        "group": pa.repeat(self.manifest["group"][int(start)], len(here)),
+                        "shard": pa.repeat(pa.scalar(int(number)), len(here)),
+                        "row": pa.array(here - start, pa.int32()),
+                        "source": pa.array(uris_to_fetch(self.manifest.take(here))),
+                    }
+                )
+            )
         return tables

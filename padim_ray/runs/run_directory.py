@@ -1,15 +1,15 @@
 """The directory of a scoring run.
 
 OUT/
-  job.json, listed.parquet       what the run was begun with
-  results/part-000007.parquet    the rows of one shard of the manifest; with it, it is done
-  heatmaps/….png                 named after the image
-  maps/….tiff                    raw anomaly maps, float32, if asked for
+  job.json, listed.parquet       the job's record
+  results/part-000007.parquet    the rows of one shard; the shard is done when its file is there
+  heatmaps/….png                 named after the images
+  maps/….tiff                    anomaly maps, float32, with --maps
   run.json                       counts, settings, verdicts, throughput
-  report.html                    what people look at
-  _SUCCESS                       empty; says that all of the above is there; written last
-  .staging/                      what the run needs until then
-  .claims/                       who is writing here
+  report.html                    the report for people
+  _SUCCESS                       empty, and written last: all of the above is complete
+  .staging/                      intermediate files, removed at the end
+  .claims/                       which job is writing here
 """
 
 import re
@@ -24,30 +24,30 @@ _NAME = re.compile(r"part-(\d{6,})\.parquet")
 
 
 def list_parts(root: Location) -> list[Location]:
-    """A run's results files, in their order; not what a killed task left half-written."""
+    """List a run's results files, in order; half-written files of killed tasks are left out."""
     return [file for file in (root / "results").list_files() if _NAME.fullmatch(file.name)]
 
 
 def part_number(part: Location) -> int:
-    """The shard whose rows a results file holds."""
+    """The number of the shard whose rows are in a results file."""
     found = _NAME.fullmatch(part.name)
-    assert found, f"{part.uri} is no results file"
+    assert found, f"{part.uri} is not a results file"
     return int(found[1])
 
 
 def is_complete(root: Location) -> bool:
-    """Whether a run ended here."""
+    """Whether a run has finished here."""
     return (root / COMPLETE).exists()
 
 
 def complete(root: Location) -> None:
-    """Say that all is there, and remove what was kept to get there."""
+    """Mark the run as complete, and remove its intermediate files."""
     (root / COMPLETE).write(b"")
     (root / ".staging").remove_all()
 
 
 def check_empty(root: Location) -> None:
-    """Raises: PadimError if there are results of which nothing tells how they came about."""
+    """Raises: PadimError if there are results without a job's record."""
     if any((root / name).exists() for name in ("results", "run.json")):
         raise PadimError(
             f"{root.uri} holds results without {JOB}, so they can't be continued; choose another "
@@ -56,7 +56,7 @@ def check_empty(root: Location) -> None:
 
 
 def clear(root: Location) -> None:
-    """Remove all of a run; first what says that there is one."""
+    """Delete a run. Its markers go first, so that a half-deleted run isn't taken for one."""
     for name in (
         *(COMPLETE, JOB, LISTED, "run.json", "results", "heatmaps", "maps", ".staging"),
         *("report.html", "metrics.json", "metrics.parquet", "metrics.md", "curves"),

@@ -1,19 +1,19 @@
-"""Ending a job when it is told to: at once, with what is committed kept."""
+"""Stop a job on SIGTERM or Ctrl-C: at once, keeping what is committed."""
 
 import os
 import signal
 import threading
 from types import FrameType
 
-GRACE = 20.0  # seconds; Kubernetes kills what hasn't ended within its grace period (30 by default)
+GRACE = 20.0  # seconds; below Kubernetes' grace period (30 by default), after which it kills
 
 
 class StopSignal:
-    """A signal handler that interrupts the main thread, and sees to it that the process ends.
+    """A signal handler that interrupts the main thread, and ends the process within `GRACE`.
 
-    An interrupt unwinds the job: claims are released, Ray is shut down. Should that take longer
-    than `GRACE`, as when the storage doesn't answer, the process ends all the same: nothing that is
-    committed depends on it.
+    The interrupt unwinds the job, which releases its claims and shuts Ray down. If that takes
+    longer than `GRACE`, for instance because the storage doesn't answer, the process exits without
+    it. What is committed doesn't depend on it.
     """
 
     def __init__(self) -> None:
@@ -25,15 +25,15 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """As shells have it: 143 for SIGTERM, 130 for Ctrl-C."""
+        """128 + the signal's number, as in shells: 143 for SIGTERM, 130 for Ctrl-C."""
         return 128 + self.number
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number == number:
-            return  # told twice
+            return  # a repeated signal
         self.number = signal.Signals(number)
         end = threading.Timer(GRACE, os._exit, [self.exit_code])
         end.daemon = True
         end.start()
-        # not an exception of our own: Ray's calls only let this one through
+        # Ray's calls let this exception through, but none of our own
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What a job tells at its end: counts, and each group's verdict."""
+"""The summary of a job: counts, and each group's verdict. It is logged and stored in run.json."""
 
 import json
 import logging
@@ -20,19 +20,19 @@ from padim_ray.storage.location import Location
 
 log = logging.getLogger("padim_ray")
 RUN = "run.json"
-MOST_WARNINGS = 10  # of a kind, on the console
+MAX_WARNINGS = 10  # logged per kind
 HISTOGRAM_BINS = 40
 VERBS = {
     "fit": "fitted",
     "update": "added",
-    "forget": "taken out",
-    "merge": "taken out to count once",
+    "forget": "removed",
+    "merge": "subtracted as duplicates",
 }
 
 
 @contextmanager
 def timed(stage: str, stages: dict[str, float]) -> Iterator[None]:
-    """Time a stage of a job, and log it."""
+    """Measure the wall time of a stage into `stages`, in seconds, and log it."""
     started = time.monotonic()
     yield
     stages[stage] = round(time.monotonic() - started, 2)
@@ -40,25 +40,28 @@ def timed(stage: str, stages: dict[str, float]) -> Iterator[None]:
 
 
 def warn(sentences: Sequence[str], where: str = "") -> None:
-    """Log what is to be known of groups, of the first ones at least.
+    """Log warnings about groups, but no more than `MAX_WARNINGS`.
 
     Args:
-        where: all of it is.
+        sentences: one per group.
+        where: appended to the last line, which counts those left out.
     """
-    for sentence in sentences[:MOST_WARNINGS]:
+    for sentence in sentences[:MAX_WARNINGS]:
         log.warning("%s", sentence)
-    if len(sentences) > MOST_WARNINGS:
-        log.warning("… and %d more groups%s", len(sentences) - MOST_WARNINGS, where)
+    if len(sentences) > MAX_WARNINGS:
+        log.warning("… and %d more groups%s", len(sentences) - MAX_WARNINGS, where)
 
 
 @dataclass(frozen=True)
 class GroupVerdict:
-    """How a group did in a scoring run; as it stands in run.json.
+    """One group's results in a scoring run, as stored in run.json.
 
-    `drift`: distance, critical distance, verdict and its meaning in words; None with too few images
-    to tell. `histogram`: edges, and the numbers of this run's and of leave-one-out scores
-    between them. `heatmap_scale`: distances of the colours' two ends. Both None if no image was
-    scored. `loads`: how often its Gaussians were loaded in this attempt, `loading_actors` by how
+    `listed`, `scored`, `failed`, `flagged`: numbers of images; flagged ones are anomalous.
+    `threshold_note`: a sentence about the threshold, if it needs one.
+    `drift`: see `padim_ray.scoring.drift`; None if there are too few images to measure it.
+    `histogram`: bin edges, with the counts of this run's and of the leave-one-out scores.
+    `heatmap_scale`: distances at the two ends of the colour scale. Both are None if no image was
+    scored. `loads`: how often this attempt loaded the group's Gaussians; `loading_actors`: into how
     many actors.
     """
 
@@ -80,15 +83,19 @@ class GroupVerdict:
     def of(
         cls, group: str, scores: np.ndarray, decision: Decision, drifting: np.ndarray
     ) -> "GroupVerdict":
-        """From a group's scores (n,), and those that drift is measured on; NaN: failed."""
+        """Summarise one group.
+
+        Args:
+            scores: (n,) of the group's images; NaN where an image failed.
+            drifting: (m,) those of the scores to measure drift on.
+        """
         valid, drifting = (values[np.isfinite(values)] for values in (scores, drifting))
         reference = decision.reference
         measured = measure_drift(decision.p_values(drifting), len(reference))
-        drift = measured and {
-            **asdict(measured),
-            "has_changed": measured.has_changed,
-            "meaning": measured.meaning(group),
-        }
+        drift = None
+        if measured:
+            changed, meaning = measured.has_changed, measured.meaning(group)
+            drift = {**asdict(measured), "has_changed": changed, "meaning": meaning}
         return cls(
             listed=len(scores),
             scored=len(valid),
@@ -105,7 +112,7 @@ class GroupVerdict:
 
 
 def _histogram(scores: np.ndarray, reference: np.ndarray) -> dict[str, list[float]]:
-    """On a logarithmic scale: defects score many times what good images do."""
+    """Count scores in logarithmic bins, since defects score many times higher than good images."""
     both = np.concatenate([scores, reference]).astype(float)
     low, high = max(both.min(), 1e-6), max(both.max(), 1e-6)
     edges = np.geomspace(low * 0.999, high * 1.001, HISTOGRAM_BINS + 1)
@@ -118,14 +125,14 @@ def _histogram(scores: np.ndarray, reference: np.ndarray) -> dict[str, list[floa
 
 @dataclass(frozen=True)
 class Summary:
-    """How a job went.
+    """The outcome of a job.
 
-    `failed_by_cause`: numbers of failed images by stage and cause, the most frequent first.
-    `groups`: listed images of each. `before`: images that an earlier attempt had done. `seconds`:
-    wall time of this one, and `stages` what of it each took. `places`: what was written where.
-    `verdicts`: of each group, after scoring. `skipped`: listed images that the model has already,
-    which `listed` doesn't count. `sampled`: images that were to be read once more to calibrate the
-    groups that changed, of which `calibrated` could be.
+    `listed`: images of the job. `failed_by_cause`: failed images by stage and cause, the most
+    frequent first. `groups`: listed images by group. `before`: images done by earlier attempts.
+    `seconds`: wall time of this attempt; `stages`: its parts. `places`: URIs of what was written.
+    `verdicts`: by group, after scoring. `skipped`: images that are in the model already; `listed`
+    excludes them. `sampled`: images chosen to calibrate the groups that changed; `calibrated`: how
+    many of them could be read.
     """
 
     job: str
@@ -151,19 +158,19 @@ class Summary:
 
     @property
     def flagged(self) -> int:
-        """Anomalous images."""
+        """Number of anomalous images."""
         return sum(verdict.flagged for verdict in self.verdicts.values())
 
     @property
     def images_per_second(self) -> float:
-        """Of this attempt, start-up and all."""
+        """Throughput of this attempt, including its start-up."""
         return (self.listed - self.before) / self.seconds
 
     def report(self) -> None:
         """Log the summary."""
         verb = VERBS.get(self.job, "scored")
         log.info(
-            "%d images listed, %d %s, %d failed; %.1f images/s over all",
+            "%d images listed, %d %s, %d failed; %.1f images/s overall",
             self.listed,
             self.done,
             verb,
@@ -171,23 +178,21 @@ class Summary:
             self.images_per_second,
         )
         if self.skipped:
-            log.info("%d more are in the model already", self.skipped)
+            log.info("%d more images are in the model already", self.skipped)
         if self.sampled:
             log.info(
-                "%d images were read once more to calibrate, which took %.0f s",
-                *(self.calibrated, self.stages["calibrate"]),
+                "%d images read again for calibration in %.0f s",
+                self.calibrated,
+                self.stages["calibrate"],
             )
         if self.before:
-            log.info("%d of them had been done before", self.before)
+            log.info("%d of the images were done by an earlier attempt", self.before)
         for cause, count in self.failed_by_cause.items():
             log.warning("%d failed: %s", count, cause)
         if self.verdicts:
             log.info("%d images are anomalous", self.flagged)
-            loads = [verdict.loads for verdict in self.verdicts.values()]
-            log.info(
-                "%d groups' Gaussians were loaded %d times, one group's %d times at the most",
-                *(len(loads), sum(loads), max(loads)),
-            )
+            loads = sum(verdict.loads for verdict in self.verdicts.values())
+            log.info("Gaussians loaded %d times for %d groups", loads, len(self.verdicts))
         notes = [
             f"{group!r}: {verdict.threshold_note}"
             for group, verdict in self.verdicts.items()
@@ -205,7 +210,7 @@ class Summary:
 
 
 def write_summary(root: Location, summary: Summary, settings: Mapping[str, Any]) -> None:
-    """Write run.json: the summary, beside settings that explain it."""
+    """Write the summary and the run's settings to run.json."""
     content = {
         "job": summary.job,
         "padim_ray": __version__,
@@ -227,7 +232,7 @@ def write_summary(root: Location, summary: Summary, settings: Mapping[str, Any])
 
 
 def read_summary(root: Location, places: Mapping[str, str]) -> Summary:
-    """The summary of a run that is complete, from run.json.
+    """Read the summary of a complete run from run.json.
 
     Raises:
         PadimError: if it is missing or damaged.

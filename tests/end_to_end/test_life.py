@@ -90,7 +90,7 @@ def test_a_merged_model_is_the_one_that_is_fitted_to_all(line, caplog):
         summary = merge(line, "merged", "hamburg@1", "lyon@1")
     assert (summary.listed, summary.done) == (2, 2)  # the images that both have
     assert (summary.sampled, summary.calibrated) == (12, 12)  # of bolts: the others are copied
-    assert "12 images were read once more to calibrate, which took" in caplog.text
+    assert "12 images read again for calibration in" in caplog.text
     merged, fitted = (open_version(line.model(name)) for name in ("merged", "all"))
     assert_same_model(merged, fitted, 1e-6)
     hamburg = open_version(line.model("hamburg"))

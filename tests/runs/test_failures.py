@@ -1,8 +1,12 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from padim_ray.errors import TooManyFailed
-from padim_ray.runs.failures import HOPELESS, Failures, count_causes
+from padim_ray.runs.failures import MAX_UNFETCHABLE, Failures, bounded_cause, count_causes
 from padim_ray.runs.options.common import JobOptions
+
+counts = st.integers(0, 20)
 
 
 def failures(max_failed=None, listed=10**6):
@@ -29,7 +33,7 @@ def test_one_failure_too_many_ends_a_job(max_failed, most):
 
 def test_a_store_that_gives_nothing_ends_a_job():
     counted = failures()
-    counted.add(HOPELESS - 1, {"fetch: permission denied": HOPELESS - 1})
+    counted.add(MAX_UNFETCHABLE - 1, {"fetch: permission denied": MAX_UNFETCHABLE - 1})
     with pytest.raises(TooManyFailed, match="not one could be fetched"):
         counted.add(1, {"fetch: not found": 1})
 
@@ -38,5 +42,33 @@ def test_a_store_that_gives_nothing_ends_a_job():
 def test_a_bad_group_does_not(cause):
     counted = failures()
     counted.add(1, {} if cause.startswith("fetch") else {cause: 1})
-    counted.add(2 * HOPELESS, {cause: 2 * HOPELESS})
-    assert counted.count >= 2 * HOPELESS
+    counted.add(2 * MAX_UNFETCHABLE, {cause: 2 * MAX_UNFETCHABLE})
+    assert counted.count >= 2 * MAX_UNFETCHABLE
+
+
+causes = st.dictionaries(st.sampled_from(["decode: empty file", "fetch: not found", "x"]), counts)
+
+
+@given(st.lists(st.tuples(counts, causes)))
+def test_batches_add_up(batches):
+    counted = failures()
+    for read, failed in batches:
+        counted.add(read + sum(failed.values()) + 1, failed)
+    assert counted.count == sum(sum(failed.values()) for _, failed in batches)
+    assert counted.read == counted.count + len(batches) + sum(read for read, _ in batches)
+    for cause, count in counted.causes.items():
+        assert count == sum(failed.get(cause, 0) for _, failed in batches)
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        ("decode: empty file", ("decode", "empty file")),
+        ("decode: whatever a library says", ("decode", "other")),
+        ("fetch: empty file", ("fetch", "other")),
+        ("elsewhere: empty file", ("other", "other")),
+        ("", ("other", "other")),
+    ],
+)
+def test_unknown_causes_are_other(cause, expected):
+    assert bounded_cause(cause) == expected

@@ -1,11 +1,21 @@
+from dataclasses import fields
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from padim_ray.errors import PadimError
-from padim_ray.runs.job_record import JOB, LISTED, JobRecord, describe_changes, identify
+from padim_ray.runs.job_record import (
+    JOB,
+    LISTED,
+    NOT_IDENTITY,
+    JobRecord,
+    describe_changes,
+    identify,
+)
 from padim_ray.runs.options.fit import FitOptions
+from padim_ray.runs.options.merge import MergeOptions
 from padim_ray.runs.options.score import ScoreOptions
 
 IMAGES = pa.table({"uri": ["a", "b", "c"], "size": [1, 2, 3], "version_tag": ["x", "y", "z"]})
@@ -47,16 +57,16 @@ def test_changes_of_listings_are_counted(before, now):
         columns = {"uri": list(images), "size": list(images.values())}
         return pa.table(columns, pa.schema({"uri": pa.string(), "size": pa.int64()}))
 
-    told = describe_changes(table(before), table(now))
+    described = describe_changes(table(before), table(now))
     counts = {
         "added": len(now.keys() - before.keys()),
         "gone": len(before.keys() - now.keys()),
         "changed": sum(before[uri] != now[uri] for uri in before.keys() & now.keys()),
     }
     if not any(counts.values()):
-        assert told is None or before.keys() == now.keys()
+        assert described is None or before.keys() == now.keys()
     for kind, count in counts.items():
-        assert (f"{count} image{'s' * (count != 1)} {kind}" in (told or "")) == (count > 0)
+        assert (f"{count} image{'s' * (count != 1)} {kind}" in (described or "")) == (count > 0)
 
 
 def test_where_images_are_fetched_from_is_neither_written_nor_compared(place):
@@ -81,3 +91,43 @@ def test_what_results_do_not_depend_on_is_not_in_the_identity(tmp_path, monkeypa
     fitting = {"images": "x/*.png", "model": "m"}
     assert identify(FitOptions(**fitting)) == identify(FitOptions(**fitting, round_images=7))
     assert identify(FitOptions(**fitting)) != identify(FitOptions(**fitting, seed=7))
+
+
+def test_identity_leaves_out_only_options_that_exist():
+    kinds = (FitOptions, MergeOptions, ScoreOptions)
+    assert {field.name for kind in kinds for field in fields(kind)} >= NOT_IDENTITY
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"alpha": 0.2}, "out holds a run with --alpha 0.1, which is 0.2 now: repeat"),
+        ({"layers": ["layer1"]}, "with --layers layer1 layer2, which is layer1 now"),
+        ({"crop": [64, 64]}, "with --crop not given, which is 64 64 now"),
+        ({"model_version": 4}, "with model version 3, which is 4 now"),
+    ],
+)
+def test_another_job_is_told_the_difference(now, message):
+    identity = {"alpha": 0.1, "layers": ["layer1", "layer2"], "crop": None, "model_version": 3}
+    begun = record(**identity)
+    begun.check_identity(identity, "out holds a run")
+    with pytest.raises(PadimError, match=message):
+        begun.check_identity(identity | now, "out holds a run")
+    with pytest.raises(PadimError, match=r"--alpha 0\.1, which is not given now"):
+        begun.check_identity({k: v for k, v in identity.items() if k != "alpha"}, "out holds a run")
+
+
+def test_other_images_are_refused():
+    uris, sizes = ["a", "b", "d"], [1, 7, 3]
+    now = pa.table({"uri": uris, "size": sizes, "version_tag": ["x", "y", "z"]})
+    message = (
+        r"with other images: since then 1 image added \(d\), 1 image gone \(c\), "
+        r"1 image changed \(b\)\. Score"
+    )
+    with pytest.raises(PadimError, match=message):
+        record().with_images(now, "out holds a run")
+
+
+def test_credentials_are_not_in_the_identity():
+    options = FitOptions(manifest="https://host/m.parquet?X-Amz-Signature=5ecret", model="m")
+    assert "5ecret" not in str(identify(options, source="https://ann:5ecret@host/x"))

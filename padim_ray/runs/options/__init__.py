@@ -1,1 +1,1 @@
-"""Every job's options, one file per job: behind the command line, YAML files and Python."""
+"""The options of every job, one file per job, for the command line, YAML files and Python."""

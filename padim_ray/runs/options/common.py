@@ -1,10 +1,14 @@
-"""Every option of the jobs, typed: one place behind the command line, YAML files and Python."""
+"""Options that several jobs share, and the checks of their values.
+
+The command line, YAML files and Python all construct these dataclasses, so an option is declared
+and checked once.
+"""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -31,95 +35,57 @@ def _parse_json(_: type, tokens: Sequence[Any]) -> dict[str, Any]:
 
 StorageOptions = Annotated[
     dict[str, Any] | None,
-    Parameter(group=RUN, converter=_parse_json, accepts_keys=False, n_tokens=1, show_default=False),
+    Parameter(
+        group=RUN,
+        converter=_parse_json,
+        accepts_keys=False,
+        n_tokens=1,
+        show_default=False,
+        help="""Options for fsspec, as JSON: '{"endpoint_url": "http://minio:9000"}'.""",
+    ),
+]
+
+GPUS = Parameter(
+    group=RUN,
+    negative_none="",
+    show_default=lambda gpus: "all of the cluster's" if gpus is None else gpus,
+    help="Maximum number of GPUs to compute on; 0: compute on CPUs. A job starts as soon as there "
+    "is one, and asks an autoscaler for as many as its images are worth.",
+)
+"""`--gpus` of the jobs and of `plan`, whose defaults differ."""
+
+ReportImages = Annotated[
+    int,
+    Parameter(
+        group=RESULTS,
+        help="Images in the report's gallery: the most anomalous ones; of a comparison, those "
+        "whose scores changed most.",
+    ),
 ]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a job runs, whatever it does."""
-
-    max_image_pixels: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_PIXELS
-    """Images of more pixels fail, before they are decoded."""
-
-    max_image_bytes: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_BYTES
-    """Larger files fail, before they are read."""
-
-    group_memory: Annotated[int, Parameter(group=RUN)] = GROUP_MEMORY
-    """Bytes of groups' Gaussians that an actor keeps on its device when it scores, those used last;
-    what the next group needs is loaded ahead if there is room for it. One group's are always kept.
-    """
-
-    batch_size: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
-    """Images per pass through the trunk. Default: 8 on CPUs, 256 on GPUs."""
-
-    actors: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
-    """Workers that hold the trunk. Default: one per GPU; without GPUs, one per 8 cores; more when
-    nodes join."""
-
-    gpus: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
-    """GPUs to compute on, at most. The job waits for the first one, and asks an autoscaler for as
-    many as its images are worth. 0: compute on CPUs. Default: those that the cluster has."""
-
-    decode_resource: Annotated[str | None, Parameter(group=RUN, negative_none="")] = None
-    """Ray resource of the nodes that decode, merge, draw and write, such as padim_decode: other
-    nodes, such as those with GPUs, then hold nothing but workers with the trunk."""
-
-    max_failed: Annotated[float | None, Parameter(group=RUN, negative_none="")] = None
-    """Stop with exit code 3 as soon as more images fail: a number of images, or a share of those
-    listed if below 1. Default: any number may fail, and it is said; but not all of the first 1,000
-    to be fetched."""
-
-    overwrite: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False
-    """Start afresh, instead of continuing what was begun: replaces a run's results; of a model,
-    fits a new version."""
-
-    storage_options: StorageOptions = None
-    """JSON for fsspec, such as '{"endpoint_url": "http://minio:9000"}'."""
-
-    address: Annotated[str | None, Parameter(group=RUN, negative_none="")] = None
-    """Ray cluster to run on ('auto': the one on this machine). Default: RAY_ADDRESS, which a
-    submitted job has; else Ray starts inside this process."""
+class Options:
+    """Base of all options. Each subclass checks its own values, then calls `super()`."""
 
     def __post_init__(self) -> None:
         check_choices(self)
-        sizes = ("max_image_pixels", "max_image_bytes", "group_memory")
-        for name in ("batch_size", "actors", *sizes):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise PadimError(f"{flag(name)} must be at least 1, but is {value}")
-        if self.gpus is not None and self.gpus < 0:
-            raise PadimError(f"--gpus must be at least 0, but is {self.gpus}")
-        for name in ("images", "manifest", "model", "out", "decode_resource"):
-            if getattr(self, name, None) == "":
-                raise PadimError(f"{flag(name)} is empty")
-        for name in ("images", "masks", "model", "out"):
-            value = getattr(self, name, None)
-            if value is not None:
-                check_no_credentials(flag(name), value)
-        if self.max_failed is not None:
-            check_number("max_failed", self.max_failed)
-
-    def allows(self, failed: int, listed: int) -> bool:
-        """Whether so many failed images are within --max-failed."""
-        if self.max_failed is None:
-            return True
-        # a quotient is rounded to the same number as the share that was typed; a product is not
-        return (failed / listed if self.max_failed < 1 else failed) <= self.max_failed
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ImagesOptions(RunOptions):
-    """Which images a job reads."""
+class SourceOptions(Options):
+    """Where the images are listed: one of the two is given."""
 
     images: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
     """Images to read, such as 's3://archive/{group}/train/good/*.png'. {name} captures a path
-    segment or part of one as a column, and {group} chooses the model; *, ? and ** as in a shell."""
+    segment, or part of one, as a column; {group} is the image's group, and each group has its own
+    Gaussians. *, ? and ** match as in a shell."""
 
     manifest: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
-    """Parquet file that lists the images instead: uri, and optionally group and other columns."""
+    """Parquet file that lists the images, instead of --images. It has a column uri, and optionally
+    group and others."""
 
     def __post_init__(self) -> None:
         if (self.images is None) == (self.manifest is None):
@@ -129,28 +95,133 @@ class ImagesOptions(RunOptions):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class LimitOptions(Options):
+    """Which images are too large."""
+
+    max_image_pixels: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_PIXELS
+    """An image with more pixels fails before it is decoded."""
+
+    max_image_bytes: Annotated[int, Parameter(group=IMAGES)] = MAX_IMAGE_BYTES
+    """A larger file fails before it is read."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("max_image_pixels", self.max_image_pixels)
+        check_positive("max_image_bytes", self.max_image_bytes)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(LimitOptions):
+    """How any job runs."""
+
+    group_memory: Annotated[int, Parameter(group=RUN)] = GROUP_MEMORY
+    """Memory for Gaussians on each actor's device while scoring, in bytes. The groups used least
+    recently are dropped, and the next group is loaded ahead if it fits. One group is always kept.
+    """
+
+    batch_size: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
+    """Images per forward pass of the trunk. Default: 8 on CPUs, 256 on GPUs."""
+
+    actors: Annotated[int | None, Parameter(group=RUN, negative_none="")] = None
+    """Actors, the workers that hold the trunk. Default: one per GPU, or without GPUs one per 8
+    cores; more when nodes join."""
+
+    gpus: Annotated[int | None, GPUS] = None
+
+    decode_resource: Annotated[str | None, Parameter(group=RUN, negative_none="")] = None
+    """Ray resource of the nodes that decode, merge, draw and write, such as padim_decode. The other
+    nodes, such as those with GPUs, then run actors only."""
+
+    max_failed: Annotated[float | None, Parameter(group=RUN, negative_none="")] = None
+    """Stop with exit code 3 when more images than this fail: a number of images or, if below 1, a
+    share of those listed. Default: any number may fail, unless none of the first 1,000 can be
+    fetched."""
+
+    overwrite: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False
+    """Start afresh instead of continuing an earlier attempt. A run's results are replaced; a model
+    gets a new version."""
+
+    storage_options: StorageOptions = None
+
+    address: Annotated[str | None, Parameter(group=RUN, negative_none="")] = None
+    """Ray cluster to run on ('auto': the one on this machine). Default: RAY_ADDRESS, which Ray sets
+    for submitted jobs; without it Ray starts in this process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "actors", "group_memory"):
+            check_positive(name, getattr(self, name))
+        if self.gpus is not None:
+            check_number("gpus", self.gpus)
+        if self.max_failed is not None:
+            check_number("max_failed", self.max_failed)
+        for name in ("images", "manifest", "model", "out", "decode_resource"):
+            if getattr(self, name, None) == "":
+                raise PadimError(f"{flag_name(name)} is empty")
+        for name in ("images", "masks", "model", "out"):
+            value = getattr(self, name, None)
+            if value is not None:
+                check_no_credentials(flag_name(name), value)
+
+    def allows(self, failed: int, listed: int) -> bool:
+        """Whether this many failed images are within --max-failed."""
+        if self.max_failed is None:
+            return True
+        # a quotient is rounded to the same float as the share that was typed; a product is not
+        return (failed / listed if self.max_failed < 1 else failed) <= self.max_failed
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ImagesOptions(RunOptions, SourceOptions):
+    """Options of a job that reads images."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class JobOptions(ImagesOptions):
-    """What every job needs to know that reads images for a model."""
+    """Options of a job that reads images for one model."""
 
     model: Annotated[str, Parameter(group=IMAGES)]
-    """Directory of the model: a path, or a URI such as s3://models/line7. What only reads it takes
-    an earlier version, too: s3://models/line7@3."""
+    """Directory of the model: a path, or a URI such as s3://models/line7. score and evaluate also
+    take a version, s3://models/line7@3."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ResultsOptions(Options):
+    """Where results are written, and what is in their report."""
+
+    out: Annotated[str, Parameter(group=RESULTS)]
+    """Directory of the results: a path or a URI."""
+
+    alpha: Annotated[float, Parameter(group=RESULTS)] = 0.01
+    """False-alarm rate: the share of good images that may be called anomalous. Thresholds follow
+    from it and the training images' leave-one-out scores."""
+
+    report_images: ReportImages = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("alpha", self.alpha)
+        check_number("report_images", self.report_images)
 
 
 def check_no_credentials(name: str, uri: str) -> None:
-    """Raises: PadimError if a URI holds what mustn't be written down."""
+    """Raises: PadimError if a URI holds credentials, which results would repeat."""
     if redact(uri) != uri:
         raise PadimError(
-            f"{name} holds credentials, which results would tell: give them in "
-            "--storage-options or in the environment, or presigned images in a --manifest"
+            f"{name} holds credentials, which the results would disclose. Give them in "
+            "--storage-options or the environment, or list presigned URIs in a --manifest"
         )
 
 
 def from_mapping(kind: type, options: Mapping[str, Any]) -> Any:
-    """Options from keyword arguments, which may be named as on the command line.
+    """Construct options of a kind from keyword arguments.
 
     Raises:
-        PadimError: for an unknown name, or if one that is needed is missing.
+        PadimError: for an unknown name, or if `model` or `out` is missing.
     """
     known = {field.name for field in fields(kind)}
     unknown = sorted(set(options) - known)
@@ -158,38 +229,39 @@ def from_mapping(kind: type, options: Mapping[str, Any]) -> Any:
         raise PadimError(f"Unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}")
     missing = {"model", "out"} & known - set(options)
     if missing:
-        raise PadimError(f"{flag(min(missing))} is needed")
+        raise PadimError(f"{flag_name(min(missing))} is needed")
     return kind(**options)
 
 
 def check_choices(options: Any) -> None:
-    """Raises: PadimError if an option has a value that is not among its choices."""
-    choices = {
-        "regularization": ("shrink", "paper"),
-        "precision": ("auto", "float32", "bfloat16"),
-        "calibrate": ("readable", "none"),
-        "heatmaps": ("anomalous", "all", "none", "top"),
-    }
-    for name, allowed in choices.items():
-        value = getattr(options, name, allowed[0])
-        if value not in allowed:
-            raise PadimError(f"{flag(name)} must be one of {', '.join(allowed)}, not {value!r}")
+    """Raises: PadimError if an option that is a `Literal` has a value outside it."""
+    for name, kind in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            allowed = ", ".join(get_args(kind))
+            raise PadimError(f"{flag_name(name)} must be one of {allowed}, not {value!r}")
 
 
 def check_share(name: str, value: float) -> None:
     """Raises: PadimError unless 0 < value < 1."""
     if not 0 < value < 1:
-        raise PadimError(f"{flag(name)} must be above 0 and below 1, but is {value}")
+        raise PadimError(f"{flag_name(name)} must be above 0 and below 1, but is {value}")
 
 
 def check_number(name: str, value: float) -> None:
     """Raises: PadimError for a negative, infinite or NaN value."""
     if not math.isfinite(value):
-        raise PadimError(f"{flag(name)} must be a finite number, but is {value}")
+        raise PadimError(f"{flag_name(name)} must be a finite number, but is {value}")
     if value < 0:
-        raise PadimError(f"{flag(name)} must not be negative, but is {value}")
+        raise PadimError(f"{flag_name(name)} must not be negative, but is {value}")
 
 
-def flag(name: str) -> str:
-    """An option as it is written on the command line: `--max-failed`."""
+def check_positive(name: str, value: int | None) -> None:
+    """Raises: PadimError for a value below 1; None is allowed."""
+    if value is not None and value < 1:
+        raise PadimError(f"{flag_name(name)} must be at least 1, but is {value}")
+
+
+def flag_name(name: str) -> str:
+    """An option's name on the command line: `max_failed` is `--max-failed`."""
     return "--" + name.replace("_", "-")

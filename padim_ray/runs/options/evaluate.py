@@ -16,13 +16,14 @@ class EvaluateOptions(ScoreOptions):
     """Options of `evaluate`."""
 
     masks: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None
-    """Masks of the defects, such as 'archive/{group}/ground_truth/{defect}/{name}_mask.png': what
-    it captures, --images must capture too. Without it only images are judged, not pixels."""
+    """Masks of the defects, such as 'archive/{group}/ground_truth/{defect}/{name}_mask.png'.
+    --images must capture every name that is used here. Without masks there are image metrics only,
+    no pixel metrics."""
 
     normal: Annotated[str, Parameter(group=IMAGES)] = "good"
-    """The value of {defect} that means a good image."""
+    """Value of {defect} that marks a good image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.masks is not None and self.manifest is not None:
-            raise PadimError("--masks needs --images; a manifest has a column 'mask_uri' instead")
+            raise PadimError("--masks needs --images; a manifest has a column 'mask_uri' for them")

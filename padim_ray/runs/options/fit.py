@@ -7,23 +7,53 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from padim_ray.errors import PadimError
-from padim_ray.runs.options.common import MODEL, RUN, JobOptions, RunOptions, check_number
+from padim_ray.runs.options.common import (
+    MODEL,
+    RUN,
+    JobOptions,
+    Options,
+    RunOptions,
+    check_number,
+    check_positive,
+)
 from padim_ray.runs.options.model import ModelOptions
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class RoundOptions(RunOptions):
-    """Options of the jobs that make a new version of a model."""
+class ProgressOptions(Options):
+    """How often progress is committed."""
 
     round_images: Annotated[int, Parameter(group=RUN)] = 20_000
-    """Images after which progress is committed: at most so many are read again if the job is
-    killed. Each time costs writing one group's moments."""
+    """Commit progress after this many images; a job that is killed reads at most this many again.
+    Each commit writes one group's moments."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.round_images < 1:
-            raise PadimError(f"--round-images must be at least 1, but is {self.round_images}")
+        check_positive("round_images", self.round_images)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(Options):
+    """How many images calibrate a model."""
+
+    calibration_images: Annotated[int, Parameter(group=MODEL)] = 2000
+    """Maximum number of training images per group to calibrate with, drawn by --seed. They are read
+    once more; thresholds and p-values follow from their leave-one-out scores. 0: no thresholds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("calibration_images", self.calibration_images)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RoundOptions(ProgressOptions, RunOptions):
+    """Options of the jobs that make a new version of a model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         model = getattr(self, "model", "")
         if found := re.search("@[0-9]{1,9}$", model):
             raise PadimError(
@@ -34,22 +64,13 @@ class RoundOptions(RunOptions):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class VersionOptions(RoundOptions, JobOptions):
-    """Options of the jobs that make a new version of images."""
+    """Options of the jobs that make a new version from images."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class FitOptions(ModelOptions, VersionOptions):
+class FitOptions(CalibrationOptions, ModelOptions, VersionOptions):
     """Options of `fit`."""
-
-    calibration_images: Annotated[int, Parameter(group=MODEL)] = 2000
-    """Training images per group, at most, whose leave-one-out scores thresholds and p-values are
-    made from; chosen by --seed. 0: none, and no thresholds."""
-
-    def __post_init__(self) -> None:
-        VersionOptions.__post_init__(self)
-        ModelOptions.__post_init__(self)
-        check_number("calibration_images", self.calibration_images)
 
     @property
     def model_options(self) -> ModelOptions:

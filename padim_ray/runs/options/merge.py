@@ -15,10 +15,10 @@ class MergeOptions(RoundOptions):
     """Options of `merge`."""
 
     model: Annotated[str, Parameter(group=MODEL)]
-    """Directory of the merged model: a path, or a URI. If there is a model, this is its next
-    version, which has that model's images only if it is among those that are merged."""
+    """Directory of the merged model: a path or a URI. A model that is there already gets a next
+    version, which includes the existing one only if that is also among the merged models."""
 
     calibrate: Annotated[Literal["readable", "none"], Parameter(group=MODEL)] = "readable"
-    """Which images make thresholds and p-values of groups that are in several models. readable:
-    those of the sample that can be read from here. none: these groups have none, until an update.
-    """
+    """How to calibrate groups that occur in several models. readable: with those images of the
+    sample that can be read from here. none: not at all; they have no thresholds and p-values until
+    the next update."""

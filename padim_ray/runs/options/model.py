@@ -11,7 +11,7 @@ from padim_ray.densities import DENSITIES, check_kind
 from padim_ray.errors import PadimError
 from padim_ray.features.trunks import DEFAULT as DEFAULT_TRUNK
 from padim_ray.features.trunks import TRUNKS, find_trunk
-from padim_ray.runs.options.common import MODEL, check_choices, check_number, flag
+from padim_ray.runs.options.common import MODEL, Options, check_number, flag_name
 
 DEFAULT_LEVELS = TRUNKS[DEFAULT_TRUNK].default_levels
 Sizes = Annotated[
@@ -28,8 +28,8 @@ Sizes = Annotated[
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions:
-    """What features of an image a model has: all that its size and speed depend on."""
+class FeatureOptions(Options):
+    """Which features a model is made of; its size and speed depend on nothing else."""
 
     backbone: Annotated[
         str, Parameter(group=MODEL, help=f"Pretrained CNN: {', '.join(TRUNKS)}.")
@@ -48,20 +48,20 @@ class FeatureOptions:
     ] = None
 
     image_size: Sizes = (256,)
-    """Height and width that images are resized to (one number: square), in pixels."""
+    """Height and width to resize images to, in pixels; one number: a square."""
 
     crop: Sizes = None
-    """Height and width of the centre kept after resizing (the paper: 224)."""
+    """Height and width of the centre crop after resizing, in pixels (the paper: 224)."""
 
     scaled_jpeg: Annotated[bool, Parameter(group=MODEL, negative="", show_default=False)] = False
-    """Decode large JPEGs at a half, a quarter or an eighth of their size: faster, but other pixels.
-    The model keeps to it when it scores."""
+    """Decode large JPEGs at a half, a quarter or an eighth of their size. That is faster, but
+    changes the pixels a little. The model keeps the setting for scoring."""
 
     n_features: Annotated[int | Literal["all"] | None, Parameter(group=MODEL, negative_none="")] = (
         None
     )
-    """Channels kept in all layers together, drawn by the seed, or all. Default: as many as suit the
-    backbone; all of the default one's (the paper: 100)."""
+    """Number of channels to keep, drawn by --seed from all layers together, or all. Default: as many
+    as suit the backbone, all of the default one's (the paper: 100)."""
 
     density: Annotated[
         str,
@@ -74,13 +74,13 @@ class FeatureOptions:
     ] = DEFAULT_DENSITY
 
     seed: Annotated[int, Parameter(group=MODEL)] = 42
-    """Seed of the draws of channels and of calibration images."""
+    """Random seed for drawing channels and calibration images."""
 
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(group=MODEL)] = "auto"
-    """Precision of the trunk. auto: the fastest that the workers compute natively."""
+    """Precision of the trunk. auto: the fastest that the workers support natively."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        super().__post_init__()
         check_kind(self.density)  # an unknown one is an error before anything slow
         layers = self.layers or find_trunk(self.backbone).default_levels
         layers = (layers,) if isinstance(layers, str) else layers
@@ -94,30 +94,31 @@ class FeatureOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(FeatureOptions):
-    """What makes a model, apart from its images."""
+    """All settings of a model."""
 
     weights: Annotated[str, Parameter(group=MODEL)] = "IMAGENET1K_V1"
-    """torchvision weights name, or path or URI of a .pth or .safetensors state dict (its trunk is
-    enough)."""
+    """Name of torchvision weights, or path or URI of a .pth or .safetensors state dict, which needs
+    to hold the trunk only."""
 
     regularization: Annotated[Literal["shrink", "paper"], Parameter(group=MODEL)] = "shrink"
-    """shrink: towards the covariance averaged over all positions. paper: a constant on the
-    diagonal."""
+    """How covariances are regularised. shrink: towards their average over all positions. paper: by
+    a constant on the diagonal."""
 
     shrinkage: Annotated[float, Parameter(group=MODEL)] = 0.1
-    """Weight of the averaged covariance (shrink)."""
+    """shrink: weight of the averaged covariance."""
 
     ridge: Annotated[float, Parameter(group=MODEL)] = 0.01
-    """Added to the diagonal, in units of the layer's mean variance (shrink)."""
+    """shrink: constant added to the diagonal, in units of the layer's mean variance."""
 
     epsilon: Annotated[float, Parameter(group=MODEL)] = 0.01
-    """Added to the diagonal (paper)."""
+    """paper: constant added to the diagonal."""
 
     sigma: Annotated[float, Parameter(group=MODEL)] = 4.0
-    """Standard deviation of the anomaly map's smoothing, in pixels; 0: none."""
+    """Standard deviation of the Gaussian that smooths the anomaly map, in pixels. 0: no smoothing.
+    """
 
     def __post_init__(self) -> None:
-        FeatureOptions.__post_init__(self)
+        super().__post_init__()
         for name in ("sigma", "shrinkage", "ridge", "epsilon"):
             check_number(name, getattr(self, name))
 
@@ -126,5 +127,5 @@ def pair(name: str, sizes: int | Sequence[int] | None) -> tuple[int, int]:
     """One or two positive sizes as (height, width)."""
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes or ())
     if len(sizes) not in (1, 2) or min(sizes) < 1:
-        raise PadimError(f"{flag(name)} takes one or two positive numbers, not {sizes}")
+        raise PadimError(f"{flag_name(name)} takes one or two positive numbers, not {sizes}")
     return sizes[0], sizes[-1]

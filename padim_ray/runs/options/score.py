@@ -5,53 +5,48 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from padim_ray.errors import PadimError
-from padim_ray.runs.options.common import RESULTS, JobOptions, check_number, check_share
+from padim_ray.runs.options.common import (
+    RESULTS,
+    JobOptions,
+    ResultsOptions,
+    check_number,
+    check_positive,
+    check_share,
+)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(JobOptions):
+class ScoreOptions(ResultsOptions, JobOptions):
     """Options of `score`."""
 
-    out: Annotated[str, Parameter(group=RESULTS)]
-    """Directory of the results: a path or a URI."""
-
-    alpha: Annotated[float, Parameter(group=RESULTS)] = 0.01
-    """False-alarm rate: the share of good images that may be called anomalous. Thresholds follow
-    from it and from the training images' leave-one-out scores."""
-
     threshold: Annotated[float | None, Parameter(group=RESULTS, negative_none="")] = None
-    """Score above which images are anomalous, for all groups, instead of the thresholds of alpha.
-    """
+    """Score above which an image is anomalous, in all groups. It replaces the thresholds that
+    follow from --alpha."""
 
     pixel_alpha: Annotated[float, Parameter(group=RESULTS)] = 0.001
-    """Share of good images' pixels that may look anomalous: what regions are cut out with."""
+    """Share of good images' pixels that may be called anomalous. Regions are cut out at the
+    threshold that follows from it."""
 
     min_region_area: Annotated[int, Parameter(group=RESULTS)] = 0
-    """Smallest region to report of an anomalous image, in pixels of the image."""
+    """Smallest region to report, in pixels of the image."""
 
     heatmaps: Annotated[Literal["anomalous", "all", "none", "top"], Parameter(group=RESULTS)] = (
         "anomalous"
     )
-    """Images to draw heatmaps of. anomalous: those, and what the report shows. top: those that
-    exceed their threshold most, or come nearest to it."""
+    """Images that get a heatmap. anomalous: the anomalous images and those in the report. top: the
+    images that exceed their threshold most, or come nearest to it."""
 
     top: Annotated[int, Parameter(group=RESULTS)] = 100
-    """How many heatmaps 'top' means."""
-
-    report_images: Annotated[int, Parameter(group=RESULTS)] = 200
-    """Images in the report's gallery: the most anomalous ones."""
+    """Number of heatmaps to draw with --heatmaps top."""
 
     maps: Annotated[bool, Parameter(group=RESULTS, negative="", show_default=False)] = False
     """Also write every anomaly map as a float32 TIFF."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.top < 1:
-            raise PadimError(f"--top must be at least 1, but is {self.top}")
-        for name in ("alpha", "pixel_alpha"):
-            check_share(name, getattr(self, name))
-        for name in ("threshold", "min_region_area", "report_images"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name))
+        check_positive("top", self.top)
+        check_share("pixel_alpha", self.pixel_alpha)
+        check_number("min_region_area", self.min_region_area)
+        if self.threshold is not None:
+            check_number("threshold", self.threshold)
