@@ -163,7 +163,8 @@ def _findings(comparison: Comparison) -> list[tuple[Tone, str]]:
         if group.rank_correlation is not None and group.rank_correlation < MIN_CORRELATION
     ]
     if reordered:
-        sentence = f"Images rank differently, by rank correlation: {join_some(reordered, 5)}."
+        names = join_some(reordered, 5)
+        sentence = f"Images rank differently in groups with a low rank correlation: {names}."
         findings.append(("notice", sentence))
     if comparison.left_out:
         left_out = [f"{name} ({images:,})" for name, images in comparison.left_out.items()]

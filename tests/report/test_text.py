@@ -51,7 +51,7 @@ def test_figures_have_two_correct_digits_at_least(value):
 def test_durations_are_exact_to_their_smallest_unit(seconds):
     units = {"s": 1, "min": 60, "h": 3600}
     parts = duration(seconds).replace(",", "").split()
-    told = sum(
+    total = sum(
         int(number) * units[unit] for number, unit in zip(parts[::2], parts[1::2], strict=True)
     )
-    assert 0 <= seconds - told < units[parts[-1]]
+    assert 0 <= seconds - total < units[parts[-1]]
