@@ -1,1 +1,1 @@
-"""How well defects were found, and how far two models agree."""
+"""Evaluation: metrics, tables and curves on labelled images; agreement of two models."""

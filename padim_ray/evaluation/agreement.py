@@ -1,4 +1,4 @@
-"""Do two models agree on an archive: the ranks, the decisions and the scores of the same images."""
+"""Agreement of two models on the same images: ranks, decisions and ratios of scores."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,18 +11,26 @@ from scipy import stats
 from padim_ray.scoring.decision import Decision
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-SMALLEST_SCORE = 1e-12  # of which there are ratios
+MIN_SCORE = 1e-12  # lower scores count as this one, so that ratios are defined
+_TOTALS = (
+    *("listed", "compared", "flagged_before", "flagged_after"),
+    *("newly_flagged", "no_longer_flagged"),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """A group's scores (n,) by one model, NaN where an image failed, and how it judges them."""
+    """One model's scores of a group's images, (n,), and its decision.
+
+    Scores of failed images are NaN.
+    """
 
     scores: np.ndarray
     decision: Decision
 
     @property
     def threshold(self) -> float | None:
+        """The model's image threshold, if it has one."""
         return self.decision.threshold
 
     @cached_property
@@ -33,12 +41,12 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class GroupComparison:
-    """How far two models agree on a group.
+    """Agreement of two models on one group.
 
-    `compared`: images that both scored; all else is of these. `rank_correlation`: Spearman's, None
-    where it isn't defined. `newly_flagged`: images that only the second model calls anomalous;
-    `no_longer_flagged`: only the first. `ratio_quantiles`: of the second model's scores over the
-    first's, by `QUANTILES`.
+    `listed`: all images. `compared`: images that both models scored; all other fields are about
+    these. `rank_correlation`: Spearman's, None if it is undefined. `newly_flagged`: images that are
+    anomalous only by the second model. `no_longer_flagged`: only by the first. `ratio_quantiles`:
+    quantiles of the second model's score over the first's, keyed by `QUANTILES` as text.
     """
 
     listed: int
@@ -54,10 +62,10 @@ class GroupComparison:
 
     @classmethod
     def of(cls, before: Verdicts, after: Verdicts) -> "GroupComparison":
-        """From the same images, judged by both."""
+        """Compare both models' verdicts on the same images, in the same order."""
         both = np.isfinite(before.scores) & np.isfinite(after.scores)
         x, y = before.scores[both].astype(float), after.scores[both].astype(float)
-        was, is_ = before.flags[both], after.flags[both]
+        flagged_before, flagged_after = before.flags[both], after.flags[both]
         ratios = np.quantile(_log_ratio(x, y), QUANTILES) if len(x) else []
         return cls(
             listed=len(both),
@@ -65,10 +73,10 @@ class GroupComparison:
             rank_correlation=_rank_correlation(x, y),
             threshold_before=before.threshold,
             threshold_after=after.threshold,
-            flagged_before=int(was.sum()),
-            flagged_after=int(is_.sum()),
-            newly_flagged=int((is_ & ~was).sum()),
-            no_longer_flagged=int((was & ~is_).sum()),
+            flagged_before=int(flagged_before.sum()),
+            flagged_after=int(flagged_after.sum()),
+            newly_flagged=int((flagged_after & ~flagged_before).sum()),
+            no_longer_flagged=int((flagged_before & ~flagged_after).sum()),
             ratio_quantiles={
                 f"{q:g}": float(np.exp(r)) for q, r in zip(QUANTILES, ratios, strict=False)
             },
@@ -77,11 +85,11 @@ class GroupComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two models agree on an archive.
+    """Agreement of two models on an archive.
 
-    `before`, `after`: their names. `groups`: by name. `left_out`: images of groups that only one of
-    the models has, by group. `seconds`: wall time of this attempt, and `stages` what of it each
-    took.
+    `before`, `after`: names of the models. `images`: the archive. `alpha`: the false-alarm rate of
+    both models' thresholds. `groups`: by name. `left_out`: number of images per group that only one
+    model has. `seconds`: wall time of this attempt; `stages`: wall time of each of its stages.
     """
 
     before: str
@@ -101,12 +109,12 @@ class Comparison:
 
     @property
     def changed(self) -> int:
-        """Images of which the decision changed."""
+        """Number of images whose decision changed."""
         return self.total("newly_flagged") + self.total("no_longer_flagged")
 
     @property
     def lowest_rank_correlation(self) -> tuple[str, float] | None:
-        """The group whose images' order changed most, and its rank correlation."""
+        """The group with the lowest rank correlation, and that; None if no group has one."""
         known = [
             (group.rank_correlation, name)
             for name, group in self.groups.items()
@@ -115,23 +123,26 @@ class Comparison:
         return min(known)[::-1] if known else None
 
     def to_json(self) -> dict[str, Any]:
-        names = ("listed", "compared", "flagged_before", "flagged_after")
-        more = ("newly_flagged", "no_longer_flagged")
-        return asdict(self) | {name: self.total(name) for name in names + more}
+        """All fields, and the totals over the groups."""
+        return asdict(self) | {name: self.total(name) for name in _TOTALS}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Comparison":
-        """Raises: KeyError or TypeError if that isn't what `to_json` makes."""
+        """Restore what `to_json` returned.
+
+        Raises:
+            KeyError, TypeError: if it is anything else.
+        """
         values = {name: content[name] for name in cls.__dataclass_fields__}
         groups = {name: GroupComparison(**group) for name, group in content["groups"].items()}
         return cls(**values | {"groups": groups})
 
 
 def measure_changes(before: Verdicts, after: Verdicts) -> np.ndarray:
-    """By what factor each image's score changed, (n,) float64; NaN where one of them failed.
+    """The factor by which each image's score changed, (n,) float64; NaN if a model failed on it.
 
-    Scores are taken in units of their model's threshold, where both have one: a model whose scores
-    and threshold are both twice as large has changed nothing.
+    If both models have a threshold, scores are divided by it first: doubling all scores and the
+    threshold changes nothing.
     """
     x, y = before.scores.astype(float), after.scores.astype(float)
     if before.threshold and after.threshold:
@@ -140,19 +151,21 @@ def measure_changes(before: Verdicts, after: Verdicts) -> np.ndarray:
 
 
 def order_by_change(changes: np.ndarray, has_flipped: np.ndarray) -> np.ndarray:
-    """Rows, those whose decision changed first, then by how far from 1 the factor is.
+    """Indices of the images, most changed first.
+
+    Changed decisions come before all others; within both, images are ordered by |log factor|.
 
     Args:
-        changes: factors (n,); rows without one (NaN) are left out.
-        has_flipped: (n,), whether an image's decision changed.
+        changes: factors (n,); images with NaN are left out.
+        has_flipped: (n,) bool, whether the decision changed.
     """
     size = np.abs(np.log(changes))
-    order = np.lexsort([-size, ~has_flipped])  # stable: ties in the rows' order
+    order = np.lexsort([-size, ~has_flipped])  # stable: ties keep their order
     return order[np.isfinite(changes[order])]
 
 
 def _log_ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(y, SMALLEST_SCORE)) - np.log(np.maximum(x, SMALLEST_SCORE))
+    return np.log(np.maximum(y, MIN_SCORE)) - np.log(np.maximum(x, MIN_SCORE))
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:

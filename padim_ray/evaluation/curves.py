@@ -1,6 +1,7 @@
-"""The curves behind the figures: ROC, precision-recall and per-region overlap."""
+"""Curves behind the metrics: ROC, precision-recall and per-region overlap (PRO)."""
 
 import io
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,19 +18,25 @@ from padim_ray.evaluation.metrics import (
 from padim_ray.evaluation.tables import GroupOutcome
 from padim_ray.scoring.threshold import is_flagged
 
-IMAGE = {"color": "#0072B2", "linestyle": "-"}  # Okabe and Ito's colours, for all kinds of sight
-PIXEL = {"color": "#D55E00", "linestyle": "--"}
-THRESHOLD = {"color": "black", "marker": "D", "markersize": 7, "linestyle": "none"}
-LONGEST_TITLE = 100
+# colours of Okabe and Ito, distinguishable with colour blindness
+_IMAGE: dict[str, Any] = {"color": "#0072B2", "linestyle": "-"}
+_PIXEL: dict[str, Any] = {"color": "#D55E00", "linestyle": "--"}
+_THRESHOLD: dict[str, Any] = {"color": "black", "marker": "D", "markersize": 7, "linestyle": "none"}
+MAX_TITLE = 100  # characters
 
 
 def draw_curves(group: str, outcome: GroupOutcome, normal: str) -> bytes:
-    """A PNG, 1200 × 480 pixels, with three panels: ROC, precision-recall, per-region overlap.
+    """Draw a group's curves as a PNG of 1200 × 480 pixels: ROC, precision-recall and PRO.
 
-    Curves whose figure isn't defined are left out. A diamond marks the model's own threshold.
+    Curves whose area is undefined are left out. A diamond marks the model's threshold.
+
+    Args:
+        group: the title.
+        outcome: the group's scores, labels and pixel counts.
+        normal: the label of images without a defect.
     """
     figure = Figure(figsize=(12, 4.8), dpi=100, layout="constrained")
-    figure.suptitle(" ".join(group.split())[:LONGEST_TITLE], parse_math=False)
+    figure.suptitle(" ".join(group.split())[:MAX_TITLE], parse_math=False)
     roc, precision_recall, overlap = figure.subplots(1, 3)
     _panel(roc, "ROC", "False-positive rate", "True-positive rate")
     _panel(precision_recall, "Precision-recall", "Recall", "Precision")
@@ -38,33 +45,30 @@ def draw_curves(group: str, outcome: GroupOutcome, normal: str) -> bytes:
     scores, normals, defectives = count_scores(outcome.scores, ~outcome.images_of([normal]))
     pixels = outcome.pixels_of(outcome.pixels)
     for name, negatives, positives, style in (
-        ("image", normals, defectives, IMAGE),
-        ("pixel", pixels.negatives, pixels.positives, PIXEL),
+        ("image", normals, defectives, _IMAGE),
+        ("pixel", pixels.negatives, pixels.positives, _PIXEL),
     ):
         if negatives.any() and positives.any():
             recall, rate, precision = _rates(negatives, positives)
-            area = auroc(negatives, positives)
-            roc.plot(rate, recall, label=f"{name}: AUROC {area:.3f}", **style)
-            area = average_precision(negatives, positives)
-            # each recall with its own precision, as steps: that is what AUPR is the area of
-            precision_recall.step(
-                recall, precision, where="pre", label=f"{name}: AUPR {area:.3f}", **style
-            )
+            label = f"{name}: AUROC {auroc(negatives, positives):.3f}"
+            roc.plot(rate, recall, label=label, **style)
+            # steps: average precision is the area under a step function
+            label = f"{name}: AUPR {average_precision(negatives, positives):.3f}"
+            precision_recall.step(recall, precision, where="pre", label=label, **style)
     if outcome.threshold is not None and normals.any() and defectives.any():
         flagged = is_flagged(scores, outcome.threshold).sum()
         recall, rate, precision = (values[flagged] for values in _rates(normals, defectives))
-        roc.plot(rate, recall, label="the model's threshold", **THRESHOLD)
-        precision_recall.plot(recall, precision, label="the model's threshold", **THRESHOLD)
+        roc.plot(rate, recall, label="the model's threshold", **_THRESHOLD)
+        precision_recall.plot(recall, precision, label="the model's threshold", **_THRESHOLD)
     if pixels.regions and pixels.negatives.any():
         area = aupro(pixels.negatives, pixels.overlaps, pixels.regions)
         _, rate, _ = _rates(pixels.negatives, pixels.positives)
         mean = count_flagged(pixels.overlaps) / pixels.regions
-        overlap.plot(rate, mean, label=f"pixel: AUPRO {area:.3f}", **PIXEL)
+        overlap.plot(rate, mean, label=f"pixel: AUPRO {area:.3f}", **_PIXEL)
     overlap.set_xlim(-0.02 * AUPRO_LIMIT, 1.02 * AUPRO_LIMIT)
 
     for panel in (roc, precision_recall, overlap):
-        if panel.lines:
-            # below the panel, where no curve is
+        if panel.lines:  # the legend goes below, where it can't cover a curve
             panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
         else:
             panel.text(0.5, 0.5, "undefined", transform=panel.transAxes, ha="center")
@@ -79,9 +83,9 @@ def _panel(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def _rates(negatives: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Recall, false-positive rate and precision as the threshold falls: each (bins + 1,).
+    """Recall, false-positive rate and precision as the threshold falls, each (bins + 1,).
 
-    Precision where nothing is flagged is 1, where the curve begins.
+    The precision is 1 while nothing is flagged.
     """
     false, true = count_flagged(negatives), count_flagged(positives)
     flagged = false + true

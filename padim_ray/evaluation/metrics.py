@@ -1,9 +1,9 @@
-"""How well anomalies are told from normal images and pixels, from counts per score.
+"""Metrics of images and pixels, computed from counts per score.
 
-A metric takes two arrays of counts, `negatives` and `positives`, both (…, bins), whose bins ascend
-with the score: the distinct scores for images, `padim_ray.histogram`'s bins for pixels. Thresholds
-lie at the bins' lower edges: what is in the bin or above is flagged. Leading axes are independent
-of each other. A metric is nan where there are no negatives or no positives.
+A metric takes two arrays of counts, `negatives` and `positives`, both (…, bins). Bins ascend with
+the score: for images they are the distinct scores, for pixels the bins of `scoring.histogram`.
+Thresholds lie at the lower edges of bins: a bin and all above it are flagged. Leading axes are
+batches. A metric is NaN if there are no negatives or no positives.
 """
 
 import io
@@ -25,19 +25,19 @@ IMAGE_METRICS = (
     "miss_rate",
 )
 PIXEL_METRICS = ("pixel_auroc", "pixel_aupro", "pixel_f1_best")
-AUPRO_LIMIT = 0.3
-LEVEL = 0.95
+AUPRO_LIMIT = 0.3  # false-positive rate
+LEVEL = 0.95  # of confidence intervals
 _CHUNK = 2**17  # counts per class that the bootstrap holds at a time: 1 MiB
-_EIGHT_CONNECTED = np.array(  # within each map, none across maps
+_EIGHT_CONNECTED = np.array(  # within each map, not across maps
     [np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))]
 )
 
 
 def count_flagged(counts: np.ndarray) -> np.ndarray:
-    """How much is flagged as the threshold falls bin by bin, from nothing to everything.
+    """Flagged counts as the threshold falls bin by bin, from none to all.
 
-    (…, bins) → (…, bins + 1) float64. Of negatives these are the false positives, of positives the
-    true ones, and one over the other is the ROC curve.
+    (…, bins) → (…, bins + 1) float64. For negatives these are the false positives, for positives
+    the true positives; true over false positives is the ROC curve.
     """
     flagged = np.zeros((*counts.shape[:-1], counts.shape[-1] + 1))
     flagged[..., 1:] = counts[..., ::-1]
@@ -51,7 +51,7 @@ def auroc(negatives: np.ndarray, positives: np.ndarray) -> np.ndarray:
 
 
 def average_precision(negatives: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """Area under the precision-recall curve, as a sum of steps: (…, bins), (…, bins) → (…).
+    """Area under the precision-recall curve as a step function: (…, bins), (…, bins) → (…).
 
     As scikit-learn's `average_precision_score`: linear interpolation would be too optimistic.
     """
@@ -61,15 +61,12 @@ def average_precision(negatives: np.ndarray, positives: np.ndarray) -> np.ndarra
     return _ratio(area, true[..., -1], defined=false[..., -1] > 0)
 
 
-def best_f1(negatives: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The highest F1 over all thresholds, and the highest threshold's bin that reaches it.
-
-    (…, bins), (…, bins) → (…), (…). Where the first is nan, the second means nothing.
-    """
+def best_f1(negatives: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """The highest F1 over all thresholds: (…, bins), (…, bins) → (…)."""
     false, true = count_flagged(negatives), count_flagged(positives)
     total = true[..., -1:]
     f1 = _ratio(2 * true, true + false + total, defined=(false[..., -1:] > 0) & (total > 0))
-    return f1.max(-1), negatives.shape[-1] - f1.argmax(-1)
+    return f1.max(-1)
 
 
 def aupro(
@@ -77,16 +74,15 @@ def aupro(
 ) -> float:
     """Area under the per-region-overlap curve up to a false-positive rate, divided by that rate.
 
-    A region's overlap is the share of its pixels that is flagged; PRO is its mean over the regions.
-    The false-positive rate is taken over all pixels that aren't defective, in defective images too
+    A region's overlap is the share of its pixels that are flagged; PRO is the mean over all
+    regions. The false-positive rate is taken over all normal pixels, also those of defective images
     (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021).
 
     Args:
-        negatives: (bins,), pixels that aren't defective.
-        overlaps: (bins,), the sum over regions of their pixels' counts, each over its region's
-            area.
-        regions: their number.
-        limit: the false-positive rate at which the curve ends, interpolated linearly there.
+        negatives: normal pixels, (bins,).
+        overlaps: (bins,), the sum over regions of the region's pixel counts divided by its area.
+        regions: number of regions.
+        limit: the false-positive rate at which the curve ends, by linear interpolation.
     """
     false = count_flagged(negatives)
     if not (regions and false[-1]):
@@ -101,9 +97,10 @@ def aupro(
 def count_scores(
     scores: np.ndarray, is_defective: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct scores, ascending, and how many normal and defective images have each.
+    """Count the normal and defective images of each distinct score.
 
-    (n,) floats, (n,) bool → three times (distinct,).
+    Returns:
+        The distinct scores, ascending, and both counts: three arrays of the same length.
     """
     values, bins = np.unique(scores, return_inverse=True)
     negatives, positives = (
@@ -115,7 +112,10 @@ def count_scores(
 def image_metrics(
     scores: np.ndarray, is_defective: np.ndarray, threshold: float | None
 ) -> dict[str, float]:
-    """`IMAGE_METRICS` of (n,) scores and labels; an image is flagged if its score > threshold."""
+    """`IMAGE_METRICS` of scores (n,) and labels (n,); images above the threshold are flagged.
+
+    Without a threshold, the metrics that depend on it are NaN.
+    """
     values, negatives, positives = count_scores(scores, is_defective)
     flagged = None if threshold is None else is_flagged(values, threshold)
     metrics = _image_metrics(negatives, positives, flagged)
@@ -133,36 +133,39 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of all `IMAGE_METRICS`, resampling images within each class.
 
-    Percentiles know only the images at hand: where those are told apart without an error, so are
-    all resamples, and the interval has no width.
+    If the images at hand are separated without an error, so are all resamples, and the interval has
+    no width.
 
-    Metrics are computed from counts in no more bins than they can tell apart (normal scores with
-    no defective one between them are one bin), a chunk of resamples of a few MiB at a time. So 1000
+    Scores are merged into as few bins as the metrics can distinguish: normal scores with no
+    defective one between them share a bin. Resamples are computed in chunks of a few MiB. So 1000
     resamples of 100,000 images take seconds, and less the better the classes are separated.
 
     Args:
         scores: (n,), of all images.
         is_defective: (n,) bool.
         threshold: as for `image_metrics`.
-        resamples: their number.
-        seed: of the random numbers.
+        resamples: number of resamples.
+        seed: of the random number generator.
         level: the share of resamples within the interval.
+
+    Returns:
+        The interval's ends for each metric, NaN where the metric is undefined.
     """
     values, negatives, positives = count_scores(scores, is_defective)
     if not len(values):
         return dict.fromkeys(IMAGE_METRICS, (float("nan"), float("nan")))
     flagged = None if threshold is None else is_flagged(values, threshold)
-    apart = (positives[1:] > 0) | (positives[:-1] > 0)
+    is_separate = (positives[1:] > 0) | (positives[:-1] > 0)
     if flagged is not None:
-        apart |= flagged[1:] != flagged[:-1]
-    starts = np.flatnonzero(np.append(True, apart))
+        is_separate |= flagged[1:] != flagged[:-1]
+    starts = np.flatnonzero(np.append(True, is_separate))
     flagged = None if flagged is None else flagged[starts]
-    classes = [np.add.reduceat(counts, starts) for counts in (negatives, positives)]
+    negatives, positives = (np.add.reduceat(counts, starts) for counts in (negatives, positives))
 
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // len(starts))
     chunks = [
-        _image_metrics(*(_resample(counts, size, rng) for counts in classes), flagged)
+        _image_metrics(_resample(negatives, size, rng), _resample(positives, size, rng), flagged)
         for size in np.diff([*range(0, resamples, chunk), resamples])
     ]
     tails = [(1 - level) / 2, (1 + level) / 2]
@@ -175,9 +178,9 @@ def bootstrap(
 
 @dataclass(frozen=True, eq=False)
 class PixelCounts:
-    """What pixel metrics need of any number of anomaly maps; adds up.
+    """Sufficient counts for the pixel metrics of any number of anomaly maps; they add up.
 
-    `negatives`, `positives`: (BINS,) int64, normal and defective pixels. `overlaps`: (BINS,)
+    `negatives`, `positives`: normal and defective pixels, (BINS,) int64. `overlaps`: (BINS,)
     float64, see `aupro`. `regions`: 8-connected components of the masks.
     """
 
@@ -188,7 +191,7 @@ class PixelCounts:
 
     @classmethod
     def of(cls, anomaly_maps: np.ndarray, masks: np.ndarray) -> Self:
-        """Count the pixels of maps (n, h, w) float32; masks (n, h, w) bool are true in defects."""
+        """Count the pixels of maps (n, h, w) float32; masks (n, h, w) bool are True in defects."""
         bins = bin_indices(anomaly_maps)
         labels, regions = ndimage.label(masks, _EIGHT_CONNECTED)
         areas = np.bincount(labels.ravel())
@@ -214,7 +217,7 @@ class PixelCounts:
         )
 
     def to_bytes(self) -> bytes:
-        """The bins that hold anything, as a compressed npz."""
+        """The non-empty bins as a compressed npz."""
         bins = np.flatnonzero(self.negatives + self.positives)
         buffer = io.BytesIO()
         np.savez_compressed(
@@ -229,7 +232,7 @@ class PixelCounts:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Exactly what `to_bytes` was given."""
+        """Restore counts from `to_bytes`, exactly."""
         counts = cls.empty()
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             for name in ("negatives", "positives", "overlaps"):
@@ -238,23 +241,22 @@ class PixelCounts:
 
 
 def pixel_metrics(pixels: PixelCounts) -> dict[str, float]:
-    """`PIXEL_METRICS` of all counted pixels together."""
-    f1, _ = best_f1(pixels.negatives, pixels.positives)
+    """`PIXEL_METRICS` over all counted pixels."""
     return {
         "pixel_auroc": float(auroc(pixels.negatives, pixels.positives)),
         "pixel_aupro": aupro(pixels.negatives, pixels.overlaps, pixels.regions),
-        "pixel_f1_best": float(f1),
+        "pixel_f1_best": float(best_f1(pixels.negatives, pixels.positives)),
     }
 
 
 def _image_metrics(
     negatives: np.ndarray, positives: np.ndarray, flagged: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """`IMAGE_METRICS` of counts (…, bins); `flagged` (bins,) bool: the bins above the threshold."""
+    """`IMAGE_METRICS` of counts (…, bins); `flagged` (bins,) bool: which exceed the threshold."""
     metrics = {
         "image_auroc": auroc(negatives, positives),
         "image_aupr": average_precision(negatives, positives),
-        "image_f1_best": best_f1(negatives, positives)[0],
+        "image_f1_best": best_f1(negatives, positives),
     }
     normal, defective = negatives.sum(-1), positives.sum(-1)
     if flagged is None:
@@ -270,8 +272,8 @@ def _image_metrics(
 
 
 def _resample(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Counts (bins,) of as many images drawn with replacement, `size` times: (size, bins)."""
-    images = np.repeat(np.arange(len(counts)), counts)  # a multinomial takes longer for many bins
+    """Draw all counted images with replacement, `size` times: (bins,) → (size, bins)."""
+    images = np.repeat(np.arange(len(counts)), counts)  # with many bins, a multinomial is slower
     draws = (images[rng.integers(len(images), size=len(images))] for _ in range(size))
     return np.stack([np.bincount(drawn, minlength=len(counts)) for drawn in draws])
 
@@ -279,6 +281,6 @@ def _resample(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.nda
 def _ratio(
     numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray | bool = True
 ) -> np.ndarray:
-    """Their ratio, nan where it isn't defined or the denominator is 0."""
+    """The ratio, NaN where `defined` is False or the denominator is 0."""
     nan = np.full(np.shape(numerator), np.nan)
     return np.divide(numerator, denominator, out=nan, where=defined & (denominator > 0))

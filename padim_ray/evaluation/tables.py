@@ -1,8 +1,8 @@
-"""Evaluations: the metrics of every group and defect, as JSON, as tables and in Markdown.
+"""Evaluations: the metrics of every group and defect as JSON, as a table and as Markdown.
 
-A model belongs to a group, and different models' scores have different scales. Overall figures are
-therefore not computed from all images together but are the unweighted mean over the groups, as in
-the result tables on MVTec AD.
+Each group has its own model, and scores of different models have different scales. Overall figures
+are therefore unweighted means over the groups, as in the result tables on MVTec AD, and not metrics
+of all images.
 """
 
 import re
@@ -49,28 +49,30 @@ _SCHEMA = pa.schema(
     }
 )
 _MEANING = f"""\
-All figures are shares between 0 and 1; `{UNDEFINED}` is undefined, for want of normal or of
-defective images, of masks or of a threshold. Avg is the unweighted mean over the groups that define
-the figure: different models' scores have different scales. A defect's figures tell its images from
-all normal images of its group. Intervals hold {LEVEL:.0%} of stratified bootstrap resamples.
+All figures lie between 0 and 1. `{UNDEFINED}` means undefined: there are no normal images, no
+defective images, no masks or no threshold. Avg is the unweighted mean over the groups in which the
+figure is defined, because scores of different models have different scales. A defect's figures
+compare its images with all normal images of its group. Intervals hold {LEVEL:.0%} of stratified
+bootstrap resamples.
 
-- Image AUROC: how often a defective image scores higher than a normal one, ties counting half.
-- Image AUPR: average precision, defective images being the positives.
-- Image F1, best: at the best of all thresholds, chosen with knowledge of the labels.
-- Image F1, false-alarm rate, miss rate: an image is flagged if its score exceeds the model's
-  threshold; shares of normal images flagged, of defective images not flagged.
-- Pixel AUROC, pixel F1, best: the same of all pixels of normal images and of images with a mask.
-- Pixel AUPRO: the share of each defective region (8-connected) that is flagged, on average over
-  regions and over false-positive rates from 0 to {AUPRO_LIMIT}.
+- Image AUROC: the probability that a defective image scores higher than a normal one; ties count
+  half.
+- Image AUPR: average precision, with defective images as positives.
+- Image F1, best: F1 at the best of all thresholds, which takes knowledge of the labels.
+- Image F1, false-alarm rate, miss rate: at the model's threshold. An image is flagged if its score
+  exceeds it. The rates are the shares of normal images flagged and of defective images not flagged.
+- Pixel AUROC; pixel F1, best: the same over all pixels of normal images and of images with a mask.
+- Pixel AUPRO: the flagged share of a defective region (8-connected), averaged over all regions and
+  over false-positive rates from 0 to {AUPRO_LIMIT}.
 """
 
 
 @dataclass(frozen=True)
 class MaskCounts:
-    """Ground-truth masks of the defective images.
+    """How many ground-truth masks of defective images were read.
 
-    `masks` were read, `empty_masks` of them without a defective pixel. `missing_masks` and
-    `unreadable_masks` are of images whose pixels don't count.
+    `masks`: masks read. `empty_masks`: those of them without a defective pixel. `missing_masks`,
+    `unreadable_masks`: masks that were not; the pixels of their images are left out.
     """
 
     masks: int = 0
@@ -81,12 +83,12 @@ class MaskCounts:
 
 @dataclass(frozen=True, eq=False)
 class GroupOutcome:
-    """What one group's model made of labelled images.
+    """One group's labelled images, as its model scored them.
 
-    `scores`: (n,) floats. `defects`: (n,) names, the normal one among them. `threshold`: the
-    model's, of image scores, if it has one. `pixels`: counts per name, of images whose pixels'
-    truth is known. `masks`: what was found of masks. `failed`: images without a score, which count
-    nowhere else.
+    `scores`: (n,) floats. `defects`: the images' labels, (n,), including the normal one.
+    `threshold`: the model's image threshold, if it has one. `pixels`: pixel counts per label, of
+    images with known ground truth. `masks`: how many masks were read. `failed`: images without a
+    score, which count nowhere else.
     """
 
     scores: np.ndarray
@@ -97,27 +99,27 @@ class GroupOutcome:
     failed: int = 0
 
     def images_of(self, names: Collection[str]) -> np.ndarray:
-        """Which images have one of these names: (n,) bool."""
+        """Which images have one of these labels: (n,) bool."""
         return np.array([defect in names for defect in self.defects], bool)
 
     def pixels_of(self, names: Collection[str]) -> PixelCounts:
-        """The pixels of all images with one of these names."""
+        """Pixel counts of all images with one of these labels."""
         counts = (counts for name, counts in self.pixels.items() if name in names)
         return sum(counts, PixelCounts.empty())
 
 
 def evaluate(outcomes: Mapping[str, GroupOutcome], normal: str, *, seed: int = 0) -> dict:
-    """The evaluation of all groups, ready for JSON: what is undefined is None.
+    """Evaluate all groups. The result is ready for JSON: undefined values are None.
 
     Args:
         outcomes: by group.
-        normal: the name that images without a defect have.
+        normal: the label of images without a defect.
         seed: of the bootstrap.
 
     Returns:
-        `average` holds each metric's unweighted mean over the groups that define it. Image metrics
-        of groups and of their defects have an interval, `low` to `high`; a defect's images are
-        compared with all normal images of the group. `images` are those with a score.
+        `average` holds the unweighted mean of each metric over the groups in which it is defined.
+        Image metrics of groups and defects have an interval, `low` to `high`. A defect's images are
+        compared with all normal images of the group. `images` counts images with a score.
     """
     groups = {
         group: _evaluate_group(outcome, normal, seed) for group, outcome in sorted(outcomes.items())
@@ -129,13 +131,13 @@ def evaluate(outcomes: Mapping[str, GroupOutcome], normal: str, *, seed: int = 0
     return {
         "normal": normal,
         "aupro_limit": AUPRO_LIMIT,
-        "average": {metric: _mean(defined) for metric, defined in values.items()},
+        "average": {metric: _mean(figures) for metric, figures in values.items()},
         "groups": groups,
     }
 
 
 def to_table(evaluation: Mapping) -> pa.Table:
-    """One row per group, defect (null: the whole group) and metric."""
+    """One row per group, defect and metric; the defect is null for the whole group."""
     rows = [
         {"group": group, "defect": defect, "metric": metric, "images": part["images"], **figure}
         for group, whole in evaluation["groups"].items()
@@ -146,7 +148,7 @@ def to_table(evaluation: Mapping) -> pa.Table:
 
 
 def to_markdown(evaluation: Mapping) -> str:
-    """Tables as papers print them: metrics by group, their intervals, and each group's defects."""
+    """Markdown tables as in papers: metrics by group, their intervals, and each group's defects."""
     groups = evaluation["groups"]
     names = [_escape(group) for group in groups]
     averages = evaluation["average"]
@@ -194,7 +196,7 @@ def _evaluate_group(outcome: GroupOutcome, normal: str, seed: int) -> dict:
 def _measure(
     outcome: GroupOutcome, normal: str, names: Collection[str], seed: int
 ) -> dict[str, dict[str, float | None]]:
-    """All metrics of the images with these names."""
+    """All metrics of the images with these labels."""
     chosen = outcome.images_of(names)
     is_defective = ~outcome.images_of([normal])
     images = np.asarray(outcome.scores)[chosen], is_defective[chosen], outcome.threshold
@@ -226,25 +228,30 @@ def _describe(group: Mapping) -> str:
         f"{group['images']} images: {group['normal']} normal, {group['defective']} defective; "
         f"{group['failed']} more failed. "
         f"Threshold: {'none' if threshold is None else f'{threshold:.4g}'}. "
-        f"Masks: {masks['masks']} used, {masks['empty_masks']} empty, "
+        f"Masks: {masks['masks']} read ({masks['empty_masks']} empty), "
         f"{masks['missing_masks']} missing, {masks['unreadable_masks']} unreadable."
     )
 
 
 def _defects_table(group: Mapping) -> str:
-    """All defects together, then each; the false-alarm rate is the group's, and stands above."""
+    """Rows for all defects and for each one; empty if there are none.
+
+    The false-alarm rate is left out: it is the group's.
+    """
+    if not group["defects"]:
+        return ""
     metrics = [metric for metric in METRICS if metric != "false_alarm_rate"]
-    together = {"images": group["defective"], "metrics": group["metrics"]}
+    all_defects = {"images": group["defective"], "metrics": group["metrics"]}
     rows = [
         [name, str(part["images"])]
         + [_number(part["metrics"][metric]["value"]) for metric in metrics]
         for name, part in [
-            ("**all defects**", together),
+            ("**all defects**", all_defects),
             *((_escape(defect), part) for defect, part in group["defects"].items()),
         ]
     ]
     header = ["", "Images", *(LABELS[metric] for metric in metrics)]
-    return _table(header, rows) if group["defects"] else ""
+    return _table(header, rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -268,10 +275,11 @@ def _interval(figure: Mapping) -> str:
 
 
 def _escape(name: str) -> str:
-    """A name as text on one line, whatever the renderer: names come from folders, so from anyone.
+    """A name as plain text on one line, in any Markdown renderer.
 
-    Character references take the place of all but letters, digits, blanks, hyphens, and underscores
-    within words: none can be a table's bar, code, a link or a tag.
+    Names come from folders and may hold anything. Only letters, digits, blanks, hyphens and
+    underscores within words are kept; all other characters become character references, so that
+    none can act as a table's bar, code, a link or a tag.
     """
     return re.sub(
         r"[^\w -]|\b_+|_+\b",

@@ -1,5 +1,5 @@
-"""The report: one HTML page for a run, with everything in it."""
+"""Reports: a self-contained HTML page for a run or a comparison of two models."""
 
-from padim_ray.report.page import MOST_FAILED, write_report
+from padim_ray.report.page import MAX_FAILED, write_report
 
-__all__ = ["MOST_FAILED", "write_report"]
+__all__ = ["MAX_FAILED", "write_report"]

@@ -1,4 +1,4 @@
-"""The page of a comparison: how far two models agree, and the images that changed most."""
+"""The page of a comparison: agreement of two models, and the images that changed most."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,28 +10,31 @@ from markupsafe import Markup
 from padim_ray.errors import ImageError
 from padim_ray.evaluation.agreement import Comparison, GroupComparison, Verdicts
 from padim_ray.report.charts import draw_score_pairs
-from padim_ray.report.gallery import Picture, encode_pictures, most_pixels, read_picture
-from padim_ray.report.page import MAX_BYTES, MOST_CHARTS, MOST_GROUPS, make_filters, render
+from padim_ray.report.gallery import Picture, encode_pictures, max_pixels, read_picture
+from padim_ray.report.page import MAX_BYTES, MAX_CHARTS, MAX_GROUPS, make_filters, render
 from padim_ray.report.rows import Row
 from padim_ray.report.text import count, join_some, percent
 from padim_ray.report.verdict import Tone
 from padim_ray.storage.location import Location
 
-MOST_POINTS = 500  # in a chart
-ENOUGH_CORRELATION = 0.9  # below, a group's order has changed enough to be told
-_OWN = (
+MAX_POINTS = 500  # in a chart
+MIN_CORRELATION = 0.9  # groups below it are named
+_SIDES = ("before", "after")
+_PAIRED = ("score", "threshold", "is_anomalous", "p_value")  # columns of both models
+_NOT_CAPTURED = {
     *("uri", "group", "size", "version_tag", "change", "width", "height"),
     *("heatmap_before", "heatmap_after"),
-)
-_OF_SIDES = ("score", "threshold", "is_anomalous", "p_value")
+    *(f"{name}_{side}" for name in _PAIRED for side in _SIDES),
+}
 
 
 @dataclass(frozen=True)
 class ChangedImage:
-    """An image with its pictures; pairs are of the model before and of the one after.
+    """An image with its pictures. Pairs hold a value for the model before and the one after.
 
-    `change`: the factor between its scores, in units of their thresholds. `ratios`: scores over
-    thresholds. `heat_problems`: why a heatmap is missing.
+    `captured`: the columns that came with the image. `change`: the factor between both scores, each
+    relative to its threshold. `ratios`: scores divided by thresholds. `problem`, `heat_problems`:
+    why a picture is missing.
     """
 
     uri: str
@@ -47,20 +50,21 @@ class ChangedImage:
     problem: str | None
     heats: tuple[Picture | None, ...]
     heat_problems: tuple[str | None, ...]
-    regions: tuple[()] = ()  # two models would find different ones
+    regions: tuple[()] = ()  # none are drawn: each model has its own
 
     @property
     def name(self) -> str:
+        """The file name."""
         return self.uri.rpartition("/")[2] or self.uri
 
     @property
     def is_new(self) -> bool:
-        """Whether only the second model flags it."""
+        """Whether only the model after flags it."""
         return self.flags[1] and not self.flags[0]
 
     @property
     def is_gone(self) -> bool:
-        """Whether only the first one does."""
+        """Whether only the model before flags it."""
         return self.flags[0] and not self.flags[1]
 
 
@@ -76,26 +80,25 @@ def write_changes(
     """Write the page of a comparison.
 
     Args:
+        page: where to write it.
+        comparison: the figures.
         groups: both models' verdicts, by group.
-        rows: the most changed images, the first one most: rows of compare.parquet, with
-            `heatmap_before` and `heatmap_after`, URIs, where they were drawn.
-        storage_options: for the images' storage.
-        sources: what to fetch for an image's URI, where that is something else.
+        rows: rows of compare.parquet, the most changed image first, with the URIs of drawn heatmaps
+            in `heatmap_before` and `heatmap_after`.
+        storage_options: of the images' storage.
+        sources: the URIs to fetch images from, where they differ from the images' URIs.
     """
     sources = sources or {}
     pictures = encode_pictures(
         [
             ([sources.get(row["uri"], row["uri"]) for row in rows], storage_options or {}),
-            *(
-                ([row.get(f"heatmap_{side}") for row in rows], page.options)
-                for side in ("before", "after")
-            ),
+            *(([row.get(f"heatmap_{side}") for row in rows], page.options) for side in _SIDES),
         ],
-        most_pixels(rows),
+        max_pixels(rows),
     )
-    gallery = [_image(row, *three) for row, three in zip(rows, pictures, strict=True)]
+    gallery = [_image(row, *encoded) for row, encoded in zip(rows, pictures, strict=True)]
     html = _render(comparison, groups, gallery)
-    while len(html) > MAX_BYTES and gallery:  # texts of any length may have come with a manifest
+    while len(html) > MAX_BYTES and gallery:  # a manifest's texts may have any length
         gallery = gallery[: len(gallery) // 2]
         html = _render(comparison, groups, gallery)
     page.write(html)
@@ -108,8 +111,6 @@ def _render(
 ) -> bytes:
     ranked = sorted(comparison.groups.items(), key=_noteworthiness)
     findings = _findings(comparison)
-    kinds = {True: "newly flagged", False: "same decision"}
-    verdicts = ["no longer flagged" if each.is_gone else kinds[each.is_new] for each in gallery]
     tones: list[Tone] = ["warning", "notice", "fine"]
     return render(
         "changes.html",
@@ -117,15 +118,22 @@ def _render(
         headline=_headline(comparison),
         tone=min((tone for tone, _ in findings), key=tones.index),
         findings=findings,
-        charts=[(name, group, _chart(groups[name])) for name, group in ranked[:MOST_CHARTS]],
-        other_groups=ranked[MOST_CHARTS : MOST_CHARTS + MOST_GROUPS],
-        more_groups=max(0, len(ranked) - MOST_CHARTS - MOST_GROUPS),
+        charts=[(name, group, _chart(groups[name])) for name, group in ranked[:MAX_CHARTS]],
+        other_groups=ranked[MAX_CHARTS : MAX_CHARTS + MAX_GROUPS],
+        more_groups=max(0, len(ranked) - MAX_CHARTS - MAX_GROUPS),
         gallery=gallery,
-        filters=make_filters(gallery, "decision", verdicts),
+        filters=make_filters(gallery, "decision", [_decision(image) for image in gallery]),
     )
 
 
+def _decision(image: ChangedImage) -> str:
+    if image.is_new:
+        return "newly flagged"
+    return "no longer flagged" if image.is_gone else "same decision"
+
+
 def _noteworthiness(item: tuple[str, GroupComparison]) -> tuple[Any, ...]:
+    """A sort key: groups with the most changed decisions first, then the least correlated."""
     name, group = item
     flipped = group.newly_flagged + group.no_longer_flagged
     correlation = 1.0 if group.rank_correlation is None else group.rank_correlation
@@ -135,13 +143,14 @@ def _noteworthiness(item: tuple[str, GroupComparison]) -> tuple[Any, ...]:
 def _headline(comparison: Comparison) -> str:
     changed = comparison.changed
     if not changed:
-        return "Both models decide alike"
-    of = comparison.total("compared")
-    return f"{count(changed, 'decision')} changed, {percent(changed, of)} of {count(of, 'image')}"
+        return "Both models make the same decisions"
+    images = comparison.total("compared")
+    share = percent(changed, images)
+    return f"{count(changed, 'decision')} changed, {share} of {count(images, 'image')}"
 
 
 def _findings(comparison: Comparison) -> list[tuple[Tone, str]]:
-    """What is worth knowing, the gravest first: there's at least one."""
+    """Findings as sentences, the gravest first; at least one."""
     findings: list[tuple[Tone, str]] = []
     new, gone = comparison.total("newly_flagged"), comparison.total("no_longer_flagged")
     if gone:
@@ -151,24 +160,26 @@ def _findings(comparison: Comparison) -> list[tuple[Tone, str]]:
     reordered = [
         f"{name} ({group.rank_correlation:.2f})"
         for name, group in comparison.groups.items()
-        if group.rank_correlation is not None and group.rank_correlation < ENOUGH_CORRELATION
+        if group.rank_correlation is not None and group.rank_correlation < MIN_CORRELATION
     ]
     if reordered:
-        sentence = f"Images come in another order, by rank correlation: {join_some(reordered, 5)}."
+        names = join_some(reordered, 5)
+        sentence = f"Images rank differently in groups with a low rank correlation: {names}."
         findings.append(("notice", sentence))
     if comparison.left_out:
-        names = [f"{name} ({images:,})" for name, images in comparison.left_out.items()]
-        sentence = f"Groups that only one model has are left out: {join_some(names, 5)}."
+        left_out = [f"{name} ({images:,})" for name, images in comparison.left_out.items()]
+        sentence = f"Groups that only one model has are left out: {join_some(left_out, 5)}."
         findings.append(("notice", sentence))
     if failed := comparison.total("listed") - comparison.total("compared"):
-        findings.append(("notice", f"{count(failed, 'image')} not scored by both."))
+        findings.append(("notice", f"{count(failed, 'image')} not scored by both models."))
     undecided = [
         name
         for name, group in comparison.groups.items()
         if group.threshold_before is None or group.threshold_after is None
     ]
     if undecided:
-        sentence = f"Without thresholds in both, no decisions: {join_some(undecided, 5)}."
+        names = join_some(undecided, 5)
+        sentence = f"Groups without a threshold in both models have no decisions: {names}."
         findings.append(("notice", sentence))
     lowest = comparison.lowest_rank_correlation
     if lowest and not reordered:
@@ -177,13 +188,13 @@ def _findings(comparison: Comparison) -> list[tuple[Tone, str]]:
     return findings or [("notice", "Nothing could be compared.")]
 
 
-def _chart(both: tuple[Verdicts, Verdicts]) -> Markup | None:
-    """Of all images whose decision changed, or many of them, and of a selection of the others."""
-    before, after = both
+def _chart(verdicts: tuple[Verdicts, Verdicts]) -> Markup | None:
+    """Scores of images whose decision changed and of others, `MAX_POINTS` at most."""
+    before, after = verdicts
     compared = np.flatnonzero(np.isfinite(before.scores) & np.isfinite(after.scores))
     flipped = before.flags[compared] != after.flags[compared]
-    changed = _spread(compared[flipped], before.scores, MOST_POINTS // 2)
-    others = _spread(compared[~flipped], before.scores, MOST_POINTS - len(changed))
+    changed = _sample(compared[flipped], before.scores, MAX_POINTS // 2)
+    others = _sample(compared[~flipped], before.scores, MAX_POINTS - len(changed))
     shown = np.union1d(changed, others)
     return draw_score_pairs(
         before.scores[shown].astype(float),
@@ -193,10 +204,10 @@ def _chart(both: tuple[Verdicts, Verdicts]) -> Markup | None:
     )
 
 
-def _spread(rows: np.ndarray, scores: np.ndarray, most: int) -> np.ndarray:
-    """At most so many rows, evenly by rank: the lowest and the highest are among them."""
+def _sample(rows: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` rows, evenly spaced by rank, including the lowest and the highest score."""
     ordered = rows[np.argsort(scores[rows], kind="stable")]
-    chosen = np.linspace(0, len(ordered) - 1, min(most, len(ordered)))
+    chosen = np.linspace(0, len(ordered) - 1, min(limit, len(ordered)))
     return ordered[chosen.round().astype(int)]
 
 
@@ -209,20 +220,24 @@ def _image(
     thumbnail, problem = read_picture(image)
     heats = [read_picture(heat) for heat in (heat_before, heat_after)]
     shape = thumbnail or heats[0][0] or heats[1][0]
-    sides = {name: (row[f"{name}_before"], row[f"{name}_after"]) for name in _OF_SIDES}
-    known = {*_OWN, *(f"{name}_{side}" for name in _OF_SIDES for side in ("before", "after"))}
+    pairs = {name: (row[f"{name}_before"], row[f"{name}_after"]) for name in _PAIRED}
     before, after = (
         score / threshold if threshold else None
-        for score, threshold in zip(sides["score"], sides["threshold"], strict=True)
+        for score, threshold in zip(pairs["score"], pairs["threshold"], strict=True)
     )
+    was_flagged, is_flagged = pairs["is_anomalous"]
     return ChangedImage(
         uri=row["uri"],
         group=row["group"],
-        captured={k: str(v) for k, v in row.items() if k not in known and v is not None},
+        captured={
+            name: str(value)
+            for name, value in row.items()
+            if name not in _NOT_CAPTURED and value is not None
+        },
         change=row["change"],
-        scores=sides["score"],
+        scores=pairs["score"],
         ratios=(before, after),
-        flags=tuple(map(bool, sides["is_anomalous"])),
+        flags=(bool(was_flagged), bool(is_flagged)),
         width=row.get("width") or (shape.width if shape else 4),
         height=row.get("height") or (shape.height if shape else 3),
         thumbnail=thumbnail,

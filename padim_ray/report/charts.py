@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours from the page, light or dark."""
+"""Charts as inline SVG. Their colours are the page's CSS variables, for light and dark mode."""
 
 import io
 import re
@@ -14,8 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from padim_ray.scoring.heatmap import COLORMAP, FIRST_COLOR
 
-MOST_BARS = 60
-# drawn in these colours, which the page's take the place of
+MAX_BARS = 60
+# placeholders, replaced by the page's colours in the SVG
 _INK, _RUN, _TRAINING, _THRESHOLD = "#000001", "#000002", "#000003", "#000004"
 _PAGE_COLORS = {
     _INK: "var(--muted)",
@@ -23,7 +23,7 @@ _PAGE_COLORS = {
     _TRAINING: "var(--ink)",
     _THRESHOLD: "var(--alarm)",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "padim-ray",
     "font.size": 8.5,
@@ -36,15 +36,18 @@ _STYLE = {
 
 
 def draw_score_histogram(histogram: Mapping[str, Any], threshold: float | None) -> Markup | None:
-    """Scores of a run, filled, over the training images' leave-one-out scores, outlined.
+    """A run's scores, filled, and the training images' leave-one-out scores, outlined.
 
-    Both are shares of their images, on an axis of square roots: a few defective images are seen
-    beside many good ones. None if there is nothing to draw.
+    Both are shares of their images. The axis has a square-root scale, so that a few defective
+    images are visible beside many good ones.
 
     Args:
         histogram: `edges` (m + 1), positive and in equal ratios; `scores` and `leave_one_out`,
             counts (m).
         threshold: drawn as a dashed line.
+
+    Returns:
+        None if there is nothing to draw.
     """
     edges, (scores, training) = _trim(
         np.asarray(histogram["edges"], float),
@@ -71,14 +74,16 @@ def draw_score_pairs(
     has_flipped: np.ndarray,
     thresholds: tuple[float | None, float | None],
 ) -> Markup | None:
-    """Each image's score by one model over that by another: on the diagonal they agree.
-
-    None if there is nothing to draw.
+    """A scatter plot of each image's scores by two models, with the diagonal.
 
     Args:
-        before: scores (n,), positive; so is `after`.
-        has_flipped: (n,), images whose decision changed.
+        before: scores by the first model, (n,), positive.
+        after: scores by the second model, (n,), positive.
+        has_flipped: whether the image's decision changed, (n,) bool.
         thresholds: of both models, drawn as dashed lines.
+
+    Returns:
+        None if there is nothing to draw.
     """
     if not len(before):
         return None
@@ -106,7 +111,7 @@ def draw_score_pairs(
 
 
 def heat_colors() -> list[str]:
-    """The colours of heat, faint to strong, as in the heatmaps."""
+    """The colours of the heatmaps as hex codes, from low to high distances."""
     shades = FIRST_COLOR + (1 - FIRST_COLOR) * np.linspace(0, 1, 8)
     return [matplotlib.colors.to_hex(color) for color in matplotlib.colormaps[COLORMAP](shades)]
 
@@ -114,12 +119,12 @@ def heat_colors() -> list[str]:
 def _trim(
     edges: np.ndarray, counts: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, Sequence[np.ndarray]]:
-    """Leave out empty bins at both ends, and join neighbours until there are few enough."""
+    """Drop empty bins at both ends, and join neighbours until at most `MAX_BARS` are left."""
     filled = np.flatnonzero(np.sum(counts, axis=0))
     if not len(filled):
         return edges, counts
     first, last = filled[0], filled[-1] + 1
-    step = -(-(last - first) // MOST_BARS)
+    step = -(-(last - first) // MAX_BARS)
     starts = np.arange(first, last, step)
     joined = [np.add.reduceat(count[:last], starts) for count in counts]
     return np.append(edges[starts], edges[last]), joined
@@ -130,7 +135,7 @@ def _shares(counts: np.ndarray) -> np.ndarray:
 
 
 def _scale_scores(axes: Axes, edges: np.ndarray, threshold: float | None) -> None:
-    """Logarithmic, as the bins are."""
+    """Give the x-axis a logarithmic scale over the edges and the threshold."""
     low, high = edges[0], edges[-1]
     if threshold:
         low, high = min(low, threshold), max(high, threshold)
@@ -144,6 +149,7 @@ def _scale_scores(axes: Axes, edges: np.ndarray, threshold: float | None) -> Non
 
 
 def _scale_shares(axes: Axes) -> None:
+    """Give the y-axis a square-root scale, in percent."""
     axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
     top = axes.dataLim.ymax * 1.05
     axes.set_ylim(0, top)
@@ -157,13 +163,15 @@ def _scale_shares(axes: Axes) -> None:
 
 
 def _svg(figure: Figure) -> Markup:
-    """The figure as an element of the page, without what belongs into a file of its own."""
+    """The figure as an inline SVG element, without the parts that only an SVG file needs."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r' id="(?!C\d)[\w.]+_\d+"', "", svg)  # in every chart, and nothing needs them
+    svg = re.sub(
+        r' id="(?!C\d)[\w.]+_\d+"', "", svg
+    )  # not unique in the page, and never referred to
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg)
     svg = re.sub(r"\n\s*", "\n", svg).replace("xlink:href", "href")
     for drawn, shown in _PAGE_COLORS.items():

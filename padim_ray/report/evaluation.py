@@ -1,4 +1,4 @@
-"""What the report shows of an evaluation: tables of metrics, and pictures of curves."""
+"""The report's section on an evaluation: tables of metrics, and pictures of curves."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from padim_ray.evaluation.tables import LABELS, METRICS, UNDEFINED
 from padim_ray.report.gallery import data_uri, relative_link
 from padim_ray.storage.location import Location, safe_segment
 
-MOST_GROUPS, MOST_DEFECTS, MOST_CURVES = 60, 150, 8
-CURVE_BYTES = 200 * 2**10  # larger pictures are only linked to
+MAX_GROUPS, MAX_DEFECTS, MAX_CURVES = 60, 150, 8
+CURVE_BYTES = 200 * 2**10  # larger pictures are only linked
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row as text: names, numbers of images, and of each metric its value and interval."""
+    """A row as text: names, numbers of images, and each metric's value and interval."""
 
     names: list[str]
     counts: list[str]
@@ -23,7 +23,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """The first `lines` of `count`; `metrics` are their columns' labels."""
+    """The first lines of a table that has `count`; `metrics` are the labels of its columns."""
 
     metrics: list[str]
     lines: list[Line]
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Curves:
-    """A group's picture of curves, inside the page if it is small."""
+    """A group's picture of curves: a link and, if the picture is small, a data URI in `src`."""
 
     group: str
     src: str | None
@@ -41,7 +41,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `metrics.json` holds, groups with the lowest image AUROC first."""
+    """The content of `metrics.json`, groups with the lowest image AUROC first."""
 
     normal: str
     aupro_limit: float
@@ -52,12 +52,17 @@ class Evaluation:
 
 
 def summarise_evaluation(metrics: Mapping[str, Any], root: Location) -> Evaluation:
-    """Tables and curves for what `metrics.json` holds."""
+    """Tables and curves of an evaluation.
+
+    Args:
+        metrics: the content of `metrics.json`.
+        root: the run's directory, which has the pictures in `curves/`.
+    """
     groups = sorted(metrics["groups"].items(), key=_auroc)
     defects = [
-        (group, defect, of_defect)
-        for group, of_group in groups
-        for defect, of_defect in of_group["defects"].items()
+        (group, defect, evaluated)
+        for group, group_evaluated in groups
+        for defect, evaluated in group_evaluated["defects"].items()
     ]
     names = _present(evaluated for _, evaluated in groups)
     defect_names = _present(evaluated for _, _, evaluated in defects)
@@ -70,7 +75,7 @@ def summarise_evaluation(metrics: Mapping[str, Any], root: Location) -> Evaluati
             names,
             [
                 Line([group], _counts(m, "images", "defective"), _cells(m["metrics"], names))
-                for group, m in groups[:MOST_GROUPS]
+                for group, m in groups[:MAX_GROUPS]
             ],
             len(groups),
         ),
@@ -78,17 +83,17 @@ def summarise_evaluation(metrics: Mapping[str, Any], root: Location) -> Evaluati
             defect_names,
             [
                 Line([group, defect], _counts(m, "images"), _cells(m["metrics"], defect_names))
-                for group, defect, m in defects[:MOST_DEFECTS]
+                for group, defect, m in defects[:MAX_DEFECTS]
             ],
             len(defects),
         ),
-        curves=list(_curves([group for group, _ in groups[:MOST_CURVES]], root)),
+        curves=list(_curves([group for group, _ in groups[:MAX_CURVES]], root)),
     )
 
 
 def _present(evaluated: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Metrics that were computed at all, in the usual order."""
-    present = {name for one in evaluated for name in one["metrics"]}
+    """Names of the metrics that any group or defect has, in the order of `METRICS`."""
+    present = {name for part in evaluated for name in part["metrics"]}
     return [name for name in METRICS if name in present]
 
 

@@ -1,4 +1,4 @@
-"""The gallery: small pictures of the most anomalous images, within a budget of bytes."""
+"""The gallery: small pictures of the most anomalous images that fit in a byte budget."""
 
 import base64
 import io
@@ -20,20 +20,20 @@ from padim_ray.images.limits import MAX_IMAGE_PIXELS
 from padim_ray.report.rows import Row, captured_columns, score_ratio
 from padim_ray.storage.location import Location
 
-PICTURE_BYTES = 6 * 2**20  # of all pictures together; base64 adds a third
+PICTURE_BYTES = 6 * 2**20  # for all pictures together; base64 adds a third
 QUALITIES = (
     *((640, 80), (480, 80), (320, 80), (320, 65), (256, 60), (192, 50)),
     *((160, 40), (128, 35), (96, 30), (64, 25)),
 )
-"""Longest side and WebP quality: a picture takes the first that fits its share of the bytes."""
-LEAST_BYTES_PER_PIXEL = 1 / 10  # of a photograph: not worth trying with less
-TOGETHER = 16  # rows whose images are in memory
-MOST_REGIONS = 40  # boxes in one image
+"""Longer side and WebP quality: a picture gets the first that fits its share of the bytes."""
+MIN_BYTES_PER_PIXEL = 1 / 10  # of a photograph; with less there is no point in encoding it
+WINDOW_ROWS = 16  # rows whose images are in memory at a time
+MAX_REGIONS = 40  # boxes in one image
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page."""
+    """An image as a data URI, with its size in pixels."""
 
     src: str
     width: int
@@ -44,8 +44,9 @@ class Picture:
 class GalleryImage:
     """A row of the results with its pictures.
 
-    `regions`: the boxes with the highest peaks; `region_count` of them were found. `problem` and
-    `heat_problem`: why a picture is missing. `heatmap_link`: the full heatmap, from the page.
+    `captured`: the columns that came with the image. `ratio`: score divided by threshold.
+    `regions`: those with the highest peaks, out of `region_count`. `problem`, `heat_problem`: why a
+    picture is missing. `heatmap_link`: the full heatmap, relative to the page.
     """
 
     uri: str
@@ -68,6 +69,7 @@ class GalleryImage:
 
     @property
     def name(self) -> str:
+        """The file name."""
         return self.uri.rpartition("/")[2] or self.uri
 
 
@@ -77,40 +79,51 @@ def build_gallery(
     storage_options: Mapping[str, Any],
     sources: Mapping[str, str] | None = None,
 ) -> list[GalleryImage]:
-    """Fetch images and heatmaps, and shrink them until all fit in `PICTURE_BYTES` together."""
+    """Fetch images and heatmaps, and shrink them until all of them fit in `PICTURE_BYTES`.
+
+    Args:
+        rows: rows of the results.
+        root: the run's directory.
+        storage_options: of the images' storage.
+        sources: the URIs to fetch images from, where they differ from the images' URIs.
+    """
     columns, sources = captured_columns(rows), sources or {}
     pictures = encode_pictures(
         [
             ([sources.get(row["uri"], row["uri"]) for row in rows], storage_options),
             ([row.get("heatmap_uri") for row in rows], root.options),
         ],
-        most_pixels(rows),
+        max_pixels(rows),
     )
     return [
-        _gallery_image(columns, root, row, *both) for row, both in zip(rows, pictures, strict=True)
+        _gallery_image(columns, root, row, *encoded)
+        for row, encoded in zip(rows, pictures, strict=True)
     ]
 
 
 def encode_pictures(
     columns: Sequence[tuple[Sequence[str | None], Mapping[str, Any]]], pixels: int
 ) -> Iterator[tuple[bytes | ImageError | None, ...]]:
-    """Row by row, pictures as WebP that all fit in `PICTURE_BYTES` together.
-
-    An error says why an image can't be shown, empty bytes that there is no room for it.
+    """Encode pictures as WebP, row by row, so that all of them fit in `PICTURE_BYTES`.
 
     Args:
-        columns: URIs, None where there is no picture, and the options of their storage.
-        pixels: larger images can't be shown.
+        columns: the rows' URIs, None for no picture, with the options of their storage.
+        pixels: the limit for decoding; larger images are errors.
+
+    Yields:
+        For each row one value per column: the encoded picture, empty bytes if there is no room for
+        it, an error if it can't be shown, or None if there is none.
     """
     left = sum(uri is not None for uris, _ in columns for uri in uris)
     remaining = PICTURE_BYTES
-    wanted = UprightImage(pixels, QUALITIES[0][0])
+    target = UprightImage(pixels, QUALITIES[0][0])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(columns[0][0]), TOGETHER):
+        for start in range(0, len(columns[0][0]), WINDOW_ROWS):
+            rows = slice(start, start + WINDOW_ROWS)
             encode = partial(_encode, share=remaining // max(left, 1))
             window = [
-                list(pool.map(encode, _shrink(_fetch(uris[start : start + TOGETHER], of), wanted)))
-                for uris, of in columns
+                list(pool.map(encode, _decode(_fetch(uris[rows], options), target)))
+                for uris, options in columns
             ]
             for encoded in chain.from_iterable(window):
                 remaining -= len(encoded) if isinstance(encoded, bytes) else 0
@@ -118,14 +131,33 @@ def encode_pictures(
             yield from zip(*window, strict=True)
 
 
+def max_pixels(rows: Sequence[Row]) -> int:
+    """The limit for decoding these rows' images: at least the size of those that were scored."""
+    sizes = ((row.get("width") or 0) * (row.get("height") or 0) for row in rows)
+    return max((MAX_IMAGE_PIXELS, *sizes))
+
+
+def read_picture(encoded: bytes | ImageError | None) -> tuple[Picture | None, str | None]:
+    """The picture, or the reason why it is missing; both None if there is none."""
+    match encoded:
+        case None:
+            return None, None
+        case ImageError():
+            return None, str(encoded)
+        case b"":
+            return None, "left out: the page would be too large"
+    with Image.open(io.BytesIO(encoded)) as image:
+        return Picture(data_uri(encoded, "webp"), *image.size), None
+
+
 def relative_link(uri: str | None, root: Location) -> str | None:
-    """A link from the page at `root` to something below it; None if it lies elsewhere."""
+    """A link from the page in `root` to a file below it; None for a file elsewhere."""
     below = root.uri.rstrip("/") + "/"
     return quote(uri.removeprefix(below)) if uri and uri.startswith(below) else None
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Bytes as a URI that needs no request."""
+    """Embed bytes in a `data:` URI of type `image/KIND`."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -149,7 +181,7 @@ def _gallery_image(
         is_anomalous=row.get("is_anomalous"),
         width=row["width"] or (shape.width if shape else 4),
         height=row["height"] or (shape.height if shape else 3),
-        regions=regions[:MOST_REGIONS],
+        regions=regions[:MAX_REGIONS],
         region_count=len(regions),
         thumbnail=thumbnail,
         problem=problem,
@@ -158,12 +190,6 @@ def _gallery_image(
         heatmap_uri=row.get("heatmap_uri"),
         heatmap_link=relative_link(row.get("heatmap_uri"), root),
     )
-
-
-def most_pixels(rows: Sequence[Row]) -> int:
-    """A job may have allowed larger images than usual: those that it scored are shown."""
-    sizes = ((row.get("width") or 0) * (row.get("height") or 0) for row in rows)
-    return max((MAX_IMAGE_PIXELS, *sizes))
 
 
 def _fetch(
@@ -176,48 +202,38 @@ def _fetch(
 def _fetch_all(uris: list[str], storage_options: Mapping[str, Any]) -> list[bytes | ImageError]:
     try:
         return Fetcher(storage_options)(uris)
-    except PadimError as error:  # a store that can't be used from here
+    except PadimError as error:  # one of the stores can't be used from here
         if len(uris) == 1:
             return [ImageError("fetch", str(error))]
         return [content for uri in uris for content in _fetch_all([uri], storage_options)]
 
 
-def _shrink(
-    contents: Sequence[bytes | ImageError | None], wanted: UprightImage
+def _decode(
+    contents: Sequence[bytes | ImageError | None], target: UprightImage
 ) -> Iterator[Image.Image | ImageError | None]:
-    decoded = decode_all((content for content in contents if content is not None), wanted)
+    decoded = decode_all((content for content in contents if content is not None), target)
     for content in contents:
         image = None if content is None else next(decoded)
         yield Image.fromarray(image.pixels) if isinstance(image, Decoded) else image
 
 
 def _encode(image: Image.Image | ImageError | None, share: int) -> bytes | ImageError | None:
-    """WebP of at most `share` bytes, empty if it can't be had; anything but an image stays."""
+    """Encode as WebP of at most `share` bytes, or as b"" if none of `QUALITIES` is small enough.
+
+    Errors and None are returned as they are.
+    """
     if not isinstance(image, Image.Image):
         return image
-    least = LEAST_BYTES_PER_PIXEL
+    bytes_per_pixel = MIN_BYTES_PER_PIXEL
     for side, quality in QUALITIES:
         smaller = image.copy()
         smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
         pixels = smaller.width * smaller.height
-        if pixels * least > share:
+        if pixels * bytes_per_pixel > share:
             continue
         buffer = io.BytesIO()
         smaller.save(buffer, "WEBP", quality=quality)
         if buffer.tell() <= share:
             return buffer.getvalue()
-        least = buffer.tell() / pixels / 2  # a lower quality may halve it
+        bytes_per_pixel = buffer.tell() / pixels / 2  # a lower quality may halve it
     return b""
-
-
-def read_picture(encoded: bytes | ImageError | None) -> tuple[Picture | None, str | None]:
-    """A picture, or why there is none."""
-    match encoded:
-        case None:
-            return None, None
-        case ImageError():
-            return None, str(encoded)
-        case b"":
-            return None, "left out: the page would be too large"
-    with Image.open(io.BytesIO(encoded)) as image:
-        return Picture(data_uri(encoded, "webp"), *image.size), None

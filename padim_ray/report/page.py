@@ -1,4 +1,4 @@
-"""The page: a run's summary, charts and gallery in one HTML file that needs nothing else."""
+"""The page of a run: summary, charts and gallery in one self-contained HTML file."""
 
 import base64
 import hashlib
@@ -22,20 +22,23 @@ from padim_ray.report.verdict import flagged_share, has_drifted, judge, rank_gro
 from padim_ray.storage.location import Location
 
 MAX_BYTES = 15 * 10**6
-MOST_IMAGES = 2000  # pictures of more would be too small to see anything
-MOST_CHARTS, MOST_GROUPS, MOST_CAUSES, MOST_FAILED = 12, 300, 30, 200
-MOST_CHOICES = 30  # in the filter of a captured column
+MAX_IMAGES = 2000  # with more, the pictures would be too small to be of use
+MAX_CHARTS, MAX_GROUPS, MAX_CAUSES, MAX_FAILED = 12, 300, 30, 200
+MAX_CHOICES = 30  # captured columns with more values get no filter
 _TEMPLATE = Path(__file__).parent / "template"
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A choice among the gallery's images: texts, and how many images have each."""
+    """A drop-down list that filters the gallery.
+
+    `choices`: values, and how many images have each. `chosen`: the index of each image's value in
+    `choices`.
+    """
 
     label: str
     choices: list[tuple[str, int]]
     chosen: list[int | None]
-    """Per image of the gallery the number of its choice."""
 
 
 def write_report(
@@ -46,34 +49,32 @@ def write_report(
     parts: Sequence[str] | None = None,
     sources: Mapping[str, str] | None = None,
 ) -> Location:
-    """Write `report.html` into a run's directory, and say where it is.
+    """Write `report.html` into a run's directory, and return its location.
 
     Args:
-        root: where the run left `run.json`, `results/` and the rest.
+        root: the run's directory, with `run.json` and `results/`.
         images: how many of the most anomalous images the page shows.
-        storage_options: for the images' storage, as for the run.
-        parts: names of the results' files that hold the highest scores and the failed images, if
-            that is known; else all of them are read.
-        sources: what to fetch for an image's URI, where that is something else.
+        storage_options: of the images' storage, as for the run.
+        parts: names of the results files that hold the highest scores and the failed images; None
+            reads all of them.
+        sources: the URIs to fetch images from, where they differ from the images' URIs.
 
     Raises:
-        PadimError: if there is no run, or its files can't be read.
+        PadimError: if there is no finished run, or its files can't be read.
     """
     run = _read_json(root / "run.json")
     if run is None:
         raise PadimError(
-            f"{root.uri} holds no finished run (there is no run.json): name the --out of a "
-            "score or evaluate job that has ended"
+            f"{root.uri} holds no finished run (there is no run.json): give the --out of a "
+            "finished score or evaluate job"
         )
     metrics = _read_json(root / "metrics.json")
-    shown = min(images, MOST_IMAGES)
-    selection = select_rows(root, highest=shown, failed=MOST_FAILED, parts=parts)
+    shown = min(images, MAX_IMAGES)
+    selection = select_rows(root, highest=shown, failed=MAX_FAILED, parts=parts)
     gallery = build_gallery(selection.highest, root, storage_options or {}, sources)
     failed = selection.failed
     page = _render(run, metrics, gallery, failed, root)
-    while len(page) > MAX_BYTES and (
-        gallery or failed
-    ):  # texts of any length may have come with the manifest
+    while len(page) > MAX_BYTES and (gallery or failed):  # a manifest's texts may have any length
         gallery, failed = gallery[: len(gallery) // 2], failed[: len(failed) // 2]
         page = _render(run, metrics, gallery, failed, root)
     report = root / "report.html"
@@ -106,16 +107,16 @@ def _render(
             if group["histogram"]
             else None,
         )
-        for name, group in groups[:MOST_CHARTS]
+        for name, group in groups[:MAX_CHARTS]
     ]
     return render(
         "page.html",
         run=run,
         verdict=judge(run),
         charts=charts,
-        other_groups=groups[MOST_CHARTS : MOST_CHARTS + MOST_GROUPS],
+        other_groups=groups[MAX_CHARTS : MAX_CHARTS + MAX_GROUPS],
         causes=list(run["failed_by_cause"].items()),
-        most_causes=MOST_CAUSES,
+        max_causes=MAX_CAUSES,
         failed=failed,
         gallery=gallery,
         filters=_filters(gallery),
@@ -126,7 +127,7 @@ def _render(
 
 
 def render(template: str, **content: Any) -> bytes:
-    """A page with everything in it, of a template's content."""
+    """Render a template with the styles and scripts of all pages, as UTF-8."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATE),
         autoescape=True,
@@ -157,24 +158,25 @@ def _filters(gallery: Sequence[GalleryImage]) -> list[Filter]:
     return make_filters(gallery, "verdict", [verdicts[image.is_anomalous] for image in gallery])
 
 
-def make_filters(gallery: Sequence[Any], name: str, verdicts: Sequence[str]) -> list[Filter]:
-    """By group, by verdict, and by each captured column that has few values.
+def make_filters(gallery: Sequence[Any], label: str, verdicts: Sequence[str]) -> list[Filter]:
+    """Filters by group, by verdict, and by each captured column that has few values.
 
     Args:
         gallery: images with `group` and `captured`.
-        name: what their verdicts are called.
+        label: of the filter by verdict.
+        verdicts: the verdict on each image, as text.
     """
     columns = dict.fromkeys(name for image in gallery for name in image.captured)
     values = [
         ("group", [image.group for image in gallery]),
-        (name, list(verdicts)),
+        (label, list(verdicts)),
         *((name, [image.captured.get(name) for image in gallery]) for name in columns),
     ]
     filters = []
-    for label, chosen in values:
+    for name, chosen in values:
         counts = Counter(value for value in chosen if value is not None)
-        if len(counts) > 1 and (label == "group" or len(counts) <= MOST_CHOICES):
-            numbers = {value: number for number, value in enumerate(sorted(counts))}
-            choices = [(value, counts[value]) for value in numbers]
-            filters.append(Filter(label, choices, [numbers.get(value) for value in chosen]))
+        if len(counts) > 1 and (name == "group" or len(counts) <= MAX_CHOICES):
+            indices = {value: index for index, value in enumerate(sorted(counts))}
+            choices = [(value, counts[value]) for value in indices]
+            filters.append(Filter(name, choices, [indices.get(value) for value in chosen]))
     return filters

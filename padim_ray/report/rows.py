@@ -1,7 +1,7 @@
 """The rows of a run that its report shows: the most anomalous images, and failed ones.
 
-Results are read as a stream, and only the rows that may still be shown are kept: the memory is the
-same for a thousand rows and for ten million.
+Results are read as a stream and only rows that may be shown are kept, so memory doesn't grow with
+the number of results.
 """
 
 import heapq
@@ -27,16 +27,16 @@ _SHOWN = """
 """
 _NOT_SHOWN = "size version_tag map_uri mask_uri model_version scored_at"
 SHOWN, NOT_SHOWN = frozenset(_SHOWN.split()), frozenset(_NOT_SHOWN.split())
-"""All other columns were captured from the images' names, or came with the manifest."""
+"""The jobs' own columns. All others were captured from image URIs or came with a manifest."""
 Row = dict[str, Any]
 _Key = tuple[float, float, str]
 
 
 @dataclass
 class Selection:
-    """The first `limit` rows of each kind: the highest scored ones, and failed ones by name.
+    """The rows with the highest scores, and the first failed ones by URI, up to a limit each.
 
-    Ties go by name, so that the order in which files are read changes nothing.
+    Ties are broken by URI, so that the result doesn't depend on the order of reading.
     """
 
     highest_limit: int
@@ -46,20 +46,21 @@ class Selection:
 
     @property
     def highest(self) -> list[Row]:
-        """By score over threshold, where there is one; then by score."""
+        """Scored rows, by score over threshold; rows without a threshold come last, by score."""
         return [row for _, row in self._highest]
 
     @property
     def failed(self) -> list[Row]:
+        """Failed rows, by URI."""
         return [row for _, row in self._failed]
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Take in rows of the results."""
+        """Add rows of the results."""
         self._add_scored(batch)
         self._add_failed(batch)
 
     def merge(self, other: "Selection") -> None:
-        """Take in what another selection kept."""
+        """Add the rows that another selection kept."""
         self._highest = _first(self.highest_limit, self._highest + other._highest)
         self._failed = _first(self.failed_limit, self._failed + other._failed)
 
@@ -88,13 +89,13 @@ class Selection:
 def select_rows(
     root: Location, *, highest: int, failed: int, parts: Sequence[str] | None = None
 ) -> Selection:
-    """Choose from the results below `root` what to show.
+    """Select the rows to show from a run's results.
 
     Args:
         root: the run's directory.
-        highest: how many of the most anomalous images.
-        failed: how many of the failed ones.
-        parts: the results' files to read, by name; None reads all of them.
+        highest: the number of most anomalous images.
+        failed: the number of failed images.
+        parts: names of the results files to read; None reads all of them.
 
     Raises:
         PadimError: if a file can't be read.
@@ -117,7 +118,7 @@ def select_rows(
 
 
 def score_ratio(row: Row) -> float | None:
-    """A row's score as a multiple of its group's threshold: comparable between groups."""
+    """The score divided by the threshold, which makes groups comparable; None without either."""
     score, threshold = row.get("score"), row.get("threshold")
     if score is None or threshold is None or not threshold > 0:
         return None
@@ -125,7 +126,7 @@ def score_ratio(row: Row) -> float | None:
 
 
 def captured_columns(rows: Sequence[Row]) -> list[str]:
-    """Names of the columns that describe the images in the user's own words."""
+    """Names of the columns that came with the images, and not from the job."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [name for name in names if name not in SHOWN]
 
@@ -139,7 +140,7 @@ def _batches(file: Location) -> Iterator[pa.RecordBatch]:
         raise PadimError(f"{file.uri} is missing: the run's results are incomplete") from error
     except pa.ArrowException as error:
         reason = " ".join(str(error).split())
-        raise PadimError(f"{file.uri} is not a file of results: {reason}") from error
+        raise PadimError(f"{file.uri} is not a results file: {reason}") from error
 
 
 def _first(limit: int, items: Any) -> list[tuple[Any, Any]]:
@@ -152,12 +153,12 @@ def _with_rows(kept: list[tuple[Any, Any]], batch: pa.RecordBatch) -> list[tuple
 
 
 def _ratio(score: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-    """Score over threshold; −1, below every ratio, where there is no threshold."""
+    """Score over threshold; −1, which is below all ratios, where there is no threshold."""
     return np.divide(score, threshold, out=np.full_like(score, -1), where=threshold > 0)
 
 
 def _floats(batch: pa.RecordBatch, name: str) -> np.ndarray:
-    """A column as float64, with NaN where there is nothing."""
+    """A column as float64; NaN for nulls and for a missing column."""
     if name not in batch.schema.names:
         return np.full(batch.num_rows, math.nan)
     return batch[name].cast(pa.float64()).to_numpy(zero_copy_only=False)

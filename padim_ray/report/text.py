@@ -11,7 +11,7 @@ def count(number: int, noun: str) -> str:
 
 
 def percent(part: float, whole: float = 1) -> str:
-    """A share: two digits, and never 0 % for what there is some of."""
+    """A share with two digits; `<0.01 %` and `>99.9 %` if it is close to 0 or to the whole."""
     share = 100 * part / max(whole, 1)
     if 0 < share < 0.01:
         return "<0.01 %"
@@ -21,7 +21,7 @@ def percent(part: float, whole: float = 1) -> str:
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    """A measured value, to so many digits; a dash for none."""
+    """A measured value to a number of significant digits; a dash for None and NaN."""
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value) or 10**-4 < abs(value) < 10**digits:
@@ -40,13 +40,13 @@ def duration(seconds: float) -> str:
 
 
 def moment(iso: str) -> str:
-    """An ISO time, to the minute."""
+    """`2026-11-20 05:12 UTC`, from a time in ISO format."""
     time = datetime.fromisoformat(iso)
     return f"{time:%Y-%m-%d %H:%M} {time.tzname() or ''}".strip()
 
 
 def join_some(names: Sequence[str], limit: int, noun: str = "") -> str:
-    """The first names, and how many there are more."""
+    """`a, b, 3 more`: the first names, and the number of others."""
     more = len(names) - limit
     rest = [f"{more:,} more {noun}".strip()] if more > 0 else []
     return ", ".join([*names[:limit], *rest])

@@ -1,4 +1,4 @@
-"""The verdict on a run: what an engineer should know before looking at anything else."""
+"""The verdict on a run: the findings that an engineer should read first."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Tone = Literal["warning", "notice", "fine"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing worth knowing. `brief` stands in the headline; `anchor` is where to read on."""
+    """A finding. `brief` goes into the headline; `anchor` is the section with the details."""
 
     tone: Tone
     brief: str
@@ -29,7 +29,11 @@ class Verdict:
 
 
 def judge(run: Mapping[str, Any]) -> Verdict:
-    """The verdict on the run that `run.json` tells of."""
+    """The verdict on a run.
+
+    Args:
+        run: the content of `run.json`.
+    """
     findings = [
         finding for check in (_drift, _failures, _flags, _thresholds) for finding in check(run)
     ]
@@ -56,7 +60,7 @@ def flagged_share(group: Mapping[str, Any]) -> float:
 
 
 def rank_groups(run: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Groups by name, the most noteworthy first: drifted, then by share of flagged images."""
+    """Names and groups: first those that drifted, then by share of flagged images."""
 
     def noteworthiness(item: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
         name, group = item
@@ -77,17 +81,20 @@ def _drift(run: Mapping[str, Any]) -> Iterable[Finding]:
     else:
         for higher, meaning in (
             (True, "have changed since the model was fitted"),
-            (False, "score lower than unseen good images: they were fitted to, or hardly vary"),
+            (
+                False,
+                "score lower than unseen good images do: the model was fitted to them, or they "
+                "hardly vary",
+            ),
         ):
-            some = [name for name in names if run["groups"][name]["drift"]["higher"] is higher]
-            if some:
+            drifted = [name for name in names if run["groups"][name]["drift"]["higher"] is higher]
+            if drifted:
                 sentence = (
-                    f"In {len(some):,} of {len(run['groups']):,} groups the images {meaning}: "
-                    f"{join_some(some, 5)}."
+                    f"In {len(drifted):,} of {len(run['groups']):,} groups the images {meaning}: "
+                    f"{join_some(drifted, 5)}."
                 )
-                yield Finding(
-                    "warning", f"drift in {count(len(some), 'group')}", sentence, "groups"
-                )
+                brief = f"drift in {count(len(drifted), 'group')}"
+                yield Finding("warning", brief, sentence, "groups")
 
 
 def _failures(run: Mapping[str, Any]) -> Iterable[Finding]:
@@ -107,7 +114,7 @@ def _flags(run: Mapping[str, Any]) -> Iterable[Finding]:
         expected = (
             "the threshold was set by hand"
             if run["threshold"] is not None
-            else f"of good images alone it would be about {percent(_expected_share(run))}"
+            else f"about {percent(_expected_share(run))} is expected of good images alone"
         )
         sentence = (
             f"{run['flagged']:,} of {run['scored']:,} scored images are flagged "
@@ -117,7 +124,7 @@ def _flags(run: Mapping[str, Any]) -> Iterable[Finding]:
 
 
 def _expected_share(run: Mapping[str, Any]) -> float:
-    """Of good images, the share that is flagged by chance: alpha, or 1/(n+1) where n is small."""
+    """The expected share of good images that are flagged: α, or 1/(n+1) if n is too small for α."""
     judged = [group for group in run["groups"].values() if group["threshold"] is not None]
     expected = [
         group["scored"] * max(run["alpha"], 1 / (group["calibration_images"] + 1))
@@ -130,15 +137,15 @@ def _thresholds(run: Mapping[str, Any]) -> Iterable[Finding]:
     without = _names(run, lambda group: group["threshold"] is None)
     if without:
         sentence = (
-            f"{count(len(without), 'group')} without a threshold, in which nothing can be flagged: "
+            f"{count(len(without), 'group')} without a threshold, where nothing can be flagged: "
             f"{join_some(without, 5)}."
         )
         yield Finding("notice", "", sentence, "groups")
     noted = _names(run, lambda group: group["threshold"] is not None and group["threshold_note"])
     if noted:
-        sentence = f"{count(len(noted), 'threshold')} with a reservation: {join_some(noted, 5)}."
+        sentence = f"{count(len(noted), 'threshold')} with a caveat: {join_some(noted, 5)}."
         yield Finding("notice", "", sentence, "groups")
 
 
-def _names(run: Mapping[str, Any], wanted: Callable[[Mapping[str, Any]], Any]) -> list[str]:
-    return [name for name, group in rank_groups(run) if wanted(group)]
+def _names(run: Mapping[str, Any], is_wanted: Callable[[Mapping[str, Any]], Any]) -> list[str]:
+    return [name for name, group in rank_groups(run) if is_wanted(group)]

@@ -1,1 +1,1 @@
-"""From distances to verdicts: anomaly maps, calibration, thresholds, regions, drift, heatmaps."""
+"""From distances to decisions: anomaly maps, thresholds, regions, drift and heatmaps."""

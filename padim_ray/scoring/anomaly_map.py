@@ -1,6 +1,7 @@
-"""Anomaly maps: distances upsampled bilinearly, smoothed by a Gaussian, and their maximum.
+"""Anomaly maps: patch distances, upsampled bilinearly and smoothed by a Gaussian.
 
-Works on NumPy arrays and on tensors alike, and imports no torch, for the tasks that draw and write.
+Everything here takes NumPy arrays and tensors. It doesn't import torch, which the tasks that draw
+and write can do without.
 """
 
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 @dataclass(frozen=True)
 class AnomalyMapper:
-    """From patch distances to anomaly maps (PaDiM, section 4.2).
+    """Turns patch distances into anomaly maps (PaDiM, section 4.2).
 
-    `patches`: height and width of the patch grid. `size`: of the model's input, in pixels. `sigma`:
-    the smoothing Gaussian's standard deviation in pixels; 0 doesn't smooth.
+    `patches`: height and width of the patch grid. `size`: height and width of the model's input in
+    pixels. `sigma`: standard deviation of the smoothing Gaussian in pixels; 0 disables smoothing.
 
-    Upsampling and smoothing are linear and separable, so together they are one matrix per axis: the
-    same maps as by doing one after the other, without the images in between.
+    Upsampling and smoothing are linear and separable, so one matrix per axis does both, without
+    intermediate images.
     """
 
     patches: tuple[int, int]
@@ -31,16 +32,16 @@ class AnomalyMapper:
     sigma: float = 4.0
 
     def maps(self, distances: Array) -> Array:
-        """Mahalanobis distances (B, *patches) → maps (B, *size), of the same type."""
+        """Distances (B, *patches) → anomaly maps (B, *size), of the same type and dtype."""
         rows, columns = (
-            _like(upsample_and_smooth(patches, pixels, self.sigma), distances)
+            _like(_upsample_and_smooth(patches, pixels, self.sigma), distances)
             for patches, pixels in zip(self.patches, self.size, strict=True)
         )
         return rows @ distances @ columns.T
 
 
 def image_scores(maps: Array) -> Array:
-    """Each map's maximum: (B, height, width) → (B,)."""
+    """The maximum of each anomaly map: (B, height, width) → (B,)."""
     return (
         maps.reshape(len(maps), -1).max(-1) if isinstance(maps, np.ndarray) else maps.amax((1, 2))
     )
@@ -53,11 +54,12 @@ def _like(matrix: np.ndarray, array: Array) -> Array:
 
 
 @lru_cache(maxsize=16)
-def upsample_and_smooth(cells: int, pixels: int, sigma: float) -> np.ndarray:
-    """The matrix (pixels, cells), float64, of both steps along one axis.
+def _upsample_and_smooth(cells: int, pixels: int, sigma: float) -> np.ndarray:
+    """The matrix (pixels, cells), float64, that upsamples and smooths along one axis.
 
-    Bilinear upsampling takes pixel centres at half-integers; the Gaussian is sampled, cut at 4σ and
-    reflected at the borders (without repeating the border pixel).
+    Bilinear upsampling puts pixel centres at half-integers (`align_corners=False`). The Gaussian is
+    sampled, truncated at 4σ and reflected at the borders without repeating the border pixel
+    (SciPy's mode "mirror").
     """
     position = ((np.arange(pixels) + 0.5) * cells / pixels - 0.5).clip(0, cells - 1)
     below = position.astype(int).clip(max=max(cells - 2, 0))
@@ -69,6 +71,7 @@ def upsample_and_smooth(cells: int, pixels: int, sigma: float) -> np.ndarray:
 
 
 def _smoothing(pixels: int, sigma: float) -> np.ndarray:
+    """The matrix (pixels, pixels) of the Gaussian alone."""
     radius = int(4 * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)

@@ -1,4 +1,4 @@
-"""Heatmaps: the image under a translucent anomaly map, and where it is stored."""
+"""Heatmaps: images under a translucent anomaly map, and the names of their files."""
 
 from collections.abc import Sequence
 
@@ -10,22 +10,23 @@ from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.storage.location import safe_segment
 
 COLORMAP = "inferno"  # perceptually uniform
-LONGEST_SIDE = 1024
-SHORTEST_SIDE = 256
-FIRST_COLOR = 0.25  # the map's dark end would look like a shadow
+MAX_SIDE = 1024  # pixels, of the longer side
+MIN_SIDE = 256  # pixels, of the shorter side, unless the longer one would exceed MAX_SIDE
+FIRST_COLOR = 0.25  # start of the used part: the colour map's dark end would look like a shadow
 OPACITY = 0.65
 
 
 def color_scale(scores: np.ndarray, threshold: float | None = None) -> tuple[float, float]:
-    """The distances at which a group's colours begin and end.
+    """The distances at which the colours of a group's heatmaps begin and end.
 
-    Most images of an archive are good, and a good image's score is its largest distance: what lies
-    below the lower scores is transparent. A few extreme scores don't stretch the scale. Its end is
-    well above the threshold, so that on a night without a defect nothing looks like one.
+    Most images of an archive are good, and an image's score is its largest distance. Distances
+    below the lower quartile of the scores are therefore drawn transparent. The scale ends at a
+    quantile, so that a few extreme scores don't stretch it, and well above the threshold, so that
+    in a run without defects nothing looks like one.
     """
     low, high = np.quantile(scores, [0.25, 0.995])
-    least = 1.5 * threshold if threshold else 0.0
-    return float(low), float(max(high, least, low * 1.25, low + 1e-6))
+    above_threshold = 1.5 * threshold if threshold else 0.0
+    return float(low), float(max(high, above_threshold, low * 1.25, low + 1e-6))
 
 
 def draw_heatmap(
@@ -34,16 +35,16 @@ def draw_heatmap(
     preprocessing: Preprocessing,
     scale: tuple[float, float],
 ) -> Image.Image:
-    """Lay the anomaly map over the image, at the image's own aspect ratio.
+    """Draw the anomaly map over the image, in the image's aspect ratio.
 
     Args:
         image: (H, W, 3) uint8, as decoded.
-        anomaly_map: (h, w), covering what the model saw of the image.
-        preprocessing: the model's, which says where that is.
-        scale: distances of the colour map's two ends; opacity grows between them.
+        anomaly_map: (h, w), of the part of the image that the model sees.
+        preprocessing: the model's preprocessing, which gives the position of that part.
+        scale: distances at both ends of the colour map; opacity grows between them.
     """
     height, width = image.shape[:2]
-    factor = min(LONGEST_SIDE / max(width, height), max(1.0, SHORTEST_SIDE / min(width, height)))
+    factor = min(MAX_SIDE / max(width, height), max(1.0, MIN_SIDE / min(width, height)))
     size = max(1, round(width * factor)), max(1, round(height * factor))
     canvas = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     left, top, right, bottom = (
@@ -54,8 +55,8 @@ def draw_heatmap(
     heat = Image.fromarray(anomaly_map.astype(np.float32)).resize(
         (max(1, right - left), max(1, bottom - top)), Image.Resampling.BILINEAR
     )
-    # equal ratios of distance look equally different: defects differ by more than a decade
-    low = max(low, high / 1000)  # a ratio to zero means nothing
+    # logarithmic colours: the distances of defects span more than a decade
+    low = max(low, high / 1000)  # avoids a division by zero
     ratio = np.maximum(np.asarray(heat), low) / low
     strength = np.clip(np.log(ratio) / np.log(high / low), 0, 1)
     colors = matplotlib.colormaps[COLORMAP](FIRST_COLOR + (1 - FIRST_COLOR) * strength, bytes=True)
@@ -66,10 +67,15 @@ def draw_heatmap(
 
 
 def output_name(uri: str, prefix: str, suffix: str) -> str:
-    """A relative path for something made from an image, after the image's own path.
+    """The relative path of a file made from an image, derived from the image's own path.
 
-    Safe (no `..`, no empty, over-long or hidden segment) and free of collisions: different images
-    below `prefix` get different names, and no name is also a directory of another.
+    The path is safe: it has no `..` and no empty, over-long or hidden segment. Paths don't collide:
+    different images below `prefix` get different paths, and no path is a directory of another.
+
+    Args:
+        uri: of the image, below `prefix`.
+        prefix: the directory that paths are relative to.
+        suffix: appended to the file name, such as `.png`.
     """
     *directories, name = uri.removeprefix(prefix.rstrip("/") + "/").split("/")
     safe = [safe_segment(directory, without=suffix) for directory in directories]
@@ -77,7 +83,7 @@ def output_name(uri: str, prefix: str, suffix: str) -> str:
 
 
 def common_prefix(uris: Sequence[str]) -> str:
-    """The longest common directory of sorted URIs."""
+    """The deepest directory that contains all of the URIs, which are sorted and not empty."""
     first, last = uris[0].split("/")[:-1], uris[-1].split("/")[:-1]
     shared = 0
     while shared < min(len(first), len(last)) and first[shared] == last[shared]:

@@ -1,4 +1,4 @@
-"""The regions of an anomaly map that reach a threshold."""
+"""Regions: the connected parts of an anomaly map that reach a threshold."""
 
 from typing import TypedDict
 
@@ -7,11 +7,14 @@ from scipy import ndimage
 
 from padim_ray.images.preprocessing import Preprocessing
 
-EIGHT_CONNECTED = np.ones((3, 3), bool)
+_EIGHT_CONNECTED = np.ones((3, 3), bool)
 
 
 class Region(TypedDict):
-    """A box in the upright original image's pixels, its highest value, and the region's area."""
+    """A region's bounding box and area, in pixels of the upright original image, and its peak.
+
+    `x`, `y`: the top left corner of the box. `peak`: the highest value of the anomaly map.
+    """
 
     x: int
     y: int
@@ -29,15 +32,17 @@ def find_regions(
     height: int,
     min_area: int = 0,
 ) -> list[Region]:
-    """Find the 8-connected regions of an anomaly map that reach a threshold, highest peak first.
+    """Find the 8-connected regions that reach the threshold, the highest peak first.
 
     Args:
-        anomaly_map: (h, w), in the model's input pixels.
-        preprocessing: the model's, which says where they are in the image.
-        width: of the original image, in pixels; so is `height`.
-        min_area: of the regions that are kept, in the original image's pixels.
+        anomaly_map: (h, w), in pixels of the model's input.
+        threshold: smallest value of a region's pixels.
+        preprocessing: the model's preprocessing, which maps its input to the original image.
+        width: of the original image, in pixels.
+        height: of the original image, in pixels.
+        min_area: smaller regions are dropped; in pixels of the original image.
     """
-    labels, count = ndimage.label(anomaly_map >= threshold, EIGHT_CONNECTED)
+    labels, count = ndimage.label(anomaly_map >= threshold, _EIGHT_CONNECTED)
     numbers = np.arange(1, count + 1)
     peaks = ndimage.maximum(anomaly_map, labels, numbers)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
@@ -57,7 +62,7 @@ def find_regions(
 
 
 def _scaled(pixels: slice, offset: int, factor: float, size: int) -> tuple[int, int]:
-    """The whole pixels of the original that a run of the model's input pixels touches."""
+    """The range of original pixels, start to stop, that a slice of the model's pixels touches."""
     start = int((pixels.start + offset) * factor + 1e-6)
     stop = int(np.ceil((pixels.stop + offset) * factor - 1e-6))
     return start, min(max(stop, start + 1), size)

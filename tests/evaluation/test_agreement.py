@@ -30,7 +30,7 @@ def random_verdicts(seed, images=40, threshold=20.0):
 
 
 @given(st.integers(0, 2**32))
-def test_figures_are_those_of_pandas(seed):
+def test_figures_equal_those_of_pandas(seed):
     before, after = random_verdicts(seed), random_verdicts(seed + 1, threshold=25.0)
     group = GroupComparison.of(before, after)
     frame = pd.DataFrame({"x": before.scores, "y": after.scores}).astype(float)
@@ -39,8 +39,8 @@ def test_figures_are_those_of_pandas(seed):
     assert group.rank_correlation == pytest.approx(known["x"].corr(known["y"], "spearman"))
     decided = pd.crosstab(known["x"] > 20, known["y"] > 25)
 
-    def count(was, is_):
-        return int(decided.get(is_, pd.Series(dtype=int)).get(was, 0))
+    def count(flagged_before, flagged_after):
+        return int(decided.get(flagged_after, pd.Series(dtype=int)).get(flagged_before, 0))
 
     assert group.newly_flagged == count(False, True)
     assert group.no_longer_flagged == count(True, False)
@@ -60,7 +60,7 @@ def test_models_that_agree_have_changed_nothing():
     changes = measure_changes(before, twice)
     np.testing.assert_allclose(changes[np.isfinite(before.scores)], 1, rtol=1e-6)
     assert np.isnan(changes[np.isnan(before.scores)]).all()
-    # without a threshold scores are as they are
+    # without a threshold, scores are compared as they are
     changes = measure_changes(before, judge(2 * before.scores, None))
     np.testing.assert_allclose(changes[np.isfinite(before.scores)], 2, rtol=1e-6)
 
@@ -72,7 +72,7 @@ def test_changed_decisions_come_first_then_the_largest_factors():
 
 
 @pytest.mark.parametrize("scores", [[], [3.0], [3.0, 3.0], [np.nan, np.nan]])
-def test_what_has_no_rank_correlation_says_so(scores):
+def test_an_undefined_rank_correlation_is_none(scores):
     group = GroupComparison.of(judge(scores, 1.0), judge(scores, 1.0))
     assert group.rank_correlation is None
     assert group.compared == int(np.isfinite(scores).sum())

@@ -28,7 +28,7 @@ def outcome():
 
 @pytest.fixture
 def lines(monkeypatch):
-    """What is drawn as (panel, label) → x, y."""
+    """The lines drawn: (panel, label) → x, y."""
     drawn = {}
     original = Axes.add_line
 
@@ -45,7 +45,7 @@ def test_the_picture_is_a_png_1200_pixels_wide(outcome):
     assert (picture.format, picture.size) == ("PNG", (1200, 480))
 
 
-def test_curves_enclose_the_areas_that_they_are_labelled_with(outcome, lines):
+def test_curves_enclose_the_areas_in_their_labels(outcome, lines):
     draw_curves("tile", outcome, "good")
     images = image_metrics(outcome.scores, np.arange(50) >= 30, outcome.threshold)
     pixels = pixel_metrics(outcome.pixels["good"] + outcome.pixels["crack"])
@@ -80,7 +80,7 @@ def test_the_models_threshold_is_marked(outcome, lines):
         GroupOutcome(np.array([1.0]), ["crack"], 0.0),
     ],
 )
-def test_what_is_undefined_is_not_drawn(outcome, lines):
+def test_undefined_curves_are_not_drawn(outcome, lines):
     assert draw_curves("tile", outcome, "good")
     assert not lines
 
@@ -90,5 +90,5 @@ def test_without_masks_the_image_curves_are_drawn_alone(outcome, lines):
     assert {label.split(":")[0] for _, label in lines} == {"image"}
 
 
-def test_a_name_is_no_formula(outcome):
+def test_a_name_is_not_parsed_as_a_formula(outcome):
     assert draw_curves("$\\frac{1$ \n" * 50, outcome, "good")

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, and against AUPRO written out threshold by threshold."""
+"""Metrics against scikit-learn, and AUPRO against its definition, threshold by threshold."""
 
 import math
 
@@ -28,7 +28,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 @st.composite
 def labelled_scores(draw):
-    """Scores with many ties or none, float32 as results hold them, of both classes."""
+    """float32 scores of both classes, as in results, with many ties or none."""
     rng = np.random.default_rng(draw(SEEDS))
     count = draw(st.integers(2, 60))
     distinct = draw(st.sampled_from([1, 3, 20, 2**20]))
@@ -39,7 +39,7 @@ def labelled_scores(draw):
 
 
 def random_maps(rng, count, side, region_share=0.1):
-    """Smooth maps, and smooth masks that the maps are higher in; the first map has no mask."""
+    """Smooth maps with higher values inside smooth masks; the first mask is empty."""
     values, shapes = (
         ndimage.gaussian_filter(rng.normal(size=(count, side, side)), (0, side / 16, side / 16))
         for _ in range(2)
@@ -73,7 +73,7 @@ def slow_aupro(maps, masks, limit):
 
 
 def sorted_aupro(maps, masks, limit):
-    """The same for many values, by sorting them."""
+    """The same for many values, by sorting."""
     weights = np.zeros(maps.shape)
     count = 0
     for index, mask in enumerate(masks):
@@ -89,7 +89,7 @@ def sorted_aupro(maps, masks, limit):
 
 
 @given(labelled_scores())
-def test_image_metrics_are_scikit_learns(data):
+def test_image_metrics_equal_scikit_learns(data):
     scores, is_defective = data
     _, negatives, positives = count_scores(scores, is_defective)
     assert auroc(negatives, positives) == pytest.approx(roc_auc_score(is_defective, scores))
@@ -98,16 +98,16 @@ def test_image_metrics_are_scikit_learns(data):
     )
     precision, recall, _ = precision_recall_curve(is_defective, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
-    assert best_f1(negatives, positives)[0] == pytest.approx(f1.max())
+    assert best_f1(negatives, positives) == pytest.approx(f1.max())
 
 
 @given(labelled_scores())
-def test_the_best_threshold_reaches_the_best_f1(data):
+def test_the_best_f1_is_that_of_the_best_threshold(data):
     scores, is_defective = data
-    values, negatives, positives = count_scores(scores, is_defective)
-    f1, index = best_f1(negatives, positives)
-    just_below = np.nextafter(values[index], np.float32(-1))
-    assert image_metrics(scores, is_defective, just_below)["image_f1"] == pytest.approx(f1)
+    thresholds = np.nextafter(np.unique(scores), np.float32(-1))  # just below each score
+    metrics = [image_metrics(scores, is_defective, threshold) for threshold in thresholds]
+    best = max(each["image_f1"] for each in metrics)
+    assert metrics[0]["image_f1_best"] == pytest.approx(best)
 
 
 @given(labelled_scores(), st.data())
@@ -123,7 +123,7 @@ def test_metrics_at_a_threshold_count_what_lies_above(data, drawn):
     assert metrics["image_f1"] == pytest.approx(2 * true / (true + false + is_defective.sum()))
 
 
-def test_a_threshold_is_compared_in_the_scores_own_precision():
+def test_a_threshold_is_compared_in_the_scores_precision():
     scores = np.array([0.1, 0.1], np.float32)  # a little above a tenth
     assert image_metrics(scores, np.array([False, True]), 0.1)["miss_rate"] == 1
 
@@ -131,11 +131,11 @@ def test_a_threshold_is_compared_in_the_scores_own_precision():
 @given(SEEDS)
 def test_leading_axes_are_independent(seed):
     counts = np.random.default_rng(seed).integers(0, 4, (2, 3, 2, 7))
-    for metric in (auroc, average_precision, lambda *counts: best_f1(*counts)[0]):
-        together = metric(*counts)
-        assert together.shape == (3, 2)
+    for metric in (auroc, average_precision, best_f1):
+        batch = metric(*counts)
+        assert batch.shape == (3, 2)
         for index in np.ndindex(3, 2):
-            np.testing.assert_equal(together[index], metric(counts[0][index], counts[1][index]))
+            np.testing.assert_equal(batch[index], metric(counts[0][index], counts[1][index]))
 
 
 @pytest.mark.parametrize("labels", [[], [True, True], [False, False]])
@@ -162,7 +162,7 @@ def test_without_a_threshold_its_metrics_are_undefined():
 
 @settings(max_examples=25)
 @given(SEEDS)
-def test_pixel_metrics_from_histograms_are_as_good_as_exact(seed):
+def test_pixel_metrics_from_histograms_are_close_to_exact(seed):
     maps, masks = random_maps(np.random.default_rng(seed), count=3, side=24)
     metrics = pixel_metrics(PixelCounts.of(maps, masks))
     assert metrics["pixel_auroc"] == pytest.approx(
@@ -195,9 +195,9 @@ def test_regions_touch_at_corners_but_never_across_images():
     assert PixelCounts.of(np.ones((2, 4, 4), np.float32), masks).regions == 2
 
 
-def test_at_mvtecs_size_figures_from_histograms_are_as_good_as_exact():
+def test_at_mvtecs_size_metrics_from_histograms_are_close_to_exact():
     rng = np.random.default_rng(0)
-    # a trunk's distances: chi, in a narrow range, where the bins are at their coarsest
+    # distances like a trunk's: chi-distributed in a narrow range, which spans few bins
     distances = np.sqrt(rng.chisquare(448, (24, 64, 64)))
     masks = np.zeros((24, 256, 256), bool)
     for mask in masks[8:]:
@@ -254,7 +254,7 @@ def test_a_shards_pixel_counts_are_small():
     assert len(PixelCounts.of(maps, masks).to_bytes()) < 300_000
 
 
-def test_intervals_are_those_of_resampling_one_by_one():
+def test_intervals_equal_those_of_resampling_one_by_one():
     rng = np.random.default_rng(0)
     is_defective = np.arange(60) < 25
     scores = rng.normal(size=60).round(1) + is_defective  # with ties
@@ -271,30 +271,30 @@ def test_intervals_are_those_of_resampling_one_by_one():
     np.testing.assert_allclose(list(intervals.values()), expected, atol=0.03)
 
 
-def test_most_intervals_hold_the_true_auroc():
+def test_most_intervals_contain_the_true_auroc():
     rng = np.random.default_rng(0)
     truth = (1 + math.erf(math.sqrt(0.5))) / 2  # two unit Gaussians √2 apart: Φ(1)
     is_defective = np.arange(120) < 60
-    held = 0
+    hits = 0
     for seed in range(200):
         scores = rng.normal(size=120) + math.sqrt(2) * is_defective
         low, high = bootstrap(scores, is_defective, None, resamples=200, seed=seed)["image_auroc"]
-        held += low <= truth <= high
-    assert 0.88 <= held / 200 <= 0.99
+        hits += low <= truth <= high
+    assert 0.88 <= hits / 200 <= 0.99
 
 
 @given(labelled_scores(), SEEDS)
-def test_the_seed_decides_the_intervals(data, seed):
+def test_the_seed_determines_the_intervals(data, seed):
     first, second = (bootstrap(*data, 1.0, resamples=20, seed=seed) for _ in range(2))
     assert first == second
 
 
-def test_chunks_of_many_images_give_what_few_give():
+def test_chunks_of_many_images_give_correct_intervals():
     is_defective = np.arange(20_000) < 5_000
     scores = np.where(is_defective, np.linspace(2, 3, 20_000), np.linspace(0, 1, 20_000))
     threshold = float(np.quantile(scores[is_defective], 0.1))
     intervals = bootstrap(scores, is_defective, threshold, resamples=400)
     assert intervals["image_auroc"] == (1, 1)
-    # a rate's interval is a binomial's
+    # the interval of a rate is binomial
     spread = 1.96 * math.sqrt(0.1 * 0.9 / 5_000)
     assert intervals["miss_rate"] == pytest.approx((0.1 - spread, 0.1 + spread), abs=0.002)

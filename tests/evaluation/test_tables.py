@@ -1,4 +1,4 @@
-"""What an evaluation holds, and how JSON, Parquet and Markdown tell it."""
+"""The content of an evaluation, and its JSON, Parquet and Markdown."""
 
 import html
 import json
@@ -29,7 +29,7 @@ from padim_ray.evaluation.tables import (
 
 
 def outcome(seed=0, threshold=1.5):
-    """Twenty good images, ten cracked, five bent; of the bent ones there are no masks."""
+    """Twenty good images, ten cracked ones and five bent ones, which have no masks."""
     rng = np.random.default_rng(seed)
     defects = ["good"] * 20 + ["crack"] * 10 + ["bent"] * 5
     scores = rng.normal(1, 0.3, 35) + np.repeat([0, 0.6, 0.3], [20, 10, 5])
@@ -95,7 +95,7 @@ def test_a_defect_is_compared_with_all_normal_images():
     assert defects["crack"]["metrics"]["pixel_aupro"]["value"] > 0
 
 
-def test_averages_weigh_groups_alike_and_skip_what_is_undefined():
+def test_averages_weigh_groups_alike_and_skip_undefined_values():
     outcomes = {"a": outcome(1), "b": outcome(2, threshold=None), "c": nothing()}
     evaluation = evaluate(outcomes, "good")
     values = [evaluation["groups"][group]["metrics"] for group in "ab"]
@@ -138,7 +138,7 @@ def test_markdown_puts_metrics_in_rows_and_groups_in_columns():
     assert "## What the figures mean" in lines
 
 
-def test_markdown_tells_what_is_undefined():
+def test_markdown_marks_undefined_values():
     markdown = to_markdown(evaluate({"a": nothing()}, "good"))
     assert "None" not in markdown and "nan" not in markdown
     assert cells(markdown.splitlines()[4]) == ["Image AUROC", "–", "–"]
@@ -149,7 +149,7 @@ NASTY = "a|b `c`\n# d <script>alert(1)</script> ![x](http://e.org) __f__ *g* &am
 
 
 def named(name):
-    """The Markdown's lines of an evaluation whose group and defect have this name."""
+    """Lines of the Markdown of an evaluation whose group and defect have this name."""
     group = EVALUATION["groups"]["x"]
     group = {**group, "defects": {name: group["defects"]["crack"]}}
     return to_markdown({**EVALUATION, "groups": {name: group}}).split("\n")

@@ -1,4 +1,4 @@
-"""Chromium, and pages opened in it as a user opens them: from disk, without a network."""
+"""Chromium, and pages opened in it as users open them: from disk, without a network."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,10 +30,10 @@ SCRIPT = "<script>alert(1)</script>"
 
 @pytest.fixture(scope="session")
 def evaluated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three groups with all that can go wrong, and its report.
+    """A run of three groups with drift, failures, flags and hostile names, and its report.
 
-    Image i of 12 has the (i + 1)-th highest ratio of score and threshold, and the lowest score of
-    its group last: the groups' thresholds differ.
+    Of 12 images, image i has the (i + 1)-th highest ratio of score to threshold. The order by score
+    is another one, since the groups' thresholds differ.
     """
     root = tmp_path_factory.mktemp("runs") / "2026-11-20 #1"
     names = ["bolt", "nut", SCRIPT]
@@ -89,9 +89,10 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(chromium: Browser) -> Iterator[Callable[..., Page]]:
-    """A function that opens a run's report; at the end, nothing went wrong in the page.
+    """A function that opens a run's report.
 
-    That is: no message on the console, no error, no alert, no request for anything else.
+    At the end it checks that no page had a console message, an error or an alert, or requested
+    anything else.
     """
     contexts, complaints = [], []
 

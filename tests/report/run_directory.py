@@ -1,4 +1,4 @@
-"""Runs to report on: directories as score and evaluate leave them, with small drawn images."""
+"""Directories as `score` and `evaluate` leave them, with small drawn images, to report on."""
 
 import json
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def failed_row(uri: str, error: str = "decode: empty file", **others: Any) -> di
 
 
 def results_table(rows: Sequence[dict]) -> pa.Table:
-    """Rows as scoring writes them, with what they capture as further columns."""
+    """A table as `score` writes it; other keys of the rows are captured columns."""
     captured = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
     schema = {**COLUMNS, **dict.fromkeys(captured, pa.string())}
     return pa.table(
@@ -80,7 +80,7 @@ def results_table(rows: Sequence[dict]) -> pa.Table:
 
 
 def write_part(root: Path, number: int, rows: Sequence[dict], row_group_size: int = 1000) -> str:
-    """Write rows as a file of results; its name."""
+    """Write rows to a results file, and return its name."""
     path = root / f"results/part-{number:06d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(results_table(rows), path, row_group_size=row_group_size)
@@ -88,7 +88,7 @@ def write_part(root: Path, number: int, rows: Sequence[dict], row_group_size: in
 
 
 def group_summary(scored: int = 100, **others: Any) -> dict[str, Any]:
-    """A group as run.json holds it."""
+    """A group's entry in run.json."""
     return {
         "listed": scored,
         "scored": scored,
@@ -107,9 +107,9 @@ def group_summary(scored: int = 100, **others: Any) -> dict[str, Any]:
 
 def drift(*, changed: bool) -> dict[str, Any]:
     meaning = (
-        "The images have changed since the model was fitted: refit"
+        "bolt's images have changed since the model was fitted: refit it"
         if changed
-        else "The images look as they did when the model was fitted"
+        else "bolt's images are like those that the model was fitted to"
     )
     return {
         "distance": 0.31 if changed else 0.05,
@@ -133,7 +133,7 @@ def histogram(seed: int = 0, defective: int = 12, shift: float = 1) -> dict[str,
 
 
 def write_run(root: Path, groups: dict[str, dict] | None = None, **others: Any) -> None:
-    """Write run.json, with counts that add up."""
+    """Write run.json, with the groups' counts added up."""
     groups = {"bolt": group_summary()} if groups is None else groups
     counts = {
         name: sum(group[name] for group in groups.values())
@@ -162,7 +162,7 @@ def write_run(root: Path, groups: dict[str, dict] | None = None, **others: Any) 
 
 
 def draw_picture(path: Path, size: tuple[int, int] = (96, 72), *, seed: int = 0) -> Image.Image:
-    """A plate with holes and a scratch; written to `path`."""
+    """Draw a plate with holes and a scratch, and write it to `path`."""
     rng = np.random.default_rng(seed)
     width, height = size
     grain = rng.normal(150, 6, (height, width, 1)) * [1.0, 0.98, 0.94]
@@ -185,14 +185,14 @@ def draw_picture(path: Path, size: tuple[int, int] = (96, 72), *, seed: int = 0)
 
 
 def noisy_picture(path: Path, side: int = 800, *, seed: int = 0) -> None:
-    """The worst that can be asked of a picture's bytes."""
+    """Write noise, which compresses worst."""
     noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise).save(path, compress_level=0)
 
 
 def draw_heat(root: Path, name: str, image: Image.Image, seed: int = 0) -> str:
-    """Write a heatmap of the image below `root`; its URI."""
+    """Write a heatmap of the image below `root`, and return its URI."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:256, :256] / 256
     left, top = rng.uniform(0.3, 0.7, 2)
@@ -211,7 +211,7 @@ def region(x: int, y: int, width: int, height: int, peak: float = 20.0) -> dict[
 
 
 def write_metrics(root: Path, groups: Sequence[str], *, curves: bool = True) -> None:
-    """Write metrics.json and curves as evaluate does."""
+    """Write metrics.json and curves as `evaluate` does."""
     names = ["image_auroc", "image_aupr", "image_f1_best", "image_f1", "false_alarm_rate"]
     names += ["miss_rate", "pixel_auroc", "pixel_aupro", "pixel_f1_best"]
     rng = np.random.default_rng(0)

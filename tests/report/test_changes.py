@@ -1,4 +1,4 @@
-"""The page of a comparison: what it says, and in a browser."""
+"""The page of a comparison: its text, and in a browser."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def judge(scores, threshold):
 
 @pytest.fixture(scope="module")
 def page_of(tmp_path_factory):
-    """A function that writes the page of groups' verdicts, with pictures of the first images."""
+    """A function that writes the page of a comparison, with pictures of the first images."""
 
     def write(groups, shown=6, left_out=()):
         root = tmp_path_factory.mktemp("comparison")
@@ -83,17 +83,17 @@ def text_of(root: Path) -> str:
     return re.sub(r"\s+", " ", (root / "report.html").read_text())
 
 
-def test_models_that_agree_are_said_to(page_of):
+def test_models_that_agree_make_the_same_decisions(page_of):
     scores = np.linspace(5, 30, 50)
     html = text_of(page_of({"bolt": (judge(scores, 20.0), judge(scores, 20.0))}, shown=0))
-    assert "Both models decide alike" in html and "Rank correlation 1.0000" in html
+    assert "Both models make the same decisions" in html and "Rank correlation 1.0000" in html
     assert "No image to show" in html
 
 
-def test_what_changed_is_counted(two_groups):
+def test_changes_are_counted(two_groups):
     html = text_of(two_groups)
     assert re.search(r"[\d,]+ decisions changed, \d+ % of 1,400 images", html)
-    assert "washer (17)" in html and "in another order" in html
+    assert "washer (17)" in html and "Images rank differently" in html
     assert "s3://models/line7@3" in html and "s3://models/line7@4" in html
     assert "<script>alert" not in html and "<b>0</b>" not in html
 
@@ -103,7 +103,7 @@ def test_charts_hold_a_bounded_number_of_points(two_groups):
     assert len(charts) == 2
     for chart in charts:
         points = chart.count("<use ")
-        assert 500 < points <= 550  # ticks of the axes are among them
+        assert 500 < points <= 550  # the ticks of the axes are points too
 
 
 def test_both_heatmaps_are_side_by_side(two_groups, open_page):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from padim_ray.report import gallery as report_gallery
-from padim_ray.report.gallery import MOST_REGIONS, Picture, build_gallery, relative_link
+from padim_ray.report.gallery import MAX_REGIONS, Picture, build_gallery, relative_link
 from padim_ray.storage.location import Location
 from tests.report.run_directory import (
     AWKWARD_NAMES,
@@ -80,7 +80,7 @@ def test_pictures_that_can_t_be_made_small_enough_are_left_out(tmp_path, monkeyp
         ("text.png", b"no image", "decode: not a"),
     ],
 )
-def test_an_image_that_is_no_more_keeps_its_row_with_the_cause(tmp_path, uri, content, cause):
+def test_an_image_that_can_t_be_shown_keeps_its_row_with_the_cause(tmp_path, uri, content, cause):
     if content is not None:
         (tmp_path / uri).write_bytes(content)
     image = draw_picture(tmp_path / "other.png")
@@ -119,10 +119,10 @@ def test_the_regions_with_the_highest_peaks_are_kept(tmp_path):
     row = scored_row(str(tmp_path / "gone.png"), 99.0, regions=regions)
     (shown,) = build_gallery([row], Location.of(str(tmp_path)), {})
     assert shown.region_count == 100
-    assert [r["peak"] for r in shown.regions] == list(range(99, 99 - MOST_REGIONS, -1))
+    assert [r["peak"] for r in shown.regions] == list(range(99, 99 - MAX_REGIONS, -1))
 
 
-def test_links_lead_only_below_the_run_s_directory():
+def test_links_lead_only_to_files_below_the_run_s_directory():
     root = Location.of("/out/run 1")
     assert relative_link("/out/run 1/heatmaps/a%20#?.png", root) == "heatmaps/a%2520%23%3F.png"
     assert relative_link("/out/run 10/heatmaps/a.png", root) is None

@@ -9,7 +9,7 @@ from PIL import Image
 
 from padim_ray.errors import PadimError
 from padim_ray.report import write_report
-from padim_ray.report.page import MAX_BYTES, MOST_CHARTS, MOST_FAILED, MOST_GROUPS
+from padim_ray.report.page import MAX_BYTES, MAX_CHARTS, MAX_FAILED, MAX_GROUPS
 from padim_ray.storage.location import Location
 from tests.report.run_directory import (
     draw_picture,
@@ -37,13 +37,13 @@ def plain(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
-def test_a_directory_without_a_run_is_told_in_a_sentence(tmp_path):
+def test_a_directory_without_a_run_is_reported_in_a_sentence(tmp_path):
     with pytest.raises(PadimError, match=r"no finished run .there is no run\.json"):
         write_report(Location.of(str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broken_summary_is_told_in_a_sentence(tmp_path):
+def test_a_broken_summary_is_reported_in_a_sentence(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(PadimError, match=r"run\.json is broken"):
         write_report(Location.of(str(tmp_path)))
@@ -109,27 +109,27 @@ def test_long_texts_stay_within_the_limit(tmp_path):
     assert 0 < len(cards(html)) < 30
 
 
-def test_of_thousands_of_groups_the_most_noteworthy_are_drawn(tmp_path):
+def test_the_most_noteworthy_of_thousands_of_groups_are_drawn(tmp_path):
     groups = {f"group {index}": group_summary(flagged=index % 100) for index in range(2000)}
     write_part(tmp_path, 0, [])
     write_run(tmp_path, groups)
     html = report(tmp_path)
-    assert html.count('<div class="chart"') == MOST_CHARTS
+    assert html.count('<div class="chart"') == MAX_CHARTS
     drawn = re.findall(r'<h3 class="name">(group \d+)</h3>', html)
     assert all(name.endswith("99") for name in drawn)
-    left_out = 2000 - MOST_CHARTS - MOST_GROUPS
-    assert f"{left_out:,} groups with less to see are only in run.json" in plain(html)
-    assert html.count('<th scope="row" class="name">group ') == MOST_GROUPS
+    left_out = 2000 - MAX_CHARTS - MAX_GROUPS
+    assert f"{left_out:,} groups with less to report are only in run.json" in plain(html)
+    assert html.count('<th scope="row" class="name">group ') == MAX_GROUPS
 
 
 def test_failed_images_are_listed_and_all_are_counted(tmp_path):
-    count = MOST_FAILED + 50
+    count = MAX_FAILED + 50
     write_part(tmp_path, 0, [failed_row(f"/images/{index:04d}.png") for index in range(count)])
     groups = {"bolt": group_summary(0, listed=count, failed=count, histogram=None, drift=None)}
     write_run(tmp_path, groups)
     text = plain(report(tmp_path))
     assert f"decode: empty file {count}" in text
-    assert f"{MOST_FAILED} of {count} failed images" in text
+    assert f"{MAX_FAILED} of {count} failed images" in text
     assert "/images/0199.png" in text and "/images/0200.png" not in text
     assert "No image was scored" in text
 
@@ -147,7 +147,7 @@ def test_an_evaluation_shows_metrics_and_curves(tmp_path):
     assert 'href="curves/bolt%252Fm8.png"' in html
 
 
-def test_large_curves_are_only_linked_to(tmp_path):
+def test_large_curves_are_only_linked(tmp_path):
     write_part(tmp_path, 0, [])
     write_run(tmp_path)
     write_metrics(tmp_path, ["bolt"])
@@ -164,7 +164,7 @@ def test_a_page_without_thresholds_ranks_by_score(tmp_path):
     assert "score ÷ threshold" not in html and "no threshold" in html
 
 
-def test_the_page_allows_itself_nothing_but_what_it_holds(tmp_path):
+def test_the_page_allows_nothing_but_its_own_content(tmp_path):
     draw_picture(tmp_path / "a.png")
     write_part(tmp_path, 0, [scored_row(str(tmp_path / "a.png"), 20.0)])
     write_run(tmp_path)
@@ -187,7 +187,7 @@ def test_reports_need_neither_ray_nor_torch(tmp_path):
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
 
 
-def test_pictures_of_curves_may_be_anything(tmp_path):
+def test_a_group_may_have_an_empty_name(tmp_path):
     write_part(tmp_path, 0, [])
     write_run(tmp_path, {"": group_summary()})
     write_metrics(tmp_path, [""])

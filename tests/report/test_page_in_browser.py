@@ -156,7 +156,7 @@ def test_the_large_view_s_controls_are_the_toolbar_s(open_page, evaluated_run: P
     slider = dialog.get_by_label("opacity")
     slider.focus()
     page.keyboard.press("ArrowLeft")
-    expect(dialog.locator("[data-position]")).to_have_text("1 of 12")  # the slider's key
+    expect(dialog.locator("[data-position]")).to_have_text("1 of 12")  # the slider takes the key
     expect(slider).to_have_value("95")
     dialog.get_by_label("boxes").uncheck()
     dialog.get_by_role("button", name="Close").click()
@@ -212,7 +212,7 @@ def test_every_control_has_a_name(open_page, evaluated_run: Path, large: bool):
     if large:
         page.locator(".open").first.click()
     session = page.context.new_cdp_session(page)
-    for _ in range(100):  # the browser makes its accessibility tree in its own time
+    for _ in range(100):  # the browser builds its accessibility tree asynchronously
         tree = session.send("Accessibility.getFullAXTree")
         nodes = [node for node in tree["nodes"] if not node["ignored"]]
         controls = [node for node in nodes if node["role"]["value"].lower() in CONTROLS]
@@ -289,7 +289,7 @@ def test_light_and_dark_differ(open_page, evaluated_run: Path):
     assert colors[0][0] != colors[1][0] and colors[0][1] != colors[1][1]
 
 
-def test_nothing_moves_for_those_who_want_no_motion(open_page, evaluated_run: Path):
+def test_reduced_motion_disables_transitions(open_page, evaluated_run: Path):
     duration = "getComputedStyle(document.querySelector('.gallery .heat')).transitionDuration"
     assert open_page(evaluated_run, reduced_motion="reduce").evaluate(duration) == "0s"
     assert open_page(evaluated_run, reduced_motion="no-preference").evaluate(duration) != "0s"

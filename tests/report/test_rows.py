@@ -15,7 +15,7 @@ from tests.report.run_directory import failed_row, results_table, scored_row, wr
 
 
 def random_rows(count: int, seed: int = 0, *, thresholds: bool = True) -> list[dict[str, Any]]:
-    """Scores with many ties, in groups with and without a threshold; every seventh failed."""
+    """Rows with many tied scores, with and without a threshold; every seventh has failed."""
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(count):
@@ -28,8 +28,8 @@ def random_rows(count: int, seed: int = 0, *, thresholds: bool = True) -> list[d
     return rows
 
 
-def naive_choice(rows: list[dict[str, Any]], count: int) -> list[str]:
-    """Sort all with pandas."""
+def naive_selection(rows: list[dict[str, Any]], count: int) -> list[str]:
+    """The URIs of the highest rows, by sorting all of them with pandas."""
     table = pd.DataFrame(rows)
     scored = table[table.status == "scored"]
     threshold = scored.threshold.where(scored.threshold > 0)
@@ -44,7 +44,7 @@ def uris(rows: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize("thresholds", [True, False])
 @pytest.mark.parametrize("highest", [0, 1, 25, 5000])
-def test_the_highest_rows_are_those_of_a_naive_sort(
+def test_the_highest_rows_equal_those_of_a_naive_sort(
     tmp_path, monkeypatch, highest: int, thresholds: bool
 ):
     monkeypatch.setattr(report_rows, "BATCH_ROWS", 50)
@@ -52,7 +52,7 @@ def test_the_highest_rows_are_those_of_a_naive_sort(
     for number in range(10):
         write_part(tmp_path, number, rows[100 * number : 100 * number + 100], row_group_size=70)
     selection = select_rows(Location.of(str(tmp_path)), highest=highest, failed=9)
-    assert uris(selection.highest) == naive_choice(rows, highest)
+    assert uris(selection.highest) == naive_selection(rows, highest)
     assert uris(selection.failed) == sorted(uris(rows[::7]))[:9]
 
 
@@ -63,7 +63,7 @@ def test_results_are_read_from_disk_and_from_s3(place: Location, tmp_path):
         content = (tmp_path / "local/results" / name).read_bytes()
         (place / f"results/{name}").write(content)
     (place / "results/notes.txt").write(b"not results")
-    assert uris(select_rows(place, highest=5, failed=3).highest) == naive_choice(rows, 5)
+    assert uris(select_rows(place, highest=5, failed=3).highest) == naive_selection(rows, 5)
 
 
 def test_only_the_named_parts_are_read(tmp_path):
@@ -88,7 +88,7 @@ def test_merging_in_any_order_gives_the_same_selection():
         total = Selection(20, 20)
         for number in order:
             total.merge(shares[number])
-        assert uris(total.highest) == naive_choice(rows, 20)
+        assert uris(total.highest) == naive_selection(rows, 20)
 
 
 def test_a_large_file_is_read_as_a_stream(tmp_path, monkeypatch):
@@ -128,24 +128,24 @@ def test_columns_that_a_run_lacks_are_none(tmp_path):
     assert row == {"uri": "/a", "group": "g", "status": "scored", "score": 3.0}
 
 
-def test_all_but_the_job_s_own_columns_are_captured_ones(tmp_path):
+def test_all_columns_but_the_jobs_own_are_captured_ones(tmp_path):
     write_part(tmp_path, 0, [scored_row("/a", 1, camera="left", **{"odd name": "x"})])
     selection = select_rows(Location.of(str(tmp_path)), highest=5, failed=5)
     assert captured_columns(selection.highest) == ["defect", "camera", "odd name"]
 
 
-def test_scores_that_are_no_numbers_rank_nowhere(tmp_path):
+def test_nan_scores_are_left_out(tmp_path):
     rows = [scored_row("/nan", float("nan")), scored_row("/inf", float("inf")), scored_row("/1", 1)]
     write_part(tmp_path, 0, rows)
     selection = select_rows(Location.of(str(tmp_path)), highest=5, failed=5)
     assert uris(selection.highest) == ["/inf", "/1"]
 
 
-def test_a_missing_or_broken_part_is_told_in_a_sentence(tmp_path: Path):
+def test_a_missing_or_broken_part_is_reported_in_a_sentence(tmp_path: Path):
     root = Location.of(str(tmp_path))
     with pytest.raises(PadimError, match=r"part-000003\.parquet is missing"):
         select_rows(root, highest=1, failed=1, parts=["part-000003.parquet"])
     (tmp_path / "results").mkdir()
     (tmp_path / "results/part-000000.parquet").write_bytes(b"nonsense")
-    with pytest.raises(PadimError, match="is not a file of results"):
+    with pytest.raises(PadimError, match="is not a results file"):
         select_rows(root, highest=1, failed=1)

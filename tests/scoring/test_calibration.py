@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +8,11 @@ from scipy import stats
 from padim_ray.densities.gaussian.leave_one_out import leave_one_out_squared_distances
 from padim_ray.densities.gaussian.regularization import Regularization, pool
 from padim_ray.densities.gaussian.whitening import factorise, squared_distances
+from padim_ray.errors import ModelError
 from padim_ray.features.grid import PatchGrid
+from padim_ray.scoring import threshold
 from padim_ray.scoring.anomaly_map import AnomalyMapper, image_scores
-from padim_ray.scoring.calibration import Calibration
+from padim_ray.scoring.calibration import Calibration, count_pixels, read_scores
 from padim_ray.scoring.histogram import BINS, bin_edges, count_values
 from tests.densities.test_moments import of
 from tests.helpers.features import nest
@@ -24,57 +24,59 @@ def calibrated(scores):
     return Calibration(np.sort(np.array(scores, np.float32)), np.zeros(BINS, np.int64))
 
 
-@given(SCORES, SCORES)
-def test_p_values_count_the_scores_that_are_not_lower(reference, new):
-    expected = [(1 + sum(r >= x for r in reference)) / (len(reference) + 1) for x in new]
-    p_values = calibrated(reference).p_values(np.array(new, np.float32))
-    np.testing.assert_allclose(p_values, expected)
+@given(SCORES, st.integers(0, 2**32), st.sampled_from([0.01, 0.1, 0.4]))
+def test_a_calibration_judges_by_its_own_scores_and_pixels(reference, seed, alpha):
+    values = np.random.default_rng(seed).gamma(5, 2, 1000).astype(np.float32)
+    scores = np.sort(np.array(reference, np.float32))
+    calibration = Calibration(scores, count_values(values))
+    assert calibration.reaches(alpha) == threshold.reaches(len(scores), alpha)
+    assert calibration.threshold(alpha) == threshold.conformal_threshold(scores, alpha)
+    expected = threshold.pixel_threshold(count_values(values), alpha)
+    assert calibration.pixel_threshold(alpha) == expected
+    np.testing.assert_array_equal(calibration.p_values(values), threshold.p_values(values, scores))
 
 
-def test_failed_images_have_no_p_value():
-    assert np.isnan(calibrated([1, 2]).p_values(np.array([np.nan, 1.5], np.float32))).tolist() == [
-        True,
-        False,
-    ]
+@given(SCORES)
+def test_stored_scores_come_back(scores):
+    scores = np.sort(np.array(scores, np.float32))
+    np.testing.assert_array_equal(read_scores(scores), scores)
 
 
-@given(st.sets(st.floats(0.125, 1000, width=32), min_size=1, max_size=300), SCORES, st.data())
-def test_an_image_is_above_the_threshold_exactly_if_its_p_value_is_at_most_alpha(
-    reference, new, data
-):
-    calibration = calibrated(list(reference))
-    fewest = 1 / (len(reference) + 1)
-    alpha = data.draw(st.floats(fewest, 0.5) if fewest < 0.5 else st.just(0.5))
-    assert calibration.reaches(alpha)
-    scores = np.array(new, np.float32)
-    above = scores > calibration.threshold(alpha)
-    not_by_rounding = np.abs(calibration.p_values(scores) - alpha) > 1e-8
-    below = calibration.p_values(scores) <= alpha
-    np.testing.assert_array_equal(above[not_by_rounding], below[not_by_rounding])
+@pytest.mark.parametrize("scores", [[2, 1], [-1, 1], [1, np.inf], [np.nan], [1, np.nan, 2]])
+def test_scores_that_can_not_be_are_refused(scores):
+    with pytest.raises(ModelError, match="ascending"):
+        read_scores(np.array(scores, np.float32))
 
 
-@pytest.mark.parametrize("images", [99, 199, 299, 2000])
-def test_the_threshold_is_the_conformal_quantile(images):
-    scores = np.random.default_rng(images).permutation(images) + 1.0
-    for percent in (1, 5, 10):
-        rank = math.ceil((images + 1) * (100 - percent) / 100 - 1e-9)
-        assert calibrated(scores).threshold(percent / 100) == rank
+@given(st.integers(0, 2**32))
+def test_a_stored_histogram_comes_back(seed):
+    counts = count_values(np.random.default_rng(seed).gamma(5, 2, 200).astype(np.float32))
+    bins = np.flatnonzero(counts)
+    read = count_pixels(bin_edges()[bins], counts[bins], 200)
+    assert read.dtype == np.int64
+    np.testing.assert_array_equal(read, counts)
 
 
-def test_with_too_few_images_the_threshold_is_the_largest_score():
-    few = calibrated([3, 1, 2])
-    assert few.reaches(0.25) and not few.reaches(0.24)
-    assert few.threshold(0.01) == 3
+@pytest.mark.parametrize(
+    ("bins", "counts", "message"),
+    [
+        ([9, 5], [1, 1], "ascending bin edges"),
+        ([5, 5], [1, 1], "ascending bin edges"),
+        ([5, 9], [1, 2], "2 pixels"),
+        ([5, 9], [3, -1], "2 pixels"),
+        ([5, 9], [2, 0], "2 pixels"),
+        ([5, 9], [2**62 + 1, 2**62 + 1], "2 pixels"),
+    ],
+)
+def test_a_histogram_that_can_not_be_is_refused(bins, counts, message):
+    with pytest.raises(ModelError, match=message):
+        count_pixels(bin_edges()[bins], np.array(counts), 2)
 
 
-@given(st.integers(0, 2**32), st.sampled_from([0.001, 0.01, 0.05, 0.5]))
-def test_the_pixel_threshold_is_the_smallest_edge_that_few_enough_pixels_reach(seed, alpha):
-    values = np.random.default_rng(seed).gamma(5, 2, 10_000).astype(np.float32)
-    threshold = Calibration(np.ones(1, np.float32), count_values(values)).pixel_threshold(alpha)
-    assert (values >= threshold).mean() <= alpha
-    edges = bin_edges()
-    below = edges[np.searchsorted(edges, threshold) - 1]
-    assert (values >= below).mean() > alpha
+@pytest.mark.parametrize("value", [1.0001, np.nan, np.inf, -1.0, 2.0**20])
+def test_values_that_are_no_bin_edges_are_refused(value):
+    with pytest.raises(ModelError, match="bin edges"):
+        count_pixels(np.array([value], np.float32), np.array([1]), 1)
 
 
 def test_samples_add_up():
@@ -86,7 +88,7 @@ def test_samples_add_up():
 
 
 def flagged_share(kind, rng, fitted, fresh, alphas):
-    """The share of fresh good images that is flagged, at each alpha: Gaussian features."""
+    """The share of fresh good images, with Gaussian features, that is flagged at each alpha."""
     grid = PatchGrid(((4, 4), (2, 2)), (3, 5))
     mixing = [rng.normal(0, 0.2, (channels, channels)) for channels in grid.channels]
 
@@ -112,7 +114,7 @@ def flagged_share(kind, rng, fitted, fresh, alphas):
 
 @pytest.mark.parametrize("kind", ["shrink", "paper"])
 def test_good_images_are_flagged_at_the_rate_that_was_asked_for(kind):
-    """1,000 fresh images, within the binomial 99 % interval of each rate."""
+    """The share of 1,000 fresh images lies in the binomial 99 % interval of each rate."""
     alphas = (0.01, 0.05, 0.1)
     rng = np.random.default_rng(1)
     for alpha, share in zip(alphas, flagged_share(kind, rng, 4999, 1000, alphas), strict=True):
@@ -124,10 +126,10 @@ def test_good_images_are_flagged_at_the_rate_that_was_asked_for(kind):
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**32), fitted=st.integers(10, 60))
 def test_few_training_images_give_the_rate_that_their_ranks_do(kind, seed, fitted):
-    """Ranks are uniform whatever the number of images: shares follow a beta distribution.
+    """Ranks are uniform for any number of images, so flagged counts are beta-binomial.
 
-    Few images are where plain training scores would be far too low. Bounds are those that one in
-    a million draws would cross.
+    With few images, the training images' own scores would be far too low. One draw in a million
+    crosses each bound.
     """
     rng = np.random.default_rng(seed)
     above = max(1, (fitted + 1) // 5)

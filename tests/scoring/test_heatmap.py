@@ -9,8 +9,8 @@ from PIL import Image
 
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.scoring.heatmap import (
-    LONGEST_SIDE,
-    SHORTEST_SIDE,
+    MAX_SIDE,
+    MIN_SIDE,
     color_scale,
     common_prefix,
     draw_heatmap,
@@ -39,12 +39,12 @@ def peak_map(size, y, x):
 def test_heatmaps_keep_the_aspect_ratio_within_a_screens_size(height, width):
     assume(max(height, width) <= 60 * min(height, width))
     heatmap = draw_heatmap(black(height, width), np.ones((64, 64)), WHOLE, (2, 3))
-    assert max(heatmap.size) <= LONGEST_SIDE
-    # what is already between the limits keeps its size
-    if min(height, width) >= SHORTEST_SIDE and max(height, width) <= LONGEST_SIDE:
+    assert max(heatmap.size) <= MAX_SIDE
+    # images between the limits keep their size
+    if min(height, width) >= MIN_SIDE and max(height, width) <= MAX_SIDE:
         assert heatmap.size == (width, height)
     else:
-        assert min(heatmap.size) == SHORTEST_SIDE or max(heatmap.size) == LONGEST_SIDE
+        assert min(heatmap.size) == MIN_SIDE or max(heatmap.size) == MAX_SIDE
     factor = max(heatmap.size) / max(height, width)
     np.testing.assert_allclose(heatmap.size, (width * factor, height * factor), atol=1)
 
@@ -70,11 +70,11 @@ def test_the_hottest_place_is_the_maps_peak(size, preprocessing, share):
     heatmap = draw_heatmap(black(*size), peak_map((height, width), y, x), preprocessing, scale)
     brightness = np.asarray(heatmap).sum(2)
     hottest = np.argwhere(brightness > 0.98 * brightness.max()).mean(0)
-    # the model's pixel (y, x), in the resized image, then in the original, then in the heatmap
+    # from the model's pixel (y, x) to the resized image, then to the heatmap
     top, left = preprocessing.corner
     rows, columns = preprocessing.resize
     expected = (top + y + 0.5) / rows * heatmap.height, (left + x + 0.5) / columns * heatmap.width
-    pixel = max(heatmap.height / rows, heatmap.width / columns)  # one of the model's
+    pixel = max(heatmap.height / rows, heatmap.width / columns)  # the size of a model's pixel
     np.testing.assert_allclose(hottest + 0.5, expected, atol=0.75 * pixel)
 
 
@@ -125,7 +125,7 @@ def test_equal_scores_make_no_heat_below_them(score, count):
 
 
 def test_the_scale_ends_above_the_threshold():
-    """On a night without a defect, the highest of the good images isn't painted like one."""
+    """In a run without defects, the highest of the good images doesn't look like one."""
     scores = np.random.default_rng(0).uniform(10, 20, 1000)
     assert color_scale(scores, 25.0)[1] == 37.5
     assert color_scale(np.append(scores, [90] * 100), 25.0)[1] == 90

@@ -11,7 +11,7 @@ VALUES = arrays(
 
 
 @given(VALUES)
-def test_counts_are_numpys(values):
+def test_counts_equal_numpys(values):
     expected, _ = np.histogram(values, bin_edges())
     np.testing.assert_array_equal(count_values(values), expected)
 
@@ -28,6 +28,6 @@ def test_bins_are_a_thousandth_wide():
     assert (np.diff(edges) / edges[:-1]).max() <= 1 / 1024
 
 
-def test_what_is_out_of_range_is_counted_at_the_ends():
+def test_values_out_of_range_are_counted_at_the_ends():
     outside = np.array([-3.0, -0.0, 0.0, 1e-30, 2.0**20, np.inf], np.float32)
     np.testing.assert_array_equal(bin_indices(outside), [0, 0, 0, 0, BINS - 1, BINS - 1])

@@ -33,7 +33,7 @@ from padim_ray.pipeline.stages.output import Output
 from padim_ray.planning.batches import MAX_SHARD_IMAGES
 from padim_ray.planning.resources import Plan
 from padim_ray.redaction import redact
-from padim_ray.report import MOST_FAILED, write_report
+from padim_ray.report import MAX_FAILED, write_report
 from padim_ray.runs import run_directory
 from padim_ray.runs.failures import Failures
 from padim_ray.runs.job_record import JobRecord
@@ -293,7 +293,7 @@ class ScoringJob:
 
     def _report(self) -> None:
         wanted = self.scores.highest(self.options.report_images)
-        failed = np.flatnonzero(np.isnan(self.scores.values))[:MOST_FAILED]
+        failed = np.flatnonzero(np.isnan(self.scores.values))[:MAX_FAILED]
         shards = self.scores.by_shard(np.union1d(wanted, failed).astype(int))
         shown = self.manifest.take(wanted)
         write_report(

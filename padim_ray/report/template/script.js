@@ -10,7 +10,7 @@
   const dialog = one("dialog");
   let current = null; // the card in the large view
 
-  // the heatmap fades to the original, whose bytes the page holds once
+  // the heatmap fades to the original below it; cloning it keeps the file small
   for (const card of cards) {
     const thumbnail = card.querySelector(".thumbnail");
     for (const heat of thumbnail ? all(".heat", card) : []) {
@@ -112,7 +112,7 @@
   toolbar.addEventListener("submit", (event) => event.preventDefault());
   toolbar.hidden = false;
 
-  // a browser may have kept the controls' state when the page was loaded again
+  // browsers may restore the controls' state when the page is reloaded
   for (const control of all("[data-control]", toolbar)) control.dispatchEvent(new Event("input", { bubbles: true }));
   choose();
 })();
