@@ -15,6 +15,7 @@ release = importlib.metadata.version("padim-ray")
 html_title = f"padim-ray {release}"
 html_theme = "furo"
 html_copy_source = False
+smartquotes = False  # options and JSON are copied from the pages
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",

@@ -30,9 +30,10 @@ class CommandOptions(SphinxDirective):
         return result
 
 
-def _order(argument: Any) -> tuple[float, str]:
+def _order(argument: Any) -> tuple[int, str, bool]:
+    """The groups of the help text, required options first."""
     key = argument.parameter.group[0].sort_key
-    return (key if isinstance(key, int) else 0, _group(argument))
+    return (key if isinstance(key, int) else 0, _group(argument), not argument.required)
 
 
 def _group(argument: Any) -> str:
@@ -41,7 +42,8 @@ def _group(argument: Any) -> str:
 
 def _definition(argument: Any) -> nodes.definition_list_item:
     term = nodes.term("", "", nodes.literal(text=argument.name))
-    if choices := argument.get_choices():
+    choices = argument.get_choices() or ()
+    if len(choices) > 1:  # a single one stands beside a number
         term += nodes.Text(f" {' | '.join(choices)}")
     if argument.required:
         term += nodes.Text(" (required)")
@@ -57,7 +59,7 @@ def _definition(argument: Any) -> nodes.definition_list_item:
 def _default(argument: Any) -> str:
     """The default as the help text shows it, or nothing where the text itself says it."""
     value, show = argument.field_info.default, argument.parameter.show_default
-    if show is False or value is None or value is argument.field_info.empty:
+    if show is False or value in (None, False) or value is argument.field_info.empty:
         return ""
     return show(value) if callable(show) else str(value)
 
