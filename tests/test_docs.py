@@ -231,10 +231,7 @@ def whitening_at_a(gaussian) -> np.ndarray:
 
 
 def test_distances_in_the_example(says):
-    new = [
-        torch.tensor([6.0, 2, 4, 3]).double()[:, None, None],
-        torch.full((1, 1, 1), 5.0).double(),
-    ]
+    new = [torch.tensor(level, dtype=torch.float64) for level in ([6, 2, 4, 3], [5])]
     gaussian = gaussian_of(moments_of())
     squared = squared_distances(gaussian, [level[:, None, None] for level in new])[:, 0]
     z = whitening_at_a(gaussian) @ [3, 2]
