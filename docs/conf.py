@@ -33,6 +33,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # "Attributes:" describes a class, beside members with docstrings
 
 nitpicky = True
 # annotations name what has no page here: other packages, and what is private or internal
