@@ -70,7 +70,7 @@ def link_to_pages(text: str, folder: Path) -> str:
 
 
 def setup(app):
-    """Rewrite links when a page, or a file that a page includes, is read."""
+    """Rewrite links when a page is read; leave out named tuples' fields, which say nothing."""
 
     def read_page(_app, _page, content):
         content[0] = link_to_pages(content[0], DOCS)
@@ -78,5 +78,10 @@ def setup(app):
     def read_included(_app, path, _page, content):
         content[0] = link_to_pages(content[0], (DOCS / path).resolve().parent)
 
+    def skip(_app, _what, _name, member, skipped, _options):
+        is_field = type(member).__name__ == "_tuplegetter"  # "Alias for field number 0"
+        return True if is_field else skipped
+
+    app.connect("autodoc-skip-member", skip)
     app.connect("source-read", read_page)
     app.connect("include-read", read_included)
