@@ -60,8 +60,8 @@ class FeatureOptions(Options):
     n_features: Annotated[int | Literal["all"] | None, Parameter(group=MODEL, negative_none="")] = (
         None
     )
-    """Number of channels to keep, drawn by --seed from all layers together, or all. Default: as many
-    as suit the backbone, all of the default one's (the paper: 100)."""
+    """Number of channels to keep, drawn by --seed from all layers together, or all. Default: as
+    many as suit the backbone, all of the default one's (the paper: 100)."""
 
     density: Annotated[
         str,
