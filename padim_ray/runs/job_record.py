@@ -69,7 +69,7 @@ class JobRecord:
                 return cls(identity, content["settings"], pq.read_table(path))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
             raise PadimError(f"{root.uri}/{JOB} or {LISTED} is damaged: {error}") from error
 
     def check_identity(self, identity: Mapping[str, Any], place: str) -> None:

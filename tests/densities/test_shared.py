@@ -129,13 +129,14 @@ def test_an_image_that_shines_everywhere_is_not_its_own_measure():
 def test_what_is_saved_measures_the_same(grid, seed):
     rng = np.random.default_rng(seed)
     density = SharedDensity(Regularization())
-    kept = fit(density, grid, random_features(grid, 5, rng))
+    features = random_features(grid, 5, rng)
+    kept = fit(density, grid, features)
     packed = kept.packed()
     like = density.empty_fitted(grid, "meta").packed()
     assert {n: (t.shape, t.dtype) for n, t in packed.items()} == {
         n: (t.shape, t.dtype) for n, t in like.items()
     }
-    embeddings = embed(grid, random_features(grid, 2, rng))
+    embeddings = embed(grid, features)
     for left_out_of in (None, 5):
         assert torch.equal(
             density.distances(kept, embeddings, left_out_of=left_out_of),
