@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from padim_ray.errors import PadimError
 from padim_ray.images.manifest import _RESERVED, DEFAULT_GROUP, sort_images
-from padim_ray.storage.location import Location, explained, version_tag
+from padim_ray.storage.location import Location, version_tag
+from padim_ray.storage.refusals import explained
 from padim_ray.storage.retry import with_retries
 
 LISTING_THREADS = 16  # listings wait for the store, not for a processor
