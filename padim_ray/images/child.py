@@ -1,6 +1,7 @@
-"""The child process of the decoder: takes images from slots, and puts their pixels there instead.
+"""The child process that decodes images: takes them from slots and puts their pixels there.
 
-It imports little, starts in a fifth of a second, and ends with its parent, whatever that dies of.
+`decode_in_child` starts it. It imports little, starts in a fifth of a second, and ends when its
+parent does, even if that is killed.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from padim_ray.errors import ImageError
-from padim_ray.images.decode import as_rgb, decode, decode_scaled, model_input
+from padim_ray.images.decode import as_rgb, decode, decode_scaled
 from padim_ray.images.decode_in_child import (
     ANSWER,
     READY,
@@ -26,11 +27,11 @@ from padim_ray.images.decode_in_child import (
     ModelInput,
     UprightImage,
     Wanted,
-    read_slot,
-    write_slot,
 )
 from padim_ray.images.masks import decode_mask, fit_mask
 from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.images.resize import model_input
+from padim_ray.images.slots import read_slot, write_slot
 from padim_ray.storage.fail_points import is_on
 
 _PR_SET_PDEATHSIG = 1  # prctl.h
@@ -39,15 +40,15 @@ _PR_SET_PDEATHSIG = 1  # prctl.h
 def main() -> None:
     """Answer requests until there are no more."""
     if sys.platform == "linux":
-        # one that hangs doesn't notice the end of its input. Also when only the thread ends that
-        # started this process: another one is then started, when there is something to decode
+        # A child that hangs doesn't notice the end of its input. The signal also comes when only
+        # the parent's thread ends that started this process; then the next call starts another.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # what the kernel kills first when memory runs out; as soon as Ray's workers, all the same
+        # when memory runs out, kill this process first; Ray's workers have the same score
         Path("/proc/self/oom_score_adj").write_text("1000")
     requests, answers, *slots = map(int, sys.argv[1:])
     incoming = os.fdopen(requests, "rb")
     os.write(answers, READY)
-    fails = is_on("decoder")
+    has_fail_point = is_on("decoder")
     for slot in cycle(slots):
         if len(header := incoming.read(REQUEST.size)) < REQUEST.size:
             return
@@ -55,8 +56,9 @@ def main() -> None:
         wanted = _parse(json.loads(incoming.read(request)))
         read_slot(slot, memoryview(buffer := bytearray(size)))
         content = bytes(buffer)
-        if fails:
+        if has_fail_point:
             _fail(content)
+        answer: bytes | memoryview
         try:
             decoded = make(wanted, content)
         except ImageError as error:
@@ -64,7 +66,7 @@ def main() -> None:
             header = ANSWER.pack(len(answer), 0, 0, 0, 0, 0)
         else:
             pixels = np.ascontiguousarray(decoded.pixels)
-            answer = memoryview(pixels).cast("B")
+            answer = pixels.data.cast("B")
             shape = (*pixels.shape, 0)[:3]  # a mask has no channels
             header = ANSWER.pack(pixels.nbytes, decoded.width, decoded.height, *shape)
         write_slot(slot, answer)
@@ -72,10 +74,14 @@ def main() -> None:
 
 
 def make(wanted: Wanted, content: bytes) -> Decoded:
-    """What is wanted of an encoded image.
+    """Answer one request.
+
+    Args:
+        wanted: the request.
+        content: the encoded image.
 
     Raises:
-        ImageError: if it can't be had.
+        ImageError: if the image can't be decoded.
     """
     if isinstance(wanted, Mask):
         mask = decode_mask(content, wanted.max_pixels)
@@ -99,19 +105,20 @@ def make(wanted: Wanted, content: bytes) -> Decoded:
 def _parse(request: dict[str, Any]) -> Wanted:
     kind = {kind.__name__: kind for kind in (ModelInput, UprightImage, Mask)}[request.pop("wanted")]
     if "preprocessing" in request:
-        values = request["preprocessing"].items()  # JSON has no tuples
-        request["preprocessing"] = Preprocessing(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values}
-        )
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+            for name, value in request["preprocessing"].items()
+        }
+        request["preprocessing"] = Preprocessing(**values)
     return kind(**request)
 
 
 def _fail(content: bytes) -> None:
-    """What the fail point `decoder` promises."""
+    """Fail as the fail point `decoder` promises."""
     if b"padim-ray-test:segfault" in content:
         ctypes.string_at(0)
     if b"padim-ray-test:hang" in content:
-        ctypes.PyDLL(None).pause()  # with the interpreter's lock, so that no thread runs either
+        ctypes.PyDLL(None).pause()  # holds the interpreter's lock, so other threads stop, too
     if b"padim-ray-test:oom-kill" in content:
         os.kill(os.getpid(), signal.SIGKILL)
 

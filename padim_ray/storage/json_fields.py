@@ -1,7 +1,7 @@
 """Validate the fields of untrusted JSON.
 
-A check takes a value and its position, such as `model.json.sigma`. It returns the value, or raises a
-ModelError that names the position.
+A check takes a value and its position, such as `model.json.sigma`. It returns the value, or raises
+a ModelError that names the position.
 """
 
 import dataclasses

@@ -173,7 +173,7 @@ class Location:
         return [Location(self.uri_of(path), self.options) for path in sorted(paths)]
 
     def list_directories(self) -> list[str]:
-        """The names of the directories directly below this one, sorted; none if it doesn't exist."""
+        """Names of the directories directly below this one, sorted; none if it doesn't exist."""
         self.fs.invalidate_cache()
         try:
             children = self._attempt("list", lambda: self.fs.ls(self.path, detail=True))
@@ -217,8 +217,8 @@ class Location:
     def create(self, data: bytes) -> None:
         """Write a file that doesn't exist yet. Of several processes that try, one succeeds.
 
-        This is certain on local disk and on stores with conditional writes (S3, GCS, Azure). Where a
-        server ignores the condition, two processes that try at the same moment may both succeed.
+        This is certain on local disk and on stores with conditional writes (S3, GCS, Azure). Where
+        a server ignores the condition, two processes that try at the same moment may both succeed.
 
         Args:
             data: the content. It must differ from what other processes write, so that a retry
