@@ -1,8 +1,8 @@
 """Redact credentials in URIs and in storage options that were written out as text.
 
-Two kinds of URI hold credentials: `https://user:password@host/…` (and sftp, ftp, smb), and presigned
-URIs, which have a signature in their query. URIs of S3, GCS and Azure hold none, since their
-credentials are storage options; the name before the @ of `abfs://container@account` is not secret.
+Two kinds of URI hold credentials: `https://user:password@host/…` (and sftp, ftp, smb), and
+presigned URIs, which have a signature in their query. URIs of S3, GCS and Azure hold none, since
+their credentials are storage options; what precedes the @ of `abfs://container@account` is a name.
 """
 
 import re
