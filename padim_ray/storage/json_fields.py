@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Check = Callable[[Any, str], Any]
 T = TypeVar("T", bound="DataclassInstance")
-_REPR = Repr()
+MAX_SHOWN = 400  # characters of a value in an error message
+_REPR = Repr()  # cuts each value inside a value, but not the whole
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 
 
@@ -49,7 +50,8 @@ def _refuse(constant: str) -> None:
 
 def show(value: Any) -> str:
     """A value's repr, cut to fit into an error message."""
-    return _REPR.repr(value)
+    shown = _REPR.repr(value)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
 def read_fields(kind: type[T], value: Any, where: str, checks: Mapping[str, Check]) -> T:
