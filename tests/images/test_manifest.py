@@ -24,7 +24,7 @@ def test_a_manifest_needs_only_uris(place):
     assert set(table.schema) == set(list_images(template).schema)
 
 
-def test_a_manifest_keeps_its_columns_in_the_listings_types(tmp_path):
+def test_columns_are_kept_and_cast_to_the_listing_s_types(tmp_path):
     location = Location.of(str(tmp_path / "m.parquet"))
     write_parquet(
         location,
@@ -87,7 +87,7 @@ def test_unusable_manifests_are_refused(tmp_path, columns, message):
 
 
 @pytest.mark.parametrize("data", [b"", b"uri\na.png\n", b"PAR1" + bytes(100) + b"PAR1"])
-def test_what_is_not_parquet_says_so(place, data):
+def test_a_file_that_is_not_parquet_is_refused(place, data):
     location = place / "m.csv"
     location.write(data)
     with pytest.raises(PadimError, match=r"The manifest \S+m.csv is not a Parquet file: "):

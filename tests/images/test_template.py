@@ -13,7 +13,7 @@ from padim_ray.images.template import UriTemplate, list_images
 from padim_ray.storage.location import Location
 
 
-def plant(place, *names):
+def write_files(place, *names):
     for name in names:
         (place / name).write(name.encode())
 
@@ -32,7 +32,7 @@ def rows(table, *columns):
 
 
 def test_whole_segments_are_captured(place):
-    plant(place, "nut/crack/7.png", "bolt/good/1.png", "bolt/good/0.png", "bolt/readme.txt")
+    write_files(place, "nut/crack/7.png", "bolt/good/1.png", "bolt/good/0.png", "bolt/readme.txt")
     table = listed(place, "{group}/{defect}/*.png")
     assert rows(table, "uri", "group", "defect", "size") == [
         (f"{place.uri}/bolt/good/0.png", "bolt", "good", 15),
@@ -43,7 +43,7 @@ def test_whole_segments_are_captured(place):
 
 
 def test_parts_of_segments_are_captured(place):
-    plant(place, "l1-a.png", "l2-b-c.png", "l3.png", "-d.png")
+    write_files(place, "l1-a.png", "l2-b-c.png", "l3.png", "-d.png")
     table = listed(place, "{lane}-{name}.png")
     assert rows(table, "lane", "name", "group") == [
         ("l1", "a", "default"),
@@ -52,16 +52,16 @@ def test_parts_of_segments_are_captured(place):
 
 
 def test_a_name_that_is_used_twice_stands_for_the_same_text(place):
-    plant(place, "a/a.png", "a/b.png", "b/b-b.png", "a-b/a-b-1.png", "a-b/a-b.png")
+    write_files(place, "a/a.png", "a/b.png", "b/b-b.png", "a-b/a-b-1.png", "a-b/a-b.png")
     assert names(place, "{lane}/{lane}.png") == ["a-b/a-b.png", "a/a.png"]
     assert names(place, "*/{x}-{x}.png") == ["b/b-b.png"]
-    # not the shortest text that fits the file alone, but the directory's
+    # the file's part is the directory's name, not the shortest text that fits
     table = listed(place, "{lane}/{lane}-{number}.png")
     assert rows(table, "lane", "number") == [("a-b", "1"), ("b", "b")]
 
 
 def test_a_new_version_has_another_tag(place):
-    plant(place, "a.png")
+    write_files(place, "a.png")
     before = listed(place, "*.png")["version_tag"][0].as_py()
     assert before and listed(place, "*.png")["version_tag"][0].as_py() == before
     (place / "a.png").write(b"something else")
@@ -81,7 +81,7 @@ AWKWARD = [
 
 
 def test_awkward_names_are_kept(place):
-    plant(place, *(f"sp ace/{name}" for name in AWKWARD))
+    write_files(place, *(f"sp ace/{name}" for name in AWKWARD))
     table = listed(place, "{folder}/{name}.png")
     assert table["uri"].to_pylist() == sorted(f"{place.uri}/sp ace/{name}" for name in AWKWARD)
     assert sorted(table["name"].to_pylist()) == sorted(name[:-4] for name in AWKWARD)
@@ -91,7 +91,9 @@ def test_awkward_names_are_kept(place):
 
 
 def test_wildcards_are_a_shells(place):
-    plant(place, "a1.png", "a22.png", "b1.png", ".a1.png", "c/a1.png", "c/d/a1.png", "c/.d/a1.png")
+    write_files(
+        place, "a1.png", "a22.png", "b1.png", ".a1.png", "c/a1.png", "c/d/a1.png", "c/.d/a1.png"
+    )
     assert names(place, "?1.png") == ["a1.png", "b1.png"]
     assert names(place, "[!b]*.png") == ["a1.png", "a22.png"]
     assert names(place, "[^b]?.png") == ["a1.png"]
@@ -104,7 +106,7 @@ def test_wildcards_are_a_shells(place):
 
 
 def test_a_file_is_not_its_own_child(place):
-    plant(place, "bolt/a.png", "nut")
+    write_files(place, "bolt/a.png", "nut")
     assert names(place, "{group}/*") == ["bolt/a.png"]
     with pytest.raises(PadimError, match=r"nothing in \S+/nut fits"):
         names(place, "nut/*")
@@ -136,7 +138,7 @@ PATTERNS = st.lists(
 
 @settings(max_examples=400)
 @given(pattern=PATTERNS.map("/".join))
-def test_what_matches_is_what_pythons_glob_matches(forest, pattern):
+def test_a_pattern_matches_what_pythons_glob_matches(forest, pattern):
     expected = {
         file
         for file in glob.glob(f"{glob.escape(str(forest))}/{pattern}", recursive=True)
@@ -149,8 +151,8 @@ def test_what_matches_is_what_pythons_glob_matches(forest, pattern):
     assert found == sorted(os.path.normpath(file) for file in expected)
 
 
-def test_links_on_local_disk_count_as_what_they_lead_to(tmp_path):
-    plant(Location.of(str(tmp_path)), "real/a.png")
+def test_links_on_local_disk_are_followed(tmp_path):
+    write_files(Location.of(str(tmp_path)), "real/a.png")
     (tmp_path / "linked").symlink_to(tmp_path / "real")
     (tmp_path / "real/b.png").symlink_to(tmp_path / "real/a.png")
     (tmp_path / "real/broken.png").symlink_to(tmp_path / "nothing")
@@ -159,12 +161,13 @@ def test_links_on_local_disk_count_as_what_they_lead_to(tmp_path):
     assert names(place, "{group}/*.png") == [
         f"{group}/{name}.png" for group, name in itertools.product(["linked", "real"], "ab")
     ]
-    assert names(place, "**/*.png") == ["real/a.png", "real/b.png"]  # so that a loop is no trap
+    # `**` doesn't follow links to directories, which may form loops
+    assert names(place, "**/*.png") == ["real/a.png", "real/b.png"]
     assert listed(place, "real/*")["size"].to_pylist() == [10, 10]
 
 
-def test_local_templates_are_read_as_in_a_shell(tmp_path, monkeypatch):
-    plant(Location.of(str(tmp_path)), "x/a.png")
+def test_local_paths_are_relative_as_in_a_shell(tmp_path, monkeypatch):
+    write_files(Location.of(str(tmp_path)), "x/a.png")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path / "x")
     for text in ("*.png", "./*.png", "../x/*.png", "~/x/*.png", f"file://{tmp_path}/x/*.png"):
@@ -174,7 +177,7 @@ def test_local_templates_are_read_as_in_a_shell(tmp_path, monkeypatch):
 def test_the_root_directory_can_be_matched(tmp_path):
     first = tmp_path.parts[1]
     template = UriTemplate.parse("/" + "/".join([f"{first[:-1]}?", *tmp_path.parts[2:], "*.png"]))
-    plant(Location.of(str(tmp_path)), "a.png")
+    write_files(Location.of(str(tmp_path)), "a.png")
     assert list_images(template)["uri"].to_pylist() == [f"{tmp_path}/a.png"]
 
 
@@ -219,8 +222,8 @@ def test_malformed_templates_are_refused(text, message):
         ("bolt", "No image matched: in {}, only directories fit 'bolt'; end it with a pattern su"),
     ],
 )
-def test_what_nothing_fits_is_named(place, pattern, message):
-    plant(place, "bolt/a.png", "nut/a.png")
+def test_an_error_names_the_part_that_matches_nothing(place, pattern, message):
+    write_files(place, "bolt/a.png", "nut/a.png")
     with pytest.raises(PadimError) as error:
         listed(place, pattern)
     assert str(error.value).startswith(message.replace("{}", place.uri))
@@ -233,13 +236,13 @@ def test_a_missing_bucket_is_named(s3, pattern):
 
 
 @pytest.mark.parametrize("pattern", ["*.png", "**/*.png"])
-def test_wrong_credentials_are_no_empty_archive(s3, pattern):
+def test_wrong_credentials_are_an_error_and_not_an_empty_archive(s3, pattern):
     template = UriTemplate.parse(f"s3://x/{pattern}", {**s3.options, "secret": "0" * 40})
     with pytest.raises(PadimError, match="Can't list s3://x: the storage refuses these creden"):
         list_images(template)
 
 
-def test_a_name_that_no_table_can_hold_is_shown(tmp_path):
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_bytes(b"")
     with pytest.raises(PadimError, match=r"The name '\S+udcff.png' is not UTF-8; rename it"):
         listed(Location.of(str(tmp_path)), "*.png")
