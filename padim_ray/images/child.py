@@ -25,8 +25,8 @@ from padim_ray.images.decode_in_child import (
     Decoded,
     Mask,
     ModelInput,
+    Request,
     UprightImage,
-    Wanted,
 )
 from padim_ray.images.masks import decode_mask, fit_mask
 from padim_ray.images.preprocessing import Preprocessing
@@ -52,15 +52,15 @@ def main() -> None:
     for slot in cycle(slots):
         if len(header := incoming.read(REQUEST.size)) < REQUEST.size:
             return
-        request, size = REQUEST.unpack(header)
-        wanted = _parse(json.loads(incoming.read(request)))
+        message_size, size = REQUEST.unpack(header)
+        request = _parse(json.loads(incoming.read(message_size)))
         read_slot(slot, memoryview(buffer := bytearray(size)))
         content = bytes(buffer)
         if has_fail_point:
             _fail(content)
         answer: bytes | memoryview
         try:
-            decoded = make(wanted, content)
+            decoded = fulfil(request, content)
         except ImageError as error:
             answer = json.dumps(error.args).encode()
             header = ANSWER.pack(len(answer), 0, 0, 0, 0, 0)
@@ -73,44 +73,40 @@ def main() -> None:
         os.write(answers, header)
 
 
-def make(wanted: Wanted, content: bytes) -> Decoded:
-    """Answer one request.
-
-    Args:
-        wanted: the request.
-        content: the encoded image.
+def fulfil(request: Request, content: bytes) -> Decoded:
+    """Make what is requested of one encoded image.
 
     Raises:
         ImageError: if the image can't be decoded.
     """
-    if isinstance(wanted, Mask):
-        mask = decode_mask(content, wanted.max_pixels)
-        return Decoded(fit_mask(mask, wanted.preprocessing), mask.shape[1], mask.shape[0])
-    if isinstance(wanted, ModelInput) and wanted.preprocessing.scaled_jpeg:
-        smallest = wanted.preprocessing.resize
-        image, (width, height) = decode_scaled(content, wanted.max_pixels, smallest)
+    if isinstance(request, Mask):
+        mask = decode_mask(content, request.max_pixels)
+        return Decoded(fit_mask(mask, request.preprocessing), mask.shape[1], mask.shape[0])
+    if isinstance(request, ModelInput) and request.preprocessing.scaled_jpeg:
+        smallest = request.preprocessing.resize
+        image, (width, height) = decode_scaled(content, request.max_pixels, smallest)
     else:
-        image = decode(content, wanted.max_pixels)
+        image = decode(content, request.max_pixels)
         height, width = image.shape[:2]
-    if isinstance(wanted, ModelInput):
-        return Decoded(model_input(image, wanted.preprocessing), width, height)
+    if isinstance(request, ModelInput):
+        return Decoded(model_input(image, request.preprocessing), width, height)
     picture = as_rgb(image)
-    if wanted.longest_side is not None:
+    if request.longest_side is not None:
         smaller = Image.fromarray(picture)
-        smaller.thumbnail((wanted.longest_side,) * 2, Image.Resampling.LANCZOS)
+        smaller.thumbnail((request.longest_side,) * 2, Image.Resampling.LANCZOS)
         picture = np.asarray(smaller)
     return Decoded(picture, width, height)
 
 
-def _parse(request: dict[str, Any]) -> Wanted:
-    kind = {kind.__name__: kind for kind in (ModelInput, UprightImage, Mask)}[request.pop("wanted")]
-    if "preprocessing" in request:
+def _parse(message: dict[str, Any]) -> Request:
+    kind = {kind.__name__: kind for kind in (ModelInput, UprightImage, Mask)}[message.pop("kind")]
+    if "preprocessing" in message:
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-            for name, value in request["preprocessing"].items()
+            for name, value in message["preprocessing"].items()
         }
-        request["preprocessing"] = Preprocessing(**values)
-    return kind(**request)
+        message["preprocessing"] = Preprocessing(**values)
+    return kind(**message)
 
 
 def _fail(content: bytes) -> None:

@@ -71,12 +71,12 @@ class Mask:
     max_pixels: int
 
 
-Wanted = ModelInput | UprightImage | Mask
+Request = ModelInput | UprightImage | Mask
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The pixels that were requested, and the full-size upright image's width and height."""
+    """The requested pixels, and the full-size upright image's width and height."""
 
     pixels: np.ndarray
     width: int
@@ -85,7 +85,7 @@ class Decoded:
 
 def decode_all(
     contents: Iterable[bytes | ImageError],
-    wanted: Wanted,
+    request: Request,
     hung_after: float = HUNG_AFTER,
     out: Iterable[np.ndarray] = (),
 ) -> Iterator[Decoded | ImageError]:
@@ -93,7 +93,7 @@ def decode_all(
 
     Args:
         contents: encoded images. An error in place of an image is passed through.
-        wanted: the request, the same for all images.
+        request: what to make of each image.
         hung_after: seconds to wait for an answer before the child is killed.
         out: one contiguous array per image to decode into; by default new arrays.
 
@@ -103,8 +103,8 @@ def decode_all(
     Raises:
         RuntimeError: if no child can be started.
     """
-    stage = "mask" if isinstance(wanted, Mask) else "decode"
-    request = json.dumps({"wanted": type(wanted).__name__, **asdict(wanted)}).encode()
+    stage = "mask" if isinstance(request, Mask) else "decode"
+    message = json.dumps({"kind": type(request).__name__, **asdict(request)}).encode()
     source, places = iter(contents), iter(out)
     waiting: deque[bytes | ImageError] = deque()  # the next images, not yet answered
     sent = ended = 0  # how many of these were sent; how many children ended at the first one
@@ -125,7 +125,7 @@ def decode_all(
                     if not isinstance(content, ImageError):
                         if decoder.is_full:
                             break
-                        decoder.send(request, content)
+                        decoder.send(message, content)
                     sent += 1
                 try:
                     answer = decoder.receive(hung_after, place)
@@ -187,13 +187,13 @@ class Decoder:
         """Whether an answer must be received before the next image is sent."""
         return not self._slots or sum(size for _, size in self._sent) > _BYTES_IN_FLIGHT
 
-    def send(self, request: bytes, content: bytes) -> None:
-        """Send the child an image."""
+    def send(self, message: bytes, content: bytes) -> None:
+        """Send the child an image, with the request as JSON."""
         slot = self._slots.popleft()
         self._sent.append((slot, len(content)))
         write_slot(slot.fileno(), content)
         try:
-            self._requests.write(REQUEST.pack(len(request), len(content)) + request)
+            self._requests.write(REQUEST.pack(len(message), len(content)) + message)
         except BrokenPipeError:
             return  # the child has ended; its last answers can still be read
 

@@ -21,7 +21,8 @@ _RESULT_COLUMNS = """
     leave_one_out_score mask_uri fetch_uri fetch_mask_uri actor_id loaded_groups
 """
 RESERVED_COLUMNS = frozenset(_RESULT_COLUMNS.split())
-_ALLOWED = frozenset({"uri", "size", "version_tag", "mask_uri"})  # in a manifest
+"""Columns of the results, which a template can't capture."""
+_ALLOWED = frozenset({"uri", "size", "version_tag", "mask_uri"})  # reserved, but kept if given
 
 
 def read_manifest(location: Location) -> pa.Table:

@@ -12,6 +12,7 @@ from padim_ray.errors import PadimError
 from padim_ray.redaction import redact
 
 FETCHED = {"uri": "fetch_uri", "mask_uri": "fetch_mask_uri"}
+"""The column with the complete URIs, by the column with the redacted ones."""
 
 
 def hide_credentials(manifest: pa.Table, name: str = "uri") -> pa.Table:
