@@ -3,12 +3,20 @@ import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from padim_ray.errors import PadimError
-from padim_ray.storage.location import Location, safe_segment
+from padim_ray.storage.location import (
+    Location,
+    list_numbers,
+    numbered_file,
+    safe_segment,
+    version_tag,
+)
 
 
 def entries(directory):
@@ -117,6 +125,61 @@ def test_a_directory_s_files_are_listed_and_removed(place):
     (place / "nothing").remove_all()
     assert not (place / "x").exists()
     (place / "x/gone").remove()
+
+
+def test_directories_and_sizes_are_listed(place):
+    sizes = {"b/c/1": 3, "b/2": 0, "a [x]/3": 5, "4": 1}
+    for name, size in sizes.items():
+        (place / "x" / name).write(bytes(size))
+    assert (place / "x").list_directories() == ["a [x]", "b"]
+    assert (place / "x/b/c").list_directories() == []
+    assert (place / "x").file_sizes() == sizes
+    assert (place / "nothing").list_directories() == []
+    assert (place / "nothing").file_sizes() == {}
+    assert (place / "x/a [x]/3").size() == 5
+    with pytest.raises(FileNotFoundError):
+        (place / "x/5").size()
+
+
+def test_parts_of_a_file_are_read(place):
+    (place / "file").write(bytes(range(256)) * 1000)
+    with (place / "file").open_parts() as file:
+        file.seek(-3, os.SEEK_END)
+        assert file.read() == bytes([253, 254, 255])
+        file.seek(256 * 500)
+        assert file.read(2) == bytes([0, 1])
+    with pytest.raises(FileNotFoundError):
+        (place / "none").open_parts()
+
+
+def test_a_table_is_written_as_parquet(place):
+    table = pa.table({"uri": ["a", "b"], "score": [0.5, None]})
+    (place / "table.parquet").write_table(table)
+    with (place / "table.parquet").as_local_file() as path:
+        assert pq.read_table(path).equals(table)
+
+
+def test_numbered_files_are_found_among_others(place):
+    for number in (12, 3, 1_000_000):
+        numbered_file(place, number).write(b"")
+    for name in ("latest.json", "000007.json.tmp", "12.json"):
+        (place / name).write(b"")
+    assert list_numbers(place) == [3, 12, 1_000_000]
+    assert numbered_file(place, 3).name == "000003.json"
+    assert list_numbers(place / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("info", "tag"),
+    [
+        ({"ETag": '"abc-2"', "mtime": 1.5}, "abc-2"),
+        ({"etag": "0x8D", "size": 3}, "0x8D"),
+        ({"mtime": 1700000000.25}, "1700000000.25"),
+        ({"size": 3}, None),
+    ],
+)
+def test_a_version_is_told_by_etag_or_modification_time(info, tag):
+    assert version_tag(info) == tag
 
 
 def test_a_write_that_fails_changes_nothing(place, tmp_path, monkeypatch):
