@@ -10,10 +10,11 @@ from PIL import Image
 
 from benchmarks.archive import ARCHIVES, draw
 from benchmarks.timing import Figure, cores, rates
-from padim_ray.images.decode import decode, model_input
+from padim_ray.images.decode import decode
 from padim_ray.images.decode_in_child import ModelInput, decode_all
 from padim_ray.images.limits import MAX_IMAGE_PIXELS
 from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.images.resize import model_input
 
 PREPROCESSING = Preprocessing((256, 256))
 KINDS = {

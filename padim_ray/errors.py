@@ -6,9 +6,9 @@ from padim_ray.redaction import redact
 
 
 class PadimError(Exception):
-    """A mistake of the user's, in a sentence that says what to do; shown without a traceback.
+    """A mistake of the user's. The message says what to do, and is shown without a traceback.
 
-    Without the credentials that URIs in it hold.
+    Credentials in the message's URIs are redacted.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -16,17 +16,22 @@ class PadimError(Exception):
 
 
 class ModelError(PadimError):
-    """A model that can't be fitted, found, read or applied."""
+    """A model can't be fitted, found, read or applied."""
 
 
 class TooManyFailed(PadimError):
-    """More images failed than `--max-failed` allows; what was done until then is kept."""
+    """More images failed than `--max-failed` allows. Finished work is kept."""
 
 
 class ImageError(Exception):
-    """One unusable image: `stage` (fetch, decode or embed), `cause` (a fixed phrase) and detail.
+    """One image can't be used.
 
-    Never ends a job: the image becomes a row with `status = "failed"` and this text as its error.
+    It never ends a job: the image becomes a row with `status = "failed"` and this error's text.
+
+    Args:
+        stage: where it failed: fetch, decode, mask or embed.
+        cause: a fixed phrase, by which failures are counted.
+        detail: what differs from image to image. Credentials in its URIs are redacted.
     """
 
     def __init__(self, stage: str, cause: str, detail: str = "") -> None:

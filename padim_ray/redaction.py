@@ -1,8 +1,8 @@
-"""Texts without the credentials that URIs in them, or options written out in them, hold.
+"""Redact credentials in URIs and in storage options that were written out as text.
 
-Which URIs can: `https://user:password@host/…` and the like of sftp, ftp or smb, and presigned ones,
-whose query holds a signature. S3's, GCS's and Azure's own schemes can't: their credentials are
-storage options (and what is before the @ of `abfs://container@account` is no secret).
+Two kinds of URI hold credentials: `https://user:password@host/…` (and sftp, ftp, smb), and
+presigned URIs, which have a signature in their query. URIs of S3, GCS and Azure hold none, since
+their credentials are storage options; what precedes the @ of `abfs://container@account` is a name.
 """
 
 import re
@@ -11,7 +11,7 @@ HIDDEN = "***"
 _USERINFO = re.compile(
     r"""
     (?P<scheme>\b[a-z][a-z0-9+.-]{0,30}://)
-    (?:(?<=http://)|(?<=https://)|(?=[^\s/?\#@]*:))  # a name alone is a secret in HTTP only
+    (?:(?<=http://)|(?<=https://)|(?=[^\s/?\#@]*:))  # without a password: secret in HTTP only
     [^\s/?\#"'<>]*@
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -30,7 +30,7 @@ _PARAMETER = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_OPTION = re.compile(  # as JSON and Python write it
+_OPTION = re.compile(  # a mapping's item, as JSON and Python write it
     r"""
     (?P<name>(?P<quote>["'])
         (?:\w*(?:secret|token|password|credentials?|connection_string|authorization)\w*|\w*key(?:_id)?)
@@ -42,7 +42,7 @@ _OPTION = re.compile(  # as JSON and Python write it
 
 
 def redact(text: str) -> str:
-    """A text with *** for what is secret in its URIs, whatever else stands in it.
+    """Replace the secrets in a text's URIs and options by ***; everything else stays.
 
     >>> redact("https://ann:pa55@host/a.png?width=9&X-Amz-Signature=5ig")
     'https://***@host/a.png?width=9&X-Amz-Signature=***'

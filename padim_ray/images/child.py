@@ -1,6 +1,7 @@
-"""The child process of the decoder: takes images from slots, and puts their pixels there instead.
+"""The child process that decodes images: takes them from slots and puts their pixels there.
 
-It imports little, starts in a fifth of a second, and ends with its parent, whatever that dies of.
+`decode_in_child` starts it. It imports little, starts in a fifth of a second, and ends when its
+parent does, even if that is killed.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from padim_ray.errors import ImageError
-from padim_ray.images.decode import as_rgb, decode, decode_scaled, model_input
+from padim_ray.images.decode import as_rgb, decode, decode_scaled
 from padim_ray.images.decode_in_child import (
     ANSWER,
     READY,
@@ -24,13 +25,13 @@ from padim_ray.images.decode_in_child import (
     Decoded,
     Mask,
     ModelInput,
+    Request,
     UprightImage,
-    Wanted,
-    read_slot,
-    write_slot,
 )
 from padim_ray.images.masks import decode_mask, fit_mask
 from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.images.resize import model_input
+from padim_ray.images.slots import read_slot, write_slot
 from padim_ray.storage.fail_points import is_on
 
 _PR_SET_PDEATHSIG = 1  # prctl.h
@@ -39,79 +40,81 @@ _PR_SET_PDEATHSIG = 1  # prctl.h
 def main() -> None:
     """Answer requests until there are no more."""
     if sys.platform == "linux":
-        # one that hangs doesn't notice the end of its input. Also when only the thread ends that
-        # started this process: another one is then started, when there is something to decode
+        # A child that hangs doesn't notice the end of its input. The signal also comes when only
+        # the parent's thread ends that started this process; then the next call starts another.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # what the kernel kills first when memory runs out; as soon as Ray's workers, all the same
+        # when memory runs out, kill this process first; Ray's workers have the same score
         Path("/proc/self/oom_score_adj").write_text("1000")
     requests, answers, *slots = map(int, sys.argv[1:])
     incoming = os.fdopen(requests, "rb")
     os.write(answers, READY)
-    fails = is_on("decoder")
+    has_fail_point = is_on("decoder")
     for slot in cycle(slots):
         if len(header := incoming.read(REQUEST.size)) < REQUEST.size:
             return
-        request, size = REQUEST.unpack(header)
-        wanted = _parse(json.loads(incoming.read(request)))
+        message_size, size = REQUEST.unpack(header)
+        request = _parse(json.loads(incoming.read(message_size)))
         read_slot(slot, memoryview(buffer := bytearray(size)))
         content = bytes(buffer)
-        if fails:
+        if has_fail_point:
             _fail(content)
+        answer: bytes | memoryview
         try:
-            decoded = make(wanted, content)
+            decoded = fulfil(request, content)
         except ImageError as error:
             answer = json.dumps(error.args).encode()
             header = ANSWER.pack(len(answer), 0, 0, 0, 0, 0)
         else:
             pixels = np.ascontiguousarray(decoded.pixels)
-            answer = memoryview(pixels).cast("B")
+            answer = pixels.data.cast("B")
             shape = (*pixels.shape, 0)[:3]  # a mask has no channels
             header = ANSWER.pack(pixels.nbytes, decoded.width, decoded.height, *shape)
         write_slot(slot, answer)
         os.write(answers, header)
 
 
-def make(wanted: Wanted, content: bytes) -> Decoded:
-    """What is wanted of an encoded image.
+def fulfil(request: Request, content: bytes) -> Decoded:
+    """Make what is requested of one encoded image.
 
     Raises:
-        ImageError: if it can't be had.
+        ImageError: if the image can't be decoded.
     """
-    if isinstance(wanted, Mask):
-        mask = decode_mask(content, wanted.max_pixels)
-        return Decoded(fit_mask(mask, wanted.preprocessing), mask.shape[1], mask.shape[0])
-    if isinstance(wanted, ModelInput) and wanted.preprocessing.scaled_jpeg:
-        smallest = wanted.preprocessing.resize
-        image, (width, height) = decode_scaled(content, wanted.max_pixels, smallest)
+    if isinstance(request, Mask):
+        mask = decode_mask(content, request.max_pixels)
+        return Decoded(fit_mask(mask, request.preprocessing), mask.shape[1], mask.shape[0])
+    if isinstance(request, ModelInput) and request.preprocessing.scaled_jpeg:
+        smallest = request.preprocessing.resize
+        image, (width, height) = decode_scaled(content, request.max_pixels, smallest)
     else:
-        image = decode(content, wanted.max_pixels)
+        image = decode(content, request.max_pixels)
         height, width = image.shape[:2]
-    if isinstance(wanted, ModelInput):
-        return Decoded(model_input(image, wanted.preprocessing), width, height)
+    if isinstance(request, ModelInput):
+        return Decoded(model_input(image, request.preprocessing), width, height)
     picture = as_rgb(image)
-    if wanted.longest_side is not None:
+    if request.longest_side is not None:
         smaller = Image.fromarray(picture)
-        smaller.thumbnail((wanted.longest_side,) * 2, Image.Resampling.LANCZOS)
+        smaller.thumbnail((request.longest_side,) * 2, Image.Resampling.LANCZOS)
         picture = np.asarray(smaller)
     return Decoded(picture, width, height)
 
 
-def _parse(request: dict[str, Any]) -> Wanted:
-    kind = {kind.__name__: kind for kind in (ModelInput, UprightImage, Mask)}[request.pop("wanted")]
-    if "preprocessing" in request:
-        values = request["preprocessing"].items()  # JSON has no tuples
-        request["preprocessing"] = Preprocessing(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values}
-        )
-    return kind(**request)
+def _parse(message: dict[str, Any]) -> Request:
+    kind = {kind.__name__: kind for kind in (ModelInput, UprightImage, Mask)}[message.pop("kind")]
+    if "preprocessing" in message:
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+            for name, value in message["preprocessing"].items()
+        }
+        message["preprocessing"] = Preprocessing(**values)
+    return kind(**message)
 
 
 def _fail(content: bytes) -> None:
-    """What the fail point `decoder` promises."""
+    """Fail as the fail point `decoder` promises."""
     if b"padim-ray-test:segfault" in content:
         ctypes.string_at(0)
     if b"padim-ray-test:hang" in content:
-        ctypes.PyDLL(None).pause()  # with the interpreter's lock, so that no thread runs either
+        ctypes.PyDLL(None).pause()  # holds the interpreter's lock, so other threads stop, too
     if b"padim-ray-test:oom-kill" in content:
         os.kill(os.getpid(), signal.SIGKILL)
 

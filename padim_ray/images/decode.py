@@ -1,12 +1,10 @@
-"""Images: encoded bytes → pixels → what the trunk sees.
+"""Decode images: encoded bytes → pixels.
 
-Pillow says what an image is and decodes whatever is unusual. The usual kinds, 8-bit grey and RGB in
-JPEG and PNG, go through kornia-rs, which gives the same pixels in a third (PNG) to two thirds
-(JPEG) of the time. Resizing is Pillow's antialiased bilinear by cykooz.resizer: equal to within one
-level, in a quarter of the time. `python -m benchmarks.decode` measures both.
+Pillow recognises the format and decodes unusual images. Usual ones, 8-bit grey and RGB in JPEG and
+PNG, go through kornia-rs, which gives the same pixels in a third (PNG) to two thirds (JPEG) of the
+time (`python -m benchmarks.decode`). docs/images.md lists the outcome for every kind of image.
 
-The pipelines do all of this in a process of its own: `decoder`. What becomes of which kind of image
-stands in docs/images.md.
+The pipelines run this module in a child process, see `decode_in_child`.
 """
 
 import io
@@ -18,18 +16,15 @@ from typing import Any
 
 import kornia_rs
 import numpy as np
-from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from padim_ray.errors import ImageError
-from padim_ray.images.preprocessing import FORMATS, Preprocessing
+from padim_ray.images.limits import FORMATS
 
-Image.MAX_IMAGE_PIXELS = None  # in its place, `open_image` holds every image against a given limit
-_RESIZER = Resizer()
-_BILINEAR = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear), use_alpha=False)
+Image.MAX_IMAGE_PIXELS = None  # `open_image` has a limit of its own
 _TILE_WIDTH, _TILE_LENGTH = ExifTags.Base.TileWidth, ExifTags.Base.TileLength
-_PNG_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # where EXIF data may stand, too
-_MISSING = 128  # the shade that JPEG decoders fill in for what isn't there
+_PNG_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # may hold EXIF data, too
+_MISSING = 128  # JPEG decoders fill missing pixels with this grey
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,20 +34,24 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How to turn an image upright, by EXIF orientation."""
+"""The transposition that turns an image upright, by EXIF orientation."""
 
 
 def decode(data: bytes, max_pixels: int) -> np.ndarray:
-    """Decode an image, upright: (H, W) grey or (H, W, 3) RGB, uint8.
+    """Decode an image and turn it upright.
 
-    Rules: EXIF orientation is applied; of several frames the first counts; 16-bit greys are divided
-    by 257; palettes are looked up and transparency ignored; CMYK is converted without a profile.
+    EXIF orientation is applied; of several frames the first is taken; 16-bit grey is divided by
+    257; palettes are looked up, transparency is ignored; CMYK is converted without a profile.
 
     Args:
-        max_pixels: an image of more fails, before it takes any memory.
+        data: the encoded image.
+        max_pixels: larger images fail before they take any memory.
+
+    Returns:
+        Pixels (H, W), grey, or (H, W, 3), RGB; uint8.
 
     Raises:
-        ImageError: if the bytes are no image, a broken one, too large, or of an unsupported kind.
+        ImageError: if the bytes are not an image, or the image is broken, too large or unsupported.
     """
     with open_image(data, max_pixels, "decode") as image:
         pixels = _decode_usual(image, data)
@@ -62,18 +61,20 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
 def decode_scaled(
     data: bytes, max_pixels: int, smallest: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """As `decode`, but a JPEG may come at a half, a quarter or an eighth of its size.
+    """Decode as `decode` does, but large JPEGs at 1/2, 1/4 or 1/8 of their size.
 
-    libjpeg leaves out the fine frequencies, which costs less than decoding and averaging them.
+    libjpeg skips the high frequencies, which is cheaper than to decode and average them.
 
     Args:
-        smallest: height and width that are needed at least.
+        data: the encoded image.
+        max_pixels: larger images fail before they take any memory.
+        smallest: the least height and width to decode to.
 
     Returns:
-        The pixels, and the upright image's own width and height.
+        The pixels, and the width and height of the full-size upright image.
 
     Raises:
-        ImageError: as `decode`.
+        ImageError: as for `decode`.
     """
     with open_image(data, max_pixels, "decode") as image:
         size = image.size
@@ -83,22 +84,27 @@ def decode_scaled(
             scaled = np.asarray(image)
             if not (scaled[-1, -8:] == _MISSING).all():
                 return scaled, size
-    pixels = decode(data, max_pixels)  # which also finds out whether the end is missing
+    pixels = decode(data, max_pixels)  # also if the end seems to be missing, which this checks
     return pixels, pixels.shape[1::-1]
 
 
 @contextmanager
 def open_image(data: bytes, max_pixels: int, stage: str) -> Iterator[Image.Image]:
-    """The image, of which only the header is read yet.
+    """Open an image and read its header only.
+
+    Args:
+        data: the encoded image.
+        max_pixels: the limit on its size.
+        stage: for errors: decode or mask.
 
     Raises:
-        ImageError: of this stage, if that can't be, if the image is too large, and for whatever
-            goes wrong inside the `with`.
+        ImageError: if the header can't be read, if the image is too large, or if anything inside
+            the block raises.
     """
     if not data:
         raise ImageError(stage, "empty file")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of broken metadata that we don't use
+        with warnings.catch_warnings(action="ignore"):  # about metadata that isn't used
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             tags = getattr(image, "tag_v2", {})  # TIFF: a small image may have one large tile
             for width, height in (
@@ -111,7 +117,8 @@ def open_image(data: bytes, max_pixels: int, stage: str) -> Iterator[Image.Image
             yield image
     except UnidentifiedImageError as error:
         for kind in FORMATS:
-            if Image.OPEN[kind][1](data[:16]):
+            _, is_of_kind = Image.OPEN[kind]
+            if is_of_kind and is_of_kind(data[:16]):
                 detail = f"{kind}: broken, or of an unsupported kind"
                 raise ImageError(stage, "unreadable header", detail) from error
         raise ImageError(stage, f"not a {', '.join(FORMATS)} image") from error
@@ -122,10 +129,10 @@ def open_image(data: bytes, max_pixels: int, stage: str) -> Iterator[Image.Image
 
 
 def load_upright(image: Image.Image, data: bytes) -> Image.Image:
-    """Decode by Pillow, where what Pillow doesn't check is checked, and turn upright.
+    """Decode by Pillow and turn upright. PNG checksums, which Pillow doesn't verify, are checked.
 
     Raises:
-        Exception: if the image is broken.
+        Exception: of any type, if the image is broken.
     """
     if image.format == "PNG":
         _check_png(data)
@@ -137,12 +144,12 @@ def load_upright(image: Image.Image, data: bytes) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken metadata, of whatever kind: the pixels may be fine
+    except Exception:  # the metadata are broken; the pixels may be fine
         return 1
 
 
 def _decode_usual(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """The pixels of an upright 8-bit JPEG or PNG; None if it is something else, or broken."""
+    """Decode an upright 8-bit JPEG or PNG by kornia-rs; None if it is of another kind or broken."""
     kind = {"L": "mono", "RGB": "rgb"}.get(image.mode)
     if kind is None or not _is_usual(image, data):
         return None
@@ -151,7 +158,7 @@ def _decode_usual(image: Image.Image, data: bytes) -> np.ndarray | None:
             pixels = kornia_rs.io.decode_image_png_u8(data, image.size[::-1], kind)
         else:
             pixels = kornia_rs.io.decode_image_jpegturbo(data, kind)
-    except Exception:  # all that kornia-rs raises; Pillow then decides whether the image is broken
+    except Exception:  # kornia-rs has no narrower type; Pillow decides whether the image is broken
         if image.format == "JPEG" and (np.asarray(image)[-1, -8:] == _MISSING).all():
             raise ValueError("its data end early") from None
         return None
@@ -163,7 +170,7 @@ def _is_usual(image: Image.Image, data: bytes) -> bool:
         case "JPEG":
             return _orientation(image) not in _TURNS
         case "PNG":
-            # 8 bits, not interlaced, one frame; metadata that may turn it can follow the pixels
+            # 8 bits, not interlaced, one frame; metadata after the pixels may hold an orientation
             return (data[24], data[28]) == (8, 0) and not any(
                 kind in (b"acTL", b"eXIf") or bytes(content[:32]).startswith(_PNG_TEXTS)
                 for kind, content in _read_chunks(data)
@@ -190,7 +197,10 @@ def _decode_any(image: Image.Image, data: bytes) -> np.ndarray:
 
 
 def _to_eight_bits(grey: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
-    """What Pillow leaves as it stands in the file: 16 bits, or 12 in TIFF; there also inverted."""
+    """Scale 16-bit grey, or a TIFF's 12-bit grey, to 8 bits; Pillow leaves both as stored.
+
+    A TIFF may also be stored inverted.
+    """
     (bits,) = tags.get(ExifTags.Base.BitsPerSample, (16,))
     highest = 2**bits - 1
     shades = (grey.astype(np.uint32) * 255 + highest // 2) // highest
@@ -199,18 +209,23 @@ def _to_eight_bits(grey: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
 
 
 def _check_png(data: bytes) -> None:
-    """Pillow doesn't compare the pixels' checksums, and decodes zeros, say, to black."""
+    """Verify checksums, because Pillow doesn't verify those of the pixels.
+
+    Raises:
+        ValueError: if a checksum is wrong, or the file ends early.
+    """
     for kind, content in _read_chunks(data):
-        is_needed = not kind[0] & 0x20  # PNG specification, 5.4
-        if is_needed and zlib.crc32(content[:-4], zlib.crc32(kind)) != int.from_bytes(content[-4:]):
+        is_critical = not kind[0] & 0x20  # PNG specification, 5.4
+        checksum = zlib.crc32(content[:-4], zlib.crc32(kind))
+        if is_critical and checksum != int.from_bytes(content[-4:]):
             raise ValueError(f"wrong checksum of {kind!r}")
 
 
 def _read_chunks(data: bytes) -> list[tuple[bytes, memoryview]]:
-    """A PNG's chunks: their kinds, and their contents with the checksum.
+    """Split a PNG into chunks: (kind, content with the checksum).
 
     Raises:
-        ValueError: if the last one is missing, or a part of it.
+        ValueError: if the file ends before the last chunk does.
     """
     chunks = []
     view, start, kind = memoryview(data), 8, b""
@@ -224,23 +239,6 @@ def _read_chunks(data: bytes) -> list[tuple[bytes, memoryview]]:
     return chunks
 
 
-def model_input(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Resize and crop decoded pixels → (H, W, 3) uint8.
-
-    Args:
-        pixels: (H, W) or (H, W, 3) uint8. A grey image is resized before it is expanded: three
-            equal channels would come out the same.
-    """
-    rows, columns = preprocessing.resize
-    kind = PixelType.U8 if pixels.ndim == 2 else PixelType.U8x3
-    source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
-    target = ImageData(columns, rows, kind)
-    _RESIZER.resize(source, target, _BILINEAR)
-    resized = np.frombuffer(target.get_buffer(), np.uint8).reshape(rows, columns, -1)
-    (top, left), (height, width) = preprocessing.corner, preprocessing.size
-    return np.broadcast_to(resized, (rows, columns, 3))[top : top + height, left : left + width]
-
-
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Expand decoded grey pixels to three channels; (H, W, 3) stays as it is."""
+    """Expand grey pixels (H, W) to (H, W, 3); RGB stays as it is."""
     return np.broadcast_to(pixels[..., None], (*pixels.shape, 3)) if pixels.ndim == 2 else pixels

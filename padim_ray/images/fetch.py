@@ -1,4 +1,4 @@
-"""Reading images' bytes from where they lie: many at once, failures one by one."""
+"""Fetch the bytes of many images concurrently; each failure is one image's."""
 
 import asyncio
 import operator
@@ -20,11 +20,11 @@ from padim_ray.storage.credentials import Secrets
 from padim_ray.storage.location import Location, version_tag
 from padim_ray.storage.retry import is_transient, patience, patiently
 
-READING_THREADS = 16  # for file systems that can't read many files at once themselves
+READING_THREADS = 16  # for file systems without concurrent reads of their own
 
 
-class Wanted(NamedTuple):
-    """A file to read, with its bytes and its version tag as they were listed, where known."""
+class ListedFile(NamedTuple):
+    """A file to read, with its size in bytes and its version tag when it was listed, if known."""
 
     uri: str
     size: int | None = None
@@ -33,10 +33,10 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Reads files concurrently; what can't be read becomes an `ImageError` in its place.
+    """Reads files concurrently.
 
-    What fails for passing reasons is tried again with backoff and jitter, for `retry.PATIENCE` in
-    all. `max_bytes`: larger files aren't read.
+    Transient failures are retried with backoff and jitter, until `retry.patience()` ends. Files of
+    more than `max_bytes` aren't read.
     """
 
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -48,59 +48,65 @@ class Fetcher:
         sizes: Sequence[int | None] | None = None,
         tags: Sequence[str | None] | None = None,
     ) -> list[bytes | ImageError]:
-        """The files' contents, in order.
+        """Read files.
 
         Args:
-            sizes: their bytes when they were listed.
-            tags: their version tags when they were listed. An image that has another one now has
-                changed, and fails.
+            uris: the files, of any stores.
+            sizes: their sizes in bytes when they were listed; None where unknown.
+            tags: their version tags when they were listed; None where unknown. A file whose size or
+                tag differs now has changed, and fails.
+
+        Returns:
+            For each file, in order, its content or an error.
         """
-        nothing = [None] * len(uris)
-        files = map(Wanted, uris, sizes or nothing, tags or nothing)
+        unknown = [None] * len(uris)
+        files = map(ListedFile, uris, sizes or unknown, tags or unknown)
         contents: dict[str, bytes | ImageError] = {}
         for _, same_store in groupby(sorted(files, key=_scheme), key=_scheme):
             contents.update(self._fetch_from_one_store(list(same_store)))
         return [contents[uri] for uri in uris]
 
-    def _fetch_from_one_store(self, files: list[Wanted]) -> dict[str, bytes | ImageError]:
+    def _fetch_from_one_store(self, files: list[ListedFile]) -> dict[str, bytes | ImageError]:
         fs = Location.of(files[0].uri, self.storage_options).fs
         read = self._read_from_s3 if "s3" in fs.protocol else self._read
         contents: dict[str, bytes | BaseException] = {}
 
-        def read_what_is_left() -> bool:
-            left = [file for file in files if _may_still_come(contents.get(file.uri))]
-            contents.update(zip((file.uri for file in left), read(fs, left), strict=True))
-            return all(not _may_still_come(contents[file.uri]) for file in left)
+        def read_remaining() -> bool:
+            remaining = [file for file in files if _is_pending(contents.get(file.uri))]
+            contents.update(zip((file.uri for file in remaining), read(fs, remaining), strict=True))
+            return all(not _is_pending(contents[file.uri]) for file in remaining)
 
-        with suppress(RetryError):  # images that are left fail with their own errors
-            patiently(retry=retry_if_result(operator.not_))(read_what_is_left)
+        with suppress(RetryError):  # the remaining images fail with their own errors
+            patiently(retry=retry_if_result(operator.not_))(read_remaining)
         return {
             uri: content if isinstance(content, bytes) else self._explain(content)
             for uri, content in contents.items()
         }
 
-    def _read(self, fs: AbstractFileSystem, files: Sequence[Wanted]) -> list[bytes | BaseException]:
-        """From any file system: a file's version is looked up when it has been read."""
+    def _read(
+        self, fs: AbstractFileSystem, files: Sequence[ListedFile]
+    ) -> list[bytes | BaseException]:
+        """Read from any file system, and look up each file's version afterwards."""
 
-        def read(file: Wanted) -> bytes | BaseException:
+        def read(file: ListedFile) -> bytes | BaseException:
             try:
                 path = fs._strip_protocol(file.uri)
                 self._check_size(fs.size(path) if file.size is None else file.size)
                 content = fs.cat_file(path)
                 _check_version(file, len(content), version_tag(fs.info(path)) if file.tag else None)
                 return content
-            except Exception as error:  # told in this image's row; the others go on
+            except Exception as error:  # goes into this image's row; the others go on
                 return error
 
         with ThreadPoolExecutor(READING_THREADS) as pool:
             return list(pool.map(read, files))
 
     def _read_from_s3(
-        self, fs: AsyncFileSystem, files: Sequence[Wanted]
+        self, fs: AsyncFileSystem, files: Sequence[ListedFile]
     ) -> list[bytes | BaseException]:
-        """One request an image: S3 says size and version with the content."""
+        """Read with one request per image, because S3 sends size and version with the content."""
 
-        async def read(file: Wanted) -> bytes:
+        async def read(file: ListedFile) -> bytes:
             self._check_size(file.size)
             bucket, key, version = fs.split_path(file.uri)
             only = {"VersionId": version} if version else {}
@@ -141,23 +147,23 @@ class Fetcher:
             raise ImageError("fetch", "file too large", f"{size} bytes, {limit}")
 
 
-def _check_version(file: Wanted, size: int, tag: str | None) -> None:
+def _check_version(file: ListedFile, size: int, tag: str | None) -> None:
     if file.tag not in (None, tag):
         raise ImageError("fetch", "changed since it was listed", f"{file.tag} became {tag}")
     if file.size not in (None, size):
         raise ImageError("fetch", "changed since it was listed", f"{file.size} became {size} bytes")
 
 
-def _scheme(file: Wanted) -> str:
+def _scheme(file: ListedFile) -> str:
     return file.uri.partition("://")[0] if "://" in file.uri else ""
 
 
-def _may_still_come(content: bytes | BaseException | None) -> bool:
+def _is_pending(content: bytes | BaseException | None) -> bool:
     return content is None or (isinstance(content, BaseException) and is_transient(content))
 
 
 def is_worth_another_try(error: str | None) -> bool:
-    """Whether an image that ended with this error may be read when its job is continued."""
+    """Whether a continued job should read an image again that failed with this error."""
     return error is not None and error.startswith(
         ("fetch: the storage failed", "fetch: permission denied")
     )

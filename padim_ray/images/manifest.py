@@ -1,7 +1,7 @@
-"""What a job works on: the table of images, from a URI template or from a Parquet file.
+"""The manifest: the table of a job's images, read from Parquet or listed by a URI template.
 
-Columns: `uri`, `group`, one string column per other captured name, `size` (bytes) and
-`version_tag` (the store's ETag, or the modification time), sorted by group and uri.
+Columns: `uri`, `group`, one string column per other name that a template captures, `size` (bytes)
+and `version_tag` (the store's ETag, or the modification time). Rows are sorted by group and uri.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,17 @@ _RESULT_COLUMNS = """
     map_uri width height model_version scored_at shard shard_images image distances
     leave_one_out_score mask_uri fetch_uri fetch_mask_uri actor_id loaded_groups
 """
-_RESERVED = frozenset(_RESULT_COLUMNS.split())
-_GIVEN = frozenset({"uri", "size", "version_tag", "mask_uri"})  # what a manifest may bring itself
+RESERVED_COLUMNS = frozenset(_RESULT_COLUMNS.split())
+"""Columns of the results, which a template can't capture."""
+_ALLOWED = frozenset({"uri", "size", "version_tag", "mask_uri"})  # reserved, but kept if given
 
 
 def read_manifest(location: Location) -> pa.Table:
-    """Read a manifest from a Parquet file: `uri`, and optionally `group` and other columns.
+    """Read a manifest from a Parquet file. Only the column `uri` is required.
 
     Raises:
-        PadimError: if it is missing, not Parquet, without uris, or names an image twice.
+        PadimError: if the file is missing, not Parquet or empty, if a uri or group is missing, if a
+            column has a wrong type, or if an image is listed twice.
     """
     with manifest_errors(location), location.as_local_file() as path:
         table = pq.read_table(path)
@@ -53,7 +55,11 @@ def read_manifest(location: Location) -> pa.Table:
 
 @contextmanager
 def manifest_errors(location: Location) -> Iterator[None]:
-    """Raises: PadimError if what is read in the block isn't there, or isn't Parquet."""
+    """Explain errors of reading a manifest inside the block.
+
+    Raises:
+        PadimError: if the manifest is missing, or not Parquet.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -64,7 +70,11 @@ def manifest_errors(location: Location) -> Iterator[None]:
 
 
 def check_manifest(columns: Sequence[str], rows: int, location: Location) -> None:
-    """Raises: PadimError if a manifest lists nothing."""
+    """Check that a manifest lists images.
+
+    Raises:
+        PadimError: if it has no column `uri`, or no rows.
+    """
     if "uri" not in columns:
         raise PadimError(f"The manifest {location.uri} has no column 'uri'.")
     if not rows:
@@ -72,10 +82,12 @@ def check_manifest(columns: Sequence[str], rows: int, location: Location) -> Non
 
 
 def complete_manifest(table: pa.Table, location: Location) -> pa.Table:
-    """A manifest's own columns, as they are or by default, and what else it has.
+    """Give a manifest all of its columns, cast or with default values.
+
+    Other columns are kept, except those of a results table: results can be a manifest again.
 
     Raises:
-        PadimError: if a column is of another kind.
+        PadimError: if a column can't be cast.
     """
     for name, kind, default in (
         ("uri", pa.string(), None),
@@ -87,12 +99,15 @@ def complete_manifest(table: pa.Table, location: Location) -> pa.Table:
             table = cast_column(table, name, kind, location)
         else:
             table = table.append_column(name, pa.array([default] * table.num_rows, kind))
-    clash = sorted(set(table.column_names) & (_RESERVED - _GIVEN))
-    return table.drop_columns(clash)  # a results table used as a manifest
+    return table.drop_columns(sorted(set(table.column_names) & (RESERVED_COLUMNS - _ALLOWED)))
 
 
 def cast_column(table: pa.Table, name: str, kind: pa.DataType, location: Location) -> pa.Table:
-    """Raises: PadimError if a manifest's column is of another kind."""
+    """Cast a manifest's column.
+
+    Raises:
+        PadimError: if that is impossible.
+    """
     try:
         column = table[name].cast(kind)
     except pa.ArrowException as error:
@@ -103,10 +118,10 @@ def cast_column(table: pa.Table, name: str, kind: pa.DataType, location: Locatio
 
 
 def normalise_uris(table: pa.Table, name: str) -> pa.Table:
-    """One spelling for each file in a column; empty is null.
+    """Give each file in a column one spelling; empty becomes null.
 
     Raises:
-        PadimError: for a scheme that nothing serves.
+        PadimError: if no file system serves a URI's scheme.
     """
     uris = [_normalised(uri) if uri else None for uri in table[name].to_pylist()]
     for scheme in {uri.partition("://")[0] for uri in uris if uri and "://" in uri}:
@@ -115,17 +130,17 @@ def normalise_uris(table: pa.Table, name: str) -> pa.Table:
 
 
 def _normalised(uri: str) -> str:
-    """One spelling for each local file; workers may run in another directory."""
+    """Make a local path absolute, because workers may run in another directory."""
     is_remote = "://" in uri and not uri.startswith("file://")
     return uri if is_remote else Location.of(uri).uri
 
 
 def sort_images(table: pa.Table) -> pa.Table:
-    """A manifest's order: by group, then by uri."""
+    """Sort a manifest by group and uri."""
     return table.sort_by([("group", "ascending"), ("uri", "ascending")])
 
 
 def group_counts(manifest: pa.Table) -> dict[str, int]:
-    """Number of images of each group, by name."""
+    """Number of images in each group, sorted by name."""
     counts = manifest["group"].value_counts().to_pylist()
     return {entry["values"]: entry["counts"] for entry in sorted(counts, key=lambda e: e["values"])}

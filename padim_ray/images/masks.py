@@ -1,4 +1,4 @@
-"""Ground-truth masks: which pixels are defective, as people store it."""
+"""Ground-truth masks: decode them, and fit them to the anomaly map."""
 
 import numpy as np
 from PIL import Image
@@ -8,17 +8,21 @@ from padim_ray.images.preprocessing import Preprocessing
 
 
 def decode_mask(data: bytes, max_pixels: int) -> np.ndarray:
-    """Decode a mask, upright: (H, W) bool, true where defective.
+    """Decode a mask and turn it upright.
 
-    Defective is what isn't 0 (in any channel, or index of a palette; transparency is ignored), so
-    0/255, 0/1, 1-bit and numbered regions all do. In JPEG, whose compression leaves traces, it is
-    what is above half.
+    A pixel is defective if any channel, or its palette index, is not 0. So masks of 0 and 255, of 0
+    and 1, of 1 bit and with numbered regions all work. Transparency is ignored. In a JPEG, whose
+    compression changes values a little, a pixel is defective from 128 on.
 
     Args:
-        max_pixels: a mask of more fails, before it takes any memory.
+        data: the encoded mask.
+        max_pixels: larger masks fail before they take any memory.
+
+    Returns:
+        (H, W) bool, true where defective.
 
     Raises:
-        ImageError: if the bytes are no image, a broken one, or too large.
+        ImageError: if the bytes are not an image, or the image is broken or too large.
     """
     with open_image(data, max_pixels, "mask") as image:
         least = 128 if image.format == "JPEG" else 1
@@ -27,11 +31,11 @@ def decode_mask(data: bytes, max_pixels: int) -> np.ndarray:
             upright = upright.convert("P" if upright.mode == "PA" else "RGB")
         pixels = np.asarray(upright)
     defective = pixels >= least
-    return defective.any(-1) if defective.ndim == 3 else defective
+    return np.asarray(defective.any(-1)) if defective.ndim == 3 else defective
 
 
 def fit_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Bring a mask (H, W) to the anomaly map's size by nearest neighbour, then crop it."""
+    """Resize a mask (h, w) by nearest neighbour and crop it to the anomaly map (H, W); bool."""
     rows, columns = preprocessing.resize
     resized = Image.fromarray(mask).resize((columns, rows), Image.Resampling.NEAREST)
     (top, left), (height, width) = preprocessing.corner, preprocessing.size

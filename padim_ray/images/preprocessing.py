@@ -1,17 +1,19 @@
-"""What a model sees of an image: resized and cropped."""
+"""How an image becomes the model's input: the sizes of resizing and cropping."""
 
 from dataclasses import dataclass
 
 from padim_ray.errors import ModelError
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize to `resize` (height, width), whatever the aspect, then keep the centre `crop`.
+    """Resize to `resize`, without regard to the aspect ratio, then crop the centre.
 
-    `scaled_jpeg`: decode large JPEGs at a half, a quarter or an eighth of their size already.
+    Sizes are (height, width) in pixels. With `scaled_jpeg`, large JPEGs are decoded at a half, a
+    quarter or an eighth of their size.
+
+    Raises:
+        ModelError: if the crop is larger than the resized image.
     """
 
     resize: tuple[int, int]
@@ -37,7 +39,7 @@ class Preprocessing:
 
     @property
     def visible_share(self) -> tuple[float, float, float, float]:
-        """What the model sees of an image: left, top, right, bottom as shares of its size."""
+        """The cropped part of an image: left, top, right, bottom as fractions of its size."""
         (top, left), (height, width) = self.corner, self.size
         rows, columns = self.resize
         return left / columns, top / rows, (left + width) / columns, (top + height) / rows

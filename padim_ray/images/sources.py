@@ -1,8 +1,8 @@
-"""Where images are fetched from, if their URIs hold credentials: beside the URIs that are told.
+"""Presigned URIs and URIs with passwords: redacted in all output, complete where they are fetched.
 
-A manifest's `uri` and `mask_uri` go into results, errors and names of files. Where they are
-presigned or hold a password, those columns have *** for it, and `fetch_uri` and `fetch_mask_uri`
-hold what to fetch, in memory and never in a file.
+A manifest's `uri` and `mask_uri` go into results, errors and file names. If they hold credentials,
+these columns are redacted, and `fetch_uri` and `fetch_mask_uri` hold the complete URIs: in memory
+only, never in a file.
 """
 
 import pyarrow as pa
@@ -12,35 +12,36 @@ from padim_ray.errors import PadimError
 from padim_ray.redaction import redact
 
 FETCHED = {"uri": "fetch_uri", "mask_uri": "fetch_mask_uri"}
+"""The column with the complete URIs, by the column with the redacted ones."""
 
 
 def hide_credentials(manifest: pa.Table, name: str = "uri") -> pa.Table:
-    """A manifest without credentials in the column `name`; if it had any, with one more column.
+    """Redact credentials in the column `name`; if there are any, add a column of complete URIs.
 
     Raises:
-        PadimError: if images' URIs differ in their credentials only.
+        PadimError: if two images' URIs differ only in their credentials.
     """
     uris = manifest[name]
     if not pc.any(pc.match_substring_regex(uris, "://.*[@=]")).as_py():
         return manifest
-    told = pa.array([uri and redact(uri) for uri in uris.to_pylist()], pa.string())
-    if told.equals(uris.combine_chunks()):
+    redacted = pa.array([uri and redact(uri) for uri in uris.to_pylist()], pa.string())
+    if redacted.equals(uris.combine_chunks()):
         return manifest
-    if name == "uri" and pc.count_distinct(told).as_py() < len(told):
+    if name == "uri" and pc.count_distinct(redacted).as_py() < len(redacted):
         raise PadimError(
             "The manifest names images whose URIs differ only in what looks like credentials, "
-            f"such as {told[0].as_py()}"
+            f"such as {redacted[0].as_py()}"
         )
     index = manifest.column_names.index(name)
-    return manifest.set_column(index, name, told).append_column(FETCHED[name], uris)
+    return manifest.set_column(index, name, redacted).append_column(FETCHED[name], uris)
 
 
 def uris_to_fetch(images: pa.Table, name: str = "uri") -> list[str | None]:
-    """The column `name` as it is to be fetched."""
-    fetched = FETCHED[name]
-    return images[fetched if fetched in images.column_names else name].to_pylist()
+    """The complete URIs of the column `name`."""
+    complete = FETCHED[name]
+    return images[complete if complete in images.column_names else name].to_pylist()
 
 
 def without_sources(images: pa.Table) -> pa.Table:
-    """What may be written down of a manifest."""
+    """A manifest that may be written to a file: without the columns of complete URIs."""
     return images.drop_columns([name for name in FETCHED.values() if name in images.column_names])

@@ -1,4 +1,4 @@
-"""URI templates such as `s3://archive/{group}/**/*.jpg`, and the images that match one."""
+"""URI templates such as `s3://archive/{group}/**/*.jpg`, and listing the images that match one."""
 
 import fnmatch
 import re
@@ -10,21 +10,23 @@ from typing import Any
 import pyarrow as pa
 
 from padim_ray.errors import PadimError
-from padim_ray.images.manifest import _RESERVED, DEFAULT_GROUP, sort_images
-from padim_ray.storage.location import Location, explained, version_tag
+from padim_ray.images.manifest import DEFAULT_GROUP, RESERVED_COLUMNS, sort_images
+from padim_ray.storage.location import Location, version_tag
+from padim_ray.storage.refusals import explained
 from padim_ray.storage.retry import with_retries
 
-LISTING_THREADS = 16  # listings wait for the store, not for a processor
+LISTING_THREADS = 16  # more than cores, because they wait for the store
 _TOKEN = re.compile(r"\{([^{}]*)\}|\*|\?|\[[!^]?+\]?+[^\]/]*\]")
 
 
 @dataclass(frozen=True)
 class UriTemplate:
-    """`s3://archive/{group}/**/*.jpg`: a location, and patterns for the path segments below it.
+    """A location, and patterns for the path segments below it.
 
-    `{name}` captures a path segment, or the shortest fitting part of one; `*`, `?` and `[…]` match
-    within a segment and `**` any number of segments, as in a shell. As in a shell, what begins with
-    a wildcard doesn't match names that begin with a dot, and `**` doesn't follow links.
+    `{name}` captures a path segment, or the shortest fitting part of one. A name that occurs twice
+    stands for the same text. `*`, `?` and `[…]` match within a segment, and `**` matches any number
+    of segments. As in a shell, a segment that begins with a wildcard doesn't match names that begin
+    with a dot, and `**` doesn't follow links.
     """
 
     root: Location
@@ -32,7 +34,15 @@ class UriTemplate:
 
     @classmethod
     def parse(cls, text: str, options: Mapping[str, Any] | None = None) -> "UriTemplate":
-        """Raises: PadimError for a malformed template."""
+        """Parse a template.
+
+        Args:
+            text: the template, a path or a URI.
+            options: fsspec's storage options.
+
+        Raises:
+            PadimError: if it is malformed.
+        """
         scheme, separator, path = text.partition("://")
         scheme, path = (scheme, path) if separator else ("", text)
         segments = path.split("/")
@@ -53,7 +63,7 @@ class UriTemplate:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Captured names, in order of appearance."""
+        """The names that it captures, in order of appearance."""
         found = (match[1] for match in _TOKEN.finditer("/".join(self.segments)) if match[1])
         return tuple(dict.fromkeys(found))
 
@@ -63,18 +73,18 @@ def _check_names(text: str) -> None:
         name = match[1]
         if not name.isidentifier():
             raise PadimError(f"{{{name}}} in {text!r} is not a name: use letters, digits and _")
-        if name in _RESERVED:
+        if name in RESERVED_COLUMNS:
             raise PadimError(f"{{{name}}} in {text!r} is a column of the results: use another name")
     if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", text)):
         raise PadimError(f"{text!r} has a brace without its partner")
 
 
 def list_images(template: UriTemplate) -> pa.Table:
-    """List the images that fit a template.
+    """List the images that match a template, as a manifest.
 
     Raises:
-        PadimError: if nothing fits, naming the first part of the template that nothing fits, or if
-            the storage refuses.
+        PadimError: if nothing matches, with the first part of the template that matches nothing, or
+            if the storage refuses.
     """
     location = template.root
     with explained(location.uri, "list"), ThreadPoolExecutor(LISTING_THREADS) as pool:
@@ -105,6 +115,8 @@ def list_images(template: UriTemplate) -> pa.Table:
 
 @dataclass(frozen=True)
 class _Found:
+    """A directory or file that matches the template so far."""
+
     path: str
     captured: Mapping[str, str]
     size: int | None = None
@@ -112,9 +124,9 @@ class _Found:
 
 
 def _regex(segments: Sequence[str], captured: Mapping[str, str]) -> str:
-    """The regular expression of path segments, relative to the directory they are listed in.
+    """The regular expression for path segments, relative to the directory that is listed.
 
-    Names that are captured already stand for their values.
+    A name that was captured before stands for its value.
     """
     parts, named = [], set()
     for segment in segments:
@@ -141,7 +153,7 @@ def _regex(segments: Sequence[str], captured: Mapping[str, str]) -> str:
 
 
 def _character_class(token: str) -> str:
-    """A shell's `[…]` as a regular expression; a slash is never in it."""
+    """A shell's `[…]` as a regular expression. It never matches a slash."""
     translated = fnmatch.translate(token.replace("[^", "[!", 1))  # "(?s:…)" and an anchor
     return "(?!/)" + translated[translated.index(":") + 1 : translated.rindex(")")]
 
@@ -159,7 +171,7 @@ def _children(location: Location, path: str, deep: bool) -> list[dict[str, Any]]
 
 
 def _target(location: Location, link: dict[str, Any]) -> dict[str, Any]:
-    """What a link on local disk leads to, under the link's name; itself if that is nothing."""
+    """The entry of a local link's target, under the link's name; a broken link's own entry."""
     try:
         return location.fs.info(link["name"])
     except OSError:
@@ -173,20 +185,15 @@ def _matches(
     for child in children:
         path = child["name"].rstrip("/")
         if child["type"] != kind or not path.startswith(f"{entry.path}/"):
-            continue  # a file is listed as its own child, and so are an object store's directories
+            continue  # fsspec lists a file, or an object store's directory, as its own child
         match = matcher.match(path, len(entry.path) + 1)
-        if not match:
-            continue
-        captured = match.groupdict()
-        yield _Found(
-            path,
-            {**entry.captured, **captured},
-            child.get("size"),
-            version_tag(child),
-        )
+        if match:
+            captured = {**entry.captured, **match.groupdict()}
+            yield _Found(path, captured, child.get("size"), version_tag(child))
 
 
 def _nothing_fits(location: Location, parents: Sequence[_Found], segments: Sequence[str]) -> str:
+    """The error message that no child of these directories matches path segments."""
     pattern = "/".join(segments)
     first = min(parents, key=lambda entry: entry.path)
     below = location.uri_of(first.path or "/")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from padim_ray.errors import TooManyFailed
-from padim_ray.images.preprocessing import FORMATS
+from padim_ray.images.limits import FORMATS
 from padim_ray.runs.options.common import RunOptions
 
 KNOWN_CAUSES = {

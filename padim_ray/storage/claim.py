@@ -1,11 +1,11 @@
-"""One job at a time below a directory: a claim on it, which lapses when its job is gone.
+"""Claims: only one job at a time writes to a directory.
 
 .claims/
-  000004.json    who holds the directory; rewritten every few seconds as a sign of life
+  000004.json    who holds the directory; rewritten every few seconds as a heartbeat
 
-A claim is taken by creating the next number exclusively, so of two who try one succeeds. The
-highest number counts: whoever takes over from a job that is gone only creates a higher one, and
-the job, should it still be there, finds out and stops.
+A job takes a claim by creating the next number exclusively, so only one of several jobs succeeds.
+The highest number counts. A claim without heartbeats lapses: another job takes over by creating a
+higher number, and the old job, if it is still running, notices and stops.
 """
 
 import contextlib
@@ -26,22 +26,23 @@ from padim_ray.errors import PadimError
 from padim_ray.storage.location import Location, list_numbers, numbered_file
 
 log = logging.getLogger("padim_ray")
-BEAT = 10.0  # seconds between signs of life
-LAPSE = 60.0  # without one, after which the job counts as gone
+BEAT = 10.0  # seconds between heartbeats
+LAPSE = 60.0  # seconds without a heartbeat until a claim lapses
 
 
 @contextlib.contextmanager
 def claimed(root: Location, job: str) -> Iterator["Claim"]:
-    """Hold a directory for as long as the block lasts.
+    """Hold a directory until the block ends.
 
-    If the job that holds it was killed on this machine, it is known to be gone; elsewhere it takes
-    `LAPSE` without a sign of life.
+    The claim of a job that was killed on this machine is taken over at once. On other machines
+    nobody can see whether the job is alive, so its claim must lapse first.
 
     Args:
-        job: what is done there, for whoever finds the claim.
+        root: the directory.
+        job: the job's name, shown to other jobs that find the claim.
 
     Raises:
-        PadimError: if another job holds it, or if nothing can be written there.
+        PadimError: if another job holds the directory, or nothing can be written there.
     """
     directory = root / ".claims"
     content = {
@@ -62,7 +63,7 @@ def claimed(root: Location, job: str) -> Iterator["Claim"]:
 
 @dataclass
 class Claim:
-    """A directory that this job holds."""
+    """A claim that this job holds."""
 
     root: Location
     directory: Location
@@ -74,51 +75,51 @@ class Claim:
     _thread: threading.Thread | None = None
 
     def check(self) -> None:
-        """Make sure that it is still this job's, before something is published.
+        """Make sure that this job still holds the directory. Call it before publishing.
 
         Raises:
             PadimError: if another job took over.
         """
-        self._look()
+        self._look_for_successor()
         if self._lost:
             raise PadimError(self._lost)
 
     def start(self) -> None:
-        """Give signs of life from now on."""
-        self._thread = threading.Thread(target=self._live, name="claim", daemon=True)
+        """Start the heartbeats."""
+        self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
-        """Let others have the directory."""
+        """Stop the heartbeats and delete the claim."""
         self._released.set()
         if self._thread:
             self._thread.join(BEAT)
         try:
             numbered_file(self.directory, self.number).remove()
-        except PadimError as error:  # it lapses
+        except PadimError as error:  # the claim will lapse
             log.warning("%s", error)
         if self.directory.is_local:
-            with contextlib.suppress(OSError):  # another's claim may be there, or results
+            with contextlib.suppress(OSError):  # not empty: another claim, or results
                 os.rmdir(self.directory.uri)
                 if self.made_root:
                     os.rmdir(self.root.uri)
 
-    def _live(self) -> None:
+    def _beat(self) -> None:
         beat = 0
         while not self._released.wait(BEAT):
             beat += 1
             try:
-                self._look()
+                self._look_for_successor()
                 if self._lost:
                     log.error("%s", self._lost)
                     return
                 if not self._released.is_set():
                     content = _encode(self.content | {"beat": beat})
                     numbered_file(self.directory, self.number).write(content)
-            except PadimError as error:  # the next may succeed; until then others may take over
-                log.warning("No sign of life could be given: %s", error)
+            except PadimError as error:  # the next heartbeat may be in time
+                log.warning("The claim on %s was not renewed: %s", self.root.uri, error)
 
-    def _look(self) -> None:
+    def _look_for_successor(self) -> None:
         highest = max(list_numbers(self.directory), default=0)
         if highest != self.number:
             self._lost = f"Another job took over {self.root.uri}, so this one stops"
@@ -128,24 +129,24 @@ def _take(root: Location, directory: Location, content: dict[str, Any]) -> int:
     while True:
         others = list_numbers(directory)
         if others and not _is_gone(root, numbered_file(directory, max(others))):
-            continue  # it was released, or replaced: look again
+            continue  # the claim was released or replaced meanwhile
         number = max(others, default=0) + 1
         try:
             numbered_file(directory, number).create(_encode(content))
         except FileExistsError:
-            continue  # somebody was faster
+            continue  # another job was faster
         for lapsed in others:
             numbered_file(directory, lapsed).remove()
         return number
 
 
 def _is_gone(root: Location, file: Location) -> bool:
-    """Whether the job behind a claim is gone; false if the claim is.
+    """Whether the job behind a claim is gone. False if the claim itself has disappeared.
 
     Raises:
         PadimError: if the job is alive.
     """
-    watched_since, first = time.monotonic(), None
+    start, first = time.monotonic(), None
     while True:
         try:
             data = file.read()
@@ -164,29 +165,30 @@ def _is_gone(root: Location, file: Location) -> bool:
         if first is None:
             first = data
             log.info(
-                "%s may still be written by a %s job on %s: watching for signs of life for %.0f s",
+                "%s may still be in use by a %s job on %s: waiting %.0f s for a heartbeat",
                 *(root.uri, holder.get("job"), holder.get("host"), LAPSE),
             )
-        if time.monotonic() - watched_since > LAPSE:
+        if time.monotonic() - start > LAPSE:
             return True
         time.sleep(min(2.0, LAPSE / 10))
 
 
 def _this_process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), **_namespace(), **_birth(os.getpid())}
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, **_namespace(), **_start_time(pid)}
 
 
 def _namespace() -> dict[str, str]:
-    """What process numbers are valid in: this boot of this machine, and this container."""
+    """Where process numbers are unique: this boot of the machine, and this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return {"boot": boot, "namespace": os.readlink("/proc/self/ns/pid")}
     except OSError:
-        return {}  # not Linux: signs of life tell
+        return {}  # not Linux: only heartbeats tell
 
 
-def _birth(pid: int) -> dict[str, str]:
-    """When a process was started: numbers are used again."""
+def _start_time(pid: int) -> dict[str, str]:
+    """When a process was started, because process numbers are reused. Empty if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -195,11 +197,11 @@ def _birth(pid: int) -> dict[str, str]:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool | None:
-    """Whether a claim's process lives; None if that can't be seen from here."""
+    """Whether a claim's process is running; None if it can't be seen from this machine."""
     here = _namespace()
     if not here or any(holder.get(name) != value for name, value in here.items()):
         return None
-    return _birth(int(holder["pid"])).get("birth") == holder.get("birth")
+    return _start_time(int(holder["pid"])).get("birth") == holder.get("birth")
 
 
 def _encode(content: dict[str, Any]) -> bytes:
@@ -212,4 +214,4 @@ def _decode(data: bytes) -> dict[str, Any]:
         int(content["pid"])
         return content
     except (ValueError, TypeError, KeyError):
-        return {}  # not ours, or damaged: it lapses
+        return {}  # damaged, or not a claim: it lapses

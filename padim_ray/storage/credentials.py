@@ -1,4 +1,4 @@
-"""The secrets that a job is given, kept out of what it logs and of the errors that leave it."""
+"""Keep a job's secrets out of its logs and errors."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from urllib.parse import quote, quote_plus
 from padim_ray.errors import PadimError
 from padim_ray.redaction import HIDDEN, redact
 
-SHORTEST = 6  # characters: what is shorter would be found in any text
+MIN_LENGTH = 6  # characters; shorter values occur in any text
 _OPTION = re.compile(
     r"key|secret|token|passw|pwd|passphrase|credential|connection_string|sas|auth|cookie",
     re.IGNORECASE,
@@ -27,7 +27,7 @@ _VARIABLE = re.compile(
 
 @dataclass(frozen=True)
 class Secrets:
-    """Values that nobody is to read."""
+    """Values of credentials, which must not appear in any output."""
 
     values: frozenset[str] = field(default=frozenset(), repr=False)
 
@@ -35,14 +35,20 @@ class Secrets:
     def of(
         cls, storage_options: Mapping[str, Any] | None, environment: Mapping[str, str] = os.environ
     ) -> "Secrets":
-        """Find them by their names, in fsspec's options at any depth and in the environment."""
+        """Collect secrets by name.
+
+        Args:
+            storage_options: fsspec's options, nested to any depth.
+            environment: variables such as AWS_SECRET_ACCESS_KEY.
+        """
         found = [value for name, value in environment.items() if _VARIABLE.search(name)]
         found += _secret_values(storage_options or {}, is_secret=False)
+        # "Bearer TOKEN" and "AccountName=x;AccountKey=SECRET" have a secret inside
         parts = [part for value in found for part in re.split(r"[\s;]|(?<=Key)=", value)]
-        return cls(frozenset(value for value in found + parts if len(value) >= SHORTEST))
+        return cls(frozenset(value for value in found + parts if len(value) >= MIN_LENGTH))
 
     def redact(self, text: str) -> str:
-        """A text with *** for these values, however they are quoted, and for URIs' credentials."""
+        """Replace these values, however they are quoted, and credentials in URIs by ***."""
         return redact(self._pattern.sub(HIDDEN, text) if self.values else text)
 
     @cached_property
@@ -55,7 +61,7 @@ class Secrets:
                 *(json.dumps(value)[1:-1], repr(value)[1:-1]),
             )
         }
-        # the longest first: one secret may be the beginning of another
+        # longest first, because one secret may be a prefix of another
         return re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True))))
 
 
@@ -72,17 +78,17 @@ def _secret_values(value: Any, *, is_secret: bool) -> Iterator[str]:
 
 
 class RedactingFilter(logging.Filter):
-    """Keeps secrets out of log records: out of messages, arguments and tracebacks."""
+    """Redacts the messages, arguments and tracebacks of log records."""
 
     def __init__(self, secrets: Secrets | None = None) -> None:
         super().__init__()
         self.secrets = secrets or Secrets()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Redact a record; none is held back."""
+        """Redact a record in place. Always true: no record is dropped."""
         try:
             message = record.getMessage()
-        except (TypeError, ValueError):  # arguments that don't fit are logging's to complain about
+        except (TypeError, ValueError):  # the arguments don't fit the message
             message = f"{record.msg} {record.args}"
         record.msg, record.args = self.secrets.redact(message), None
         if record.exc_info and not record.exc_text:
@@ -96,21 +102,26 @@ class RedactingFilter(logging.Filter):
 
 @contextmanager
 def hidden_credentials(storage_options: Mapping[str, Any] | None) -> Iterator[None]:
-    """Keep a job's secrets out of everything logged meanwhile, and out of errors that leave."""
+    """Redact a job's secrets in all log records and in errors raised inside the block.
+
+    Raises:
+        PadimError: raised inside the block. If its text or its causes' texts hold a secret, it is
+            replaced by a redacted one without causes.
+    """
     secrets = Secrets.of(storage_options)
     redacting = RedactingFilter(secrets)
-    # a logger's filter doesn't see what others log; handlers of the caller's may come later
-    places = [logging.getLogger("padim_ray"), *logging.getLogger().handlers]
-    for place in places:
+    # a logger's filter sees only records logged there, so libraries' records need the handlers'
+    filtered = [logging.getLogger("padim_ray"), *logging.getLogger().handlers]
+    for place in filtered:
         place.addFilter(redacting)
     try:
         yield
     except PadimError as error:
-        told = "".join(traceback.format_exception(error))
-        if secrets.redact(told) == told:
+        printed = "".join(traceback.format_exception(error))
+        if secrets.redact(printed) == printed:
             raise
-        # the causes' own texts go, too: a traceback would print them
+        # without the causes, whose texts a traceback would print
         raise type(error)(secrets.redact(str(error))) from None
     finally:
-        for place in places:
+        for place in filtered:
             place.removeFilter(redacting)

@@ -1,11 +1,11 @@
-"""Fail points: failures that tests ask for, so that what should survive them is really tried.
+"""Fail points: failures that tests switch on to try recovery for real.
 
-The environment variable PADIM_RAY_FAIL_POINTS is a comma-separated list of names. Without it, as in
-every run but a test's, none of this does anything.
+The environment variable PADIM_RAY_FAIL_POINTS is a comma-separated list of names. Only tests set
+it; without it, fail points do nothing.
 
-- `decoder`: encoded images that contain the ASCII text `padim-ray-test:segfault`,
-  `padim-ray-test:hang` or `padim-ray-test:oom-kill` do that to the process that decodes them.
-- Every name that `kill_at` is called with kills the process that gets there.
+- `decoder`: an encoded image that contains the ASCII text `padim-ray-test:segfault`,
+  `padim-ray-test:hang` or `padim-ray-test:oom-kill` does that to the process that decodes it.
+- Any name passed to `kill_at`: the process is killed when it gets there.
 """
 
 import os
@@ -15,11 +15,11 @@ VARIABLE = "PADIM_RAY_FAIL_POINTS"
 
 
 def is_on(name: str) -> bool:
-    """Whether the environment asks for this fail point."""
+    """Whether the environment switches this fail point on."""
     return name in os.environ.get(VARIABLE, "").split(",")
 
 
 def kill_at(name: str) -> None:
-    """End this process as the kernel ends one that runs out of memory, if the environment asks."""
+    """If this fail point is on, kill this process as the kernel does when memory runs out."""
     if is_on(name):
         os.kill(os.getpid(), signal.SIGKILL)

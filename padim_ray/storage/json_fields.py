@@ -1,6 +1,7 @@
-"""The fields of JSON that anybody may have written: what they must be, or an error says which.
+"""Validate the fields of untrusted JSON.
 
-A check takes a value and where it stands, and returns the value or raises ModelError.
+A check takes a value and its position, such as `model.json.sigma`. It returns the value, or raises
+a ModelError that names the position.
 """
 
 import dataclasses
@@ -9,21 +10,25 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from reprlib import Repr
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from padim_ray.errors import ModelError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Check = Callable[[Any, str], Any]
-T = TypeVar("T")
-_REPR = Repr()
+T = TypeVar("T", bound="DataclassInstance")
+MAX_SHOWN = 400  # characters of a value in an error message
+_REPR = Repr()  # cuts each value inside a value, but not the whole
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse JSON strictly: no key twice, no NaN or Infinity, no nesting without end.
+    """Parse JSON strictly: no duplicate keys, no NaN or Infinity, no endless nesting.
 
     Raises:
-        ValueError: saying what is wrong.
+        ValueError: if it is not such JSON. The message says why.
     """
     try:
         return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse)
@@ -44,18 +49,22 @@ def _refuse(constant: str) -> None:
 
 
 def show(value: Any) -> str:
-    """A value of any size or depth, cut to what an error message can hold."""
-    return _REPR.repr(value)
+    """A value's repr, cut to fit into an error message."""
+    shown = _REPR.repr(value)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
 def read_fields(kind: type[T], value: Any, where: str, checks: Mapping[str, Check]) -> T:
-    """Make a dataclass of a JSON object.
+    """Build a dataclass from a JSON object.
 
     Args:
-        checks: of every field that there may be.
+        kind: the dataclass. Fields with a default may be missing in the object.
+        value: the parsed object.
+        where: its position, for errors.
+        checks: one check for every allowed field.
 
     Raises:
-        ModelError: if a field is missing, unknown or not what its check asks for.
+        ModelError: if a field is missing or unknown, or fails its check.
     """
     value = mapping(value, where)
     for name in value:
@@ -68,14 +77,14 @@ def read_fields(kind: type[T], value: Any, where: str, checks: Mapping[str, Chec
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """Any JSON object."""
+    """Check for a JSON object."""
     if not isinstance(value, dict):
         raise ModelError(f"{where} must be an object, not {show(value)}")
     return value
 
 
 def whole(low: int, high: int) -> Check:
-    """A whole number between two."""
+    """Make a check for a whole number from `low` to `high`, both included."""
 
     def check(value: Any, where: str) -> int:
         if type(value) is not int or not low <= value <= high:
@@ -88,21 +97,21 @@ def whole(low: int, high: int) -> Check:
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number."""
+    """Check for a finite number."""
     if type(value) not in (int, float) or not -1e300 < value < 1e300:  # false for NaN as well
         raise ModelError(f"{where} must be a finite number, not {show(value)}")
     return float(value)
 
 
 def flag(value: Any, where: str) -> bool:
-    """True or false."""
+    """Check for true or false."""
     if type(value) is not bool:
         raise ModelError(f"{where} must be true or false, not {show(value)}")
     return value
 
 
 def text(pattern: str) -> Check:
-    """Text of this form, as a regular expression."""
+    """Make a check for text that matches a regular expression from end to end."""
 
     def check(value: Any, where: str) -> str:
         if not isinstance(value, str) or not re.fullmatch(pattern, value, re.DOTALL):
@@ -113,7 +122,7 @@ def text(pattern: str) -> Check:
 
 
 def several(item: Check, *, most: int) -> Check:
-    """A list of at most so many things."""
+    """Make a check for a list of at most `most` items, each of which passes `item`."""
 
     def check(value: Any, where: str) -> list[Any]:
         if not isinstance(value, list) or len(value) > most:
@@ -124,12 +133,12 @@ def several(item: Check, *, most: int) -> Check:
 
 
 def pair(item: Check) -> Check:
-    """Two things, as a tuple."""
+    """Make a check for a list of two items, each of which passes `item`. It returns a tuple."""
     items = several(item, most=2)
 
     def check(value: Any, where: str) -> tuple[Any, Any]:
         if len(both := items(value, where)) != 2:
-            raise ModelError(f"{where} must be two, not {show(value)}")
+            raise ModelError(f"{where} must be a list of two, not {show(value)}")
         return both[0], both[1]
 
     return check

@@ -1,8 +1,8 @@
-"""Trying again what an object store refused or lost for a moment.
+"""Retry operations on object stores after transient failures.
 
-tenacity does the waiting; here is what is worth trying again. botocore (for S3) retries single
-requests by itself; this is the layer above, which also covers bodies that end too early, outages
-longer than a few seconds, and other stores.
+tenacity does the waiting; this module says which failures are transient. botocore already retries
+single S3 requests. The retries here come on top: they also cover truncated response bodies, outages
+of more than a few seconds, and other stores.
 """
 
 import logging
@@ -19,15 +19,14 @@ from tenacity import (
 )
 
 log = logging.getLogger("padim_ray")
-PATIENCE = 120.0  # seconds; `PADIM_RAY_RETRY_SECONDS` is another number
-LONGEST_WAIT = 15.0
+PATIENCE = 120.0  # seconds in all, unless PADIM_RAY_RETRY_SECONDS is set
+MAX_WAIT = 15.0  # seconds between two attempts
 _TRANSIENT_STATUSES = {408, 425, 429, 500, 502, 503, 504}
-_TRANSIENT_CODES = {
-    # S3's, where a status alone doesn't tell
+_TRANSIENT_CODES = {  # S3's; its status may be 200 or 409
     *("SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError", "IncompleteBody"),
     *("Throttling", "ThrottlingException", "ConditionalRequestConflict", "OperationAborted"),
 }
-_TRANSIENT_KINDS = {  # botocore, aiohttp, requests (gcsfs) and google.auth, azure, fsspec
+_TRANSIENT_KINDS = {  # of botocore, aiohttp, requests (gcsfs) and google.auth, azure, fsspec
     *("ConnectionError", "HTTPClientError", "ResponseStreamingError", "ResponseParserError"),
     *("ClientPayloadError", "ClientConnectionError"),
     *("RequestException", "TransportError"),
@@ -38,40 +37,42 @@ T = TypeVar("T")
 
 
 def with_retries(operation: Callable[[], T], what: str) -> T:
-    """Do something with a store, again and again while it fails for passing reasons.
-
-    Waits grow exponentially with full jitter, up to 15 s, for 2 minutes in all.
+    """Call `operation`, and retry it after transient failures until patience ends.
 
     Args:
-        what: for the log, such as "read s3://bucket/x".
+        operation: what to call.
+        what: its description for the log, such as "read s3://bucket/x".
+
+    Raises:
+        Exception: the operation's last error, or its first one that is not transient.
     """
 
-    def tell(state: RetryCallState) -> None:
+    def log_failure(state: RetryCallState) -> None:
         level = logging.WARNING if state.attempt_number == 1 else logging.DEBUG
         assert state.outcome is not None
         error = " ".join(str(state.outcome.exception()).split())
         log.log(level, "Can't %s at present (%s); trying again for %.0f s", what, error, patience())
 
-    again = retry_if_exception(is_transient)
-    return patiently(retry=again, before_sleep=tell, reraise=True)(operation)
+    is_retried = retry_if_exception(is_transient)
+    return patiently(retry=is_retried, before_sleep=log_failure, reraise=True)(operation)
 
 
 def patiently(**settings: Any) -> Retrying:
-    """tenacity's retrying, with our waits and our patience."""
+    """tenacity's `Retrying` with exponential backoff and full jitter, until patience ends."""
     return Retrying(
         stop=stop_after_delay(patience()),
-        wait=wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT),
+        wait=wait_random_exponential(multiplier=0.5, max=MAX_WAIT),
         **settings,
     )
 
 
 def patience() -> float:
-    """For how long to try, in seconds."""
+    """How long to retry, in seconds."""
     return float(os.environ.get("PADIM_RAY_RETRY_SECONDS", PATIENCE))
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a store may well answer the same request later: not for 403, 404 or a full disk."""
+    """Whether the same request may succeed later: not after a 403, a 404 or on a full disk."""
     return any(_is_transient(e) for e in causes(error))
 
 
@@ -92,7 +93,7 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and what it was raised from."""
+    """An exception and the chain of exceptions that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

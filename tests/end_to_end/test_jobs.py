@@ -12,8 +12,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import padim_ray
-from padim_ray.images.decode import decode, model_input
+from padim_ray.images.decode import decode
 from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.images.resize import model_input
 from padim_ray.model.version import open_version
 from padim_ray.storage.location import Location
 from tests.densities.test_moments import assert_close

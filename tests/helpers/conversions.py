@@ -1,6 +1,7 @@
-"""Images of every format and depth, and the pixels that must become of them.
+"""Images of every format and depth, and the pixels expected from them.
 
-The pixels follow from what was encoded and from the formats' rules, never from the decoder.
+The expected pixels follow from what was encoded and from the formats' specifications, never from
+the decoder.
 """
 
 import io
@@ -20,18 +21,22 @@ OTHERS = 255 - COLORS
 GREYS = COLORS[..., 0]
 ALPHA = _RNG.integers(0, 256, (HEIGHT, WIDTH, 1), np.uint8)
 DEEP = _RNG.integers(0, 2**16, (HEIGHT, WIDTH, 3), np.uint16)
-BLOCKS = _RNG.integers(0, 256, (2, 3, 4), np.uint8).repeat(8, 0).repeat(8, 1)  # JPEG keeps them
+BLOCKS = (
+    _RNG.integers(0, 256, (2, 3, 4), np.uint8).repeat(8, 0).repeat(8, 1)
+)  # JPEG keeps its 8×8 blocks
 PALETTE = _RNG.integers(0, 256, (256, 3), np.uint8)
 _STORED, _CLOSE, _FIRST = "as stored", "to within 3 levels", "the first one"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Files that have the same outcome.
+    """Files with the same outcome.
 
-    `pixels`: (HEIGHT, WIDTH, 3) or (HEIGHT, WIDTH), expected to within `tolerance`, and `outcome`
-    is the rule, in words. None if the files must fail, and `outcome` is how the error begins, with
-    ` or ` between several ways.
+    If the files are decoded, `pixels` (HEIGHT, WIDTH, 3) or (HEIGHT, WIDTH) are expected to within
+    `tolerance` grey levels, and `outcome` is the rule in words.
+
+    If they must fail, `pixels` is None and `outcome` is the error's beginning; ` or ` separates
+    alternatives.
     """
 
     name: str
@@ -46,13 +51,13 @@ class Kind:
 
 
 def conversions() -> Iterator[Kind]:
-    """Kinds that can be decoded."""
+    """The kinds that are decoded."""
     for part in (_pngs, _jpegs, _webps, _tiffs, _bmps, _oriented):
         yield from part()
 
 
 def encode(pixels: np.ndarray, kind: str, mode: str | None = None, **settings) -> bytes:
-    """What Pillow writes; `more`: further frames."""
+    """Encode an image by Pillow; `more` are further frames."""
     frames = [Image.fromarray(frame) for frame in (pixels, *settings.pop("more", ()))]
     if mode is not None:
         frames = [Image.frombytes(mode, SIZE, pixels.tobytes())]
@@ -116,7 +121,7 @@ def _jpegs() -> Iterator[Kind]:
     yield Kind("JPEG with stray bytes before and after its end", _CLOSE, (file,), colors, 3)
     file = encode(colors, "MPO", more=[255 - colors], **options)
     yield Kind("JPEG of several pictures (MPO)", "the first one", (file,), colors, 3)
-    # Pillow stores inverted inks, and says so in Adobe's segment, whose last byte is the transform
+    # Pillow stores inverted inks and marks this in Adobe's segment; its last byte is the transform
     inks = BLOCKS.astype(float)
     cmyk = encode(BLOCKS, "JPEG", "CMYK", **options)
     adobe = jpeg_segment(cmyk, 0xEE)
@@ -246,7 +251,7 @@ def _oriented() -> Iterator[Kind]:
 
 
 def _from_lab(lightness: float, a: float, b: float) -> np.ndarray:
-    """CIE 15 and IEC 61966-2-1: by XYZ under D50, brought to sRGB's white."""
+    """L*a*b* to sRGB by CIE 15 and IEC 61966-2-1: from XYZ under D50, adapted to sRGB's white."""
     y = (lightness + 16) / 116
     xyz = np.array([0.9642, 1, 0.8249]) * np.array([y + a / 500, y, y - b / 200]) ** 3
     to_rgb = [[3.1339, -1.6169, -0.4906], [-0.9788, 1.9161, 0.0335], [0.0719, -0.2290, 1.4052]]
@@ -255,7 +260,10 @@ def _from_lab(lightness: float, a: float, b: float) -> np.ndarray:
 
 
 def _stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """EXIF 2.3, tag 274, as quarter turns and a mirror that bring it upright; here undone."""
+    """The pixels as stored with an EXIF orientation (EXIF 2.3, tag 274).
+
+    The table has the quarter turns and the mirror that bring an image upright; they are undone.
+    """
     turns = {1: (0, 0), 2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (3, 0), 7: (1, 1), 8: (1, 0)}
     quarter_turns, mirrored = turns[orientation]
     return np.rot90(upright[:, ::-1] if mirrored else upright, -quarter_turns)

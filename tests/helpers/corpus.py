@@ -1,6 +1,6 @@
-"""Every kind of image that may turn up in an archive, and what must become of it.
+"""The corpus: every kind of image that an archive may hold, and its expected outcome.
 
-`python -m tests.helpers.corpus` prints the table of docs/images.md.
+`python -m tests.helpers.corpus` prints the table in docs/images.md.
 """
 
 from collections.abc import Iterator
@@ -31,32 +31,30 @@ NAMES = {
     "two dots": "..a..b...png",
     "leading dashes": "--out=x.png",
     "brackets, braces and stars": "[a]{b}*?.png",
-    "what URLs mean": "a#b?c&d=e+f;g,h:i@j.png",
+    "URL syntax": "a#b?c&d=e+f;g,h:i@j.png",
     "backslashes": "a\\b.png",
     "255 bytes": "x" * 251 + ".png",
-    "1,000 characters in all": "/".join(["y" * 199] * 4 + ["z" * 195 + ".png"]),
+    "directories, 1,000 characters in all": "/".join(["y" * 199] * 4 + ["z" * 195 + ".png"]),
 }
-
-
 _BROKEN = "decode: broken image or decode: unreadable header"
 
 
 @cache
 def kinds() -> list[Kind]:
-    """The whole corpus."""
+    """All kinds of the corpus."""
     parts = conversions, _narrow, _unsupported, _broken, _cut_short, bombs, _deadly
     return [kind for part in parts for kind in part()]
 
 
 @st.composite
 def mutated_files(draw: st.DrawFn) -> bytes:
-    """A file of the corpus with some bytes changed, most of them in its header, or cut short."""
+    """A file of the corpus with up to five bytes changed, mostly in its header; maybe cut short."""
     kind = draw(st.sampled_from([kind for kind in kinds() if not kind.fails]))
     file = bytearray(min(kind.files, key=len))
     for _ in range(draw(st.integers(1, 5))):
         end = min(len(file), draw(st.sampled_from([64, 512, 2**20])))
-        place = draw(st.integers(0, end - 1))
-        file[place] = draw(st.integers(0, 255))
+        position = draw(st.integers(0, end - 1))
+        file[position] = draw(st.integers(0, 255))
     return bytes(file[: draw(st.sampled_from([len(file), len(file) * 3 // 4]))])
 
 
@@ -104,15 +102,15 @@ def _broken() -> Iterator[Kind]:
     plain, interlaced = png(COLORS), png(COLORS, interlaced=True)
     outcome = "decode: broken image"
     files = tuple(_flip(file, file.index(b"IDAT") + 30) for file in (plain, interlaced))
-    yield Kind("PNG, a wrong checksum of the pixels", outcome, files)
+    yield Kind("PNG with a wrong checksum of the pixels", outcome, files)
     outcome = "decode: unreadable header (PNG"
-    yield Kind("PNG, a wrong checksum of the header", outcome, (_flip(plain, 20),))
+    yield Kind("PNG with a wrong checksum of the header", outcome, (_flip(plain, 20),))
     outcome = "decode: broken image"
     file = png(COLORS, compressed=zeros(500))
     yield Kind("PNG with fewer pixels than it says", outcome, (file,))
     for kind, file in (("PNG", plain), ("PNG, interlaced", interlaced), ("JPEG", _jpeg())):
         files = tuple(file[:stop] + bytes(len(file) - stop) for stop in _stops(file)[:-1])
-        yield Kind(f"{kind}, zeros from a place on", _BROKEN, files)
+        yield Kind(f"{kind}, zeros from some byte on", _BROKEN, files)
     files = tuple(_jpeg()[:stop] + b"\xff\xd9" for stop in _stops(_jpeg())[3:-1])
     yield Kind("JPEG, cut short and then ended", outcome, files)
 
@@ -134,7 +132,7 @@ def _cut_short() -> Iterator[Kind]:
 
 
 def bombs() -> Iterator[Kind]:
-    """Small files that would take much memory."""
+    """Small files that would take much memory if they were decoded."""
     side = 20_000
     outcome = f"decode: too many pixels ({side}×{side}, more than --max-image-pixels 100000000)"
     header = png_chunk(b"IHDR", side.to_bytes(4) * 2 + b"\x08\0\0\0\0")
@@ -174,9 +172,7 @@ def _deadly() -> Iterator[Kind]:
     }
     for what, outcome in outcomes.items():
         text = png_chunk(b"tEXt", b"Comment\0padim-ray-test:" + what.encode())
-        yield Kind(
-            f"PNG at which a library does this: {what}", outcome, (png(COLORS, before=text),)
-        )
+        yield Kind(f"PNG at which a library fails: {what}", outcome, (png(COLORS, before=text),))
 
 
 def _jpeg(**settings) -> bytes:
@@ -188,7 +184,7 @@ def _flip(file: bytes, at: int) -> bytes:
 
 
 def _stops(file: bytes) -> list[int]:
-    """Ten places to cut a file at: every tenth of it, and one byte before its end."""
+    """Ten positions to cut a file at: every tenth of it, and one byte before its end."""
     return [*(len(file) * tenth // 10 for tenth in range(1, 10)), len(file) - 1]
 
 

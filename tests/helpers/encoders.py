@@ -1,6 +1,6 @@
-"""Image files written byte by byte from the formats' specifications, for what Pillow can't write.
+"""Encoders written from the formats' specifications, for files that Pillow can't write.
 
-Rows of samples are given as arrays (H, W) or (H, W, channels) of unsigned integers.
+Samples are arrays (H, W) or (H, W, channels) of unsigned integers.
 """
 
 import struct
@@ -21,10 +21,16 @@ def png(
     after: bytes = b"",
     compressed: bytes | None = None,
 ) -> bytes:
-    """A PNG; `before` and `after` are chunks on either side of the pixels.
+    """Encode a PNG.
 
     Args:
-        compressed: stands where the pixels should.
+        samples: the pixels, or with a palette their indices.
+        bits: per sample.
+        palette: (n, 3) colours.
+        interlaced: by Adam7.
+        before: chunks before the pixels.
+        after: chunks after the pixels.
+        compressed: zlib data to write instead of the pixels.
     """
     planes = 1 if samples.ndim == 2 else samples.shape[2]
     color = 3 if palette is not None else {1: 0, 2: 4, 3: 2, 4: 6}[planes]
@@ -62,7 +68,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def pack(row: np.ndarray, bits: int) -> bytes:
-    """A row's samples one after the other, the highest bit first, filled up to whole bytes."""
+    """Pack a row's samples, the highest bit first, and pad them to whole bytes."""
     values = np.asarray(row).reshape(-1, 1).astype(np.uint32)
     return np.packbits((values >> np.arange(bits)[::-1]) & 1).tobytes()
 
@@ -77,11 +83,16 @@ def tiff(
     order: str = "<",
     pages: int = 1,
 ) -> bytes:
-    """A TIFF of one strip at byte 8, and `pages` directories for it; `tags` replace, add, remove.
+    """Encode a TIFF with one strip, at byte 8.
 
     Args:
+        data: the strip.
         size: width and height.
-        order: `<` or `>`, of the directories; `data` has its own already.
+        bits: per sample, for each channel.
+        photometric: the tag PhotometricInterpretation.
+        tags: tags to replace or add; an empty sequence removes one.
+        order: byte order of the directories, `<` or `>`; `data` is written as it is.
+        pages: number of directories, all for the same strip.
     """
     width, height = size
     entries: dict[int, Sequence[int]] = {
@@ -118,7 +129,17 @@ def bmp(
     top_down: bool = False,
     compression: int = 0,
 ) -> bytes:
-    """A BMP; `rows` from the top, each without its padding. `masks`: bits of red, green, blue."""
+    """Encode a BMP.
+
+    Args:
+        rows: from the top, each without its padding.
+        size: width and height.
+        bits: per pixel.
+        palette: (n, 3) colours.
+        masks: the bits of red, green and blue.
+        top_down: whether to store the top row first.
+        compression: 0, or 1 for run lengths, which `rows` then are.
+    """
     width, height = size
     padded = [row + b"\0" * (-len(row) % 4) for row in (rows if top_down else rows[::-1])]
     if compression == 1:  # runs, which aren't padded
@@ -138,7 +159,7 @@ def bmp(
 
 
 def jpeg_segment(data: bytes, marker: int) -> slice:
-    """Where the first segment with this marker stands in a JPEG, marker and all."""
+    """The position of a JPEG's first segment with this marker, marker included."""
     position = 2
     while data[position + 1] != marker:
         position += 2 + int.from_bytes(data[position + 2 : position + 4])
@@ -146,13 +167,13 @@ def jpeg_segment(data: bytes, marker: int) -> slice:
 
 
 def exif(orientation: int) -> bytes:
-    """EXIF data that say nothing but the orientation."""
+    """EXIF data with nothing but an orientation."""
     return struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
 
 
 @cache
 def zeros(count: int) -> bytes:
-    """Compressed by zlib, to less than a hundredth."""
+    """Zero bytes, compressed by zlib to less than a hundredth."""
     compressor = zlib.compressobj(1)
     whole, rest = divmod(count, 2**20)
     parts = [compressor.compress(bytes(2**20)) for _ in range(whole)]

@@ -1,4 +1,4 @@
-"""The corpus through the stage that jobs use, from local disk; its names also from S3."""
+"""The corpus through the jobs' stage, from local disk; awkward file names also from S3."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from padim_ray.images import decode_in_child as decoder
+from padim_ray.images import decode_in_child
 from padim_ray.images.fetch import Fetcher
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.pipeline.stages.columns import column_array
@@ -33,7 +33,7 @@ def fetch_and_decode(uris, storage_options=None, **settings):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """By kind, its files' pixels and errors, all of them from one shard."""
+    """Pixels and errors of each kind's files, by kind. All files are in one shard."""
     directory = tmp_path_factory.mktemp("corpus")
     uris = []
     for kind in kinds():
@@ -42,7 +42,7 @@ def outcomes(tmp_path_factory):
             Path(uris[-1]).write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "decoder")
-        patch.setattr(decoder, "_idle", [])  # those that started without the variable
+        patch.setattr(decode_in_child, "_idle", [])  # idle children lack the variable
         pixels, errors = fetch_and_decode(uris, hung_after=3)
     stops = np.cumsum([len(kind.files) for kind in kinds()])[:-1]
     split = zip(np.split(pixels, stops), np.split(np.array(errors), stops), strict=True)
@@ -63,7 +63,7 @@ def test_every_kind_of_image_has_its_outcome(kind, outcomes):
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_names_don_t_matter(name, place):
+def test_any_file_name_can_be_read(name, place):
     uri = (place / name).uri
     if "://" in uri:
         place.fs.pipe({(place / name).path: png(COLORS)})

@@ -1,4 +1,3 @@
-import io
 import os
 import signal
 import subprocess
@@ -12,11 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from padim_ray.errors import ImageError
-from padim_ray.images import decode_in_child as decoder
-from padim_ray.images.decode import model_input
+from padim_ray.images import decode_in_child
 from padim_ray.images.decode_in_child import (
     ATTEMPTS,
     Decoded,
@@ -28,6 +25,7 @@ from padim_ray.images.decode_in_child import (
 )
 from padim_ray.images.masks import fit_mask
 from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.images.resize import model_input
 from padim_ray.storage.fail_points import VARIABLE
 from tests.helpers.conversions import encode
 from tests.helpers.corpus import bombs, mutated_files
@@ -37,9 +35,7 @@ MAX_PIXELS = 100_000_000
 WHOLE = UprightImage(MAX_PIXELS)
 SCRIPT = """
 import sys, time
-from padim_ray.images.decode_in_child import UprightImage
-from padim_ray.images.decode_in_child import _idle
-from padim_ray.images.decode_in_child import decode_all
+from padim_ray.images.decode_in_child import UprightImage, _idle, decode_all
 list(decode_all([b"nothing"], UprightImage(1000)))
 print(_idle[0].process.pid, flush=True)
 list(decode_all([sys.stdin.buffer.read()], UprightImage(1000)))
@@ -49,8 +45,8 @@ time.sleep(60)
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """No child yet, so that the next one starts with this test's environment."""
-    monkeypatch.setattr(decoder, "_idle", children := [])
+    """No idle child, so that the next one starts with this test's environment."""
+    monkeypatch.setattr(decode_in_child, "_idle", children := [])
     yield children
     for child in children:
         child.close()
@@ -73,7 +69,7 @@ def is_running(pid):
 
 
 def own_children():
-    """By process ID, whether it has ended and nobody asked how (a zombie)."""
+    """This process's children: by process ID, whether it is a zombie."""
     tasks = Path("/proc/self/task").iterdir()
     pids = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
     return {pid: not is_running(pid) for pid in pids}
@@ -96,7 +92,7 @@ def test_answers_come_in_the_images_order():
             np.testing.assert_array_equal(answer.pixels, picture(shade))
 
 
-def test_an_image_comes_as_what_is_wanted_of_it():
+def test_an_image_comes_as_requested():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (60, 90, 3), np.uint8)
     preprocessing = Preprocessing((16, 32), (16, 16))
@@ -121,19 +117,19 @@ def test_an_image_comes_as_what_is_wanted_of_it():
 
 
 def test_large_images_go_both_ways_and_leave_nothing_in_memory(fresh, monkeypatch):
-    monkeypatch.setattr(decoder, "_BYTES_IN_FLIGHT", 10_000_000)
+    monkeypatch.setattr(decode_in_child, "_BYTES_IN_FLIGHT", 10_000_000)
     starts = []
-    monkeypatch.setattr(decoder, "Decoder", lambda: starts.append(Decoder()) or starts[-1])
+    monkeypatch.setattr(decode_in_child, "Decoder", lambda: starts.append(Decoder()) or starts[-1])
     noise = np.random.default_rng(0).integers(0, 256, (6, 1500, 1500, 3), np.uint8)
     answers = decode_all([encode(image, "BMP") for image in noise], WHOLE)
     np.testing.assert_array_equal(next(answers).pixels, noise[0])
     (child,) = starts
-    assert len(child._sent) == 1  # with 7 MB each, a third one had to wait
+    assert len(child._sent) == 1  # with 7 MB each, the third image had to wait
     np.testing.assert_array_equal([answer.pixels for answer in answers], noise[1:])
     assert {os.fstat(slot.fileno()).st_size for slot in child._slots} == {0}
 
 
-def test_pixels_are_put_where_they_are_wanted():
+def test_pixels_are_put_into_given_arrays():
     contents = [png(picture(shade)) for shade in range(1, 9)]
     contents[2:4] = [ImageError("fetch", "not found"), b"?"]
     pixels = np.zeros((8, 6, 9, 3), np.uint8)
@@ -159,7 +155,7 @@ def test_pixels_are_put_where_they_are_wanted():
 def test_an_image_that_ends_the_child_fails_alone(what, error, fresh, monkeypatch):
     monkeypatch.setenv(VARIABLE, "decoder")
     starts = []
-    monkeypatch.setattr(decoder, "Decoder", lambda: starts.append(Decoder()) or starts[-1])
+    monkeypatch.setattr(decode_in_child, "Decoder", lambda: starts.append(Decoder()) or starts[-1])
     before = set(own_children())
     started = time.monotonic()
     contents = [png(picture(shade)) for shade in range(20)]
@@ -170,7 +166,7 @@ def test_an_image_that_ends_the_child_fails_alone(what, error, fresh, monkeypatc
     shades = [answer.pixels.max() for answer in answers]
     assert [shade for shade in pixels.max((1, 2, 3)) if shade] == shades[1:]
     assert shades == [shade for shade in range(20) if shade != 9]
-    assert len(starts) == ATTEMPTS + 1  # the last one goes on with the rest
+    assert len(starts) == ATTEMPTS + 1  # the last child decodes the other images
     (left,) = set(own_children()) - before
     assert left == fresh[0].process.pid and not own_children()[left]
     if what == "hang":
@@ -184,13 +180,14 @@ def test_without_the_fail_point_nothing_is_deadly():
     np.testing.assert_array_equal(answer.pixels, picture(0))
 
 
-def test_a_child_that_others_kill_costs_no_image(fresh):
+def test_a_child_that_another_process_kills_costs_no_image(fresh, monkeypatch):
+    starts = []
+    monkeypatch.setattr(decode_in_child, "Decoder", lambda: starts.append(Decoder()) or starts[-1])
     answers = decode_all([png(picture(shade)) for shade in range(20)], WHOLE)
     assert next(answers).pixels.max() == 0
-    for pid in own_children():
-        if b"decoder_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+    os.kill(starts[0].process.pid, signal.SIGKILL)
     assert [answer.pixels.max() for answer in answers] == list(range(1, 20))
+    assert len(starts) == 2
     fresh[0].process.kill()
     (answer,) = decode_all([png(picture(7))], WHOLE)
     assert answer.pixels.max() == 7
@@ -204,7 +201,7 @@ def test_the_child_is_kept_for_the_next_call(fresh):
     assert len(set(pids)) == 1
 
 
-def test_answers_that_nobody_wanted_don_t_come_later():
+def test_answers_of_an_abandoned_call_don_t_come_later():
     contents = [png(picture(shade)) for shade in range(20)]
     assert len(list(islice(decode_all(contents, WHOLE), 3))) == 3
     (answer,) = decode_all([png(picture(99))], WHOLE)
@@ -260,7 +257,7 @@ def test_a_child_that_can_t_be_started_ends_the_job(fresh, monkeypatch):
         list(decode_all([png(picture(1))], WHOLE))
 
 
-def test_what_libraries_print_stays_out_of_the_answers(fresh, monkeypatch, tmp_path):
+def test_prints_of_libraries_stay_out_of_the_answers(fresh, monkeypatch, tmp_path):
     noise = "import builtins; print('a' * 100, flush=True)\nimport json; loads = json.loads\n"
     noise += "json.loads = lambda text: (print('b' * 100, flush=True), loads(text))[1]\n"
     (tmp_path / "sitecustomize.py").write_text(noise)
@@ -269,7 +266,7 @@ def test_what_libraries_print_stays_out_of_the_answers(fresh, monkeypatch, tmp_p
     assert [answer.pixels.max() for answer in answers] == list(range(9))
 
 
-def test_the_kernel_kills_the_child_first(fresh):
+def test_the_kernel_kills_the_child_first_when_memory_runs_out(fresh):
     list(decode_all([png(picture(1))], WHOLE))
     assert Path(f"/proc/{fresh[0].process.pid}/oom_score_adj").read_text() == "1000\n"
 
@@ -282,15 +279,15 @@ def test_the_child_imports_no_more_than_it_needs():
 
 
 def test_bombs_take_little_memory(fresh):
-    def most_memory():
+    def peak_memory():
         status = Path(f"/proc/{fresh[0].process.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
     list(decode_all([png(picture(1))], WHOLE))
-    before = most_memory()
+    before = peak_memory()
     for kind in bombs():
         list(decode_all(kind.files, WHOLE))
-    assert most_memory() - before < 50 * 2**20
+    assert peak_memory() - before < 50 * 2**20
 
 
 @settings(max_examples=15)
@@ -298,13 +295,3 @@ def test_bombs_take_little_memory(fresh):
 def test_mutated_files_don_t_end_the_child(files):
     for answer in decode_all(files, UprightImage(1_000_000)):
         assert isinstance(answer, Decoded) or "the decoder" not in str(answer)
-
-
-def test_scaled_jpegs_keep_their_own_size():
-    buffer = io.BytesIO()
-    Image.new("RGB", (320, 240), (200, 100, 50)).save(buffer, "JPEG")
-    preprocessing = Preprocessing((32, 64), (32, 32), scaled_jpeg=True)
-    (decoded,) = decode_all([buffer.getvalue()], ModelInput(preprocessing, MAX_PIXELS))
-    assert (decoded.width, decoded.height) == (320, 240)
-    assert decoded.pixels.shape == (32, 32, 3)
-    assert np.abs(decoded.pixels.astype(int) - (200, 100, 50)).max() <= 2

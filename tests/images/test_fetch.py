@@ -11,28 +11,28 @@ NASTY = ["plain.png", "b[1].png", "star*.png", "what?.png", "spa ce.png", "ü%2F
 
 
 @pytest.fixture
-def listed(place):
+def manifest(place):
     for index, name in enumerate(NASTY):
         (place / name).write(bytes([index]) * (index + 1))
     return list_images(UriTemplate.parse(f"{place.uri}/*.png", place.options))
 
 
-def test_any_name_can_be_fetched(place, listed):
+def test_any_name_can_be_fetched(place, manifest):
     uris = [(place / name).uri for name in NASTY]
-    assert set(uris) == set(listed["uri"].to_pylist())
+    assert set(uris) == set(manifest["uri"].to_pylist())
     contents = Fetcher(place.options)([*uris, f"{place.uri}/gone.png"])
     assert contents[:-1] == [bytes([index]) * (index + 1) for index in range(len(NASTY))]
     assert str(contents[-1]) == "fetch: not found"
 
 
-def columns(listed):
-    return [listed[name].to_pylist() for name in ("uri", "size", "version_tag")]
+def columns(manifest):
+    return [manifest[name].to_pylist() for name in ("uri", "size", "version_tag")]
 
 
-def test_an_image_that_changed_since_it_was_listed_fails(place, listed):
+def test_an_image_that_changed_since_it_was_listed_fails(place, manifest):
     time.sleep(0.01)
-    (place / "plain.png").write(b"!")  # of the same size
-    uris, sizes, tags = columns(listed)
+    (place / "plain.png").write(b"!")  # the size stays the same
+    uris, sizes, tags = columns(manifest)
     results = dict(zip(uris, Fetcher(place.options)(uris, sizes, tags), strict=True))
     changed = results.pop((place / "plain.png").uri)
     assert str(changed).startswith("fetch: changed since it was listed (")
@@ -42,8 +42,8 @@ def test_an_image_that_changed_since_it_was_listed_fails(place, listed):
 
 
 @pytest.mark.parametrize("sizes_are_known", [True, False])
-def test_a_file_that_is_too_large_is_not_read(place, listed, sizes_are_known):
-    uris, sizes, tags = columns(listed)
+def test_a_file_that_is_too_large_is_not_read(place, manifest, sizes_are_known):
+    uris, sizes, tags = columns(manifest)
     fetch = Fetcher(place.options, max_bytes=3)
     contents = fetch(uris, sizes if sizes_are_known else None, tags)
     for size, content in zip(sizes, contents, strict=True):
@@ -61,7 +61,7 @@ def test_images_of_several_stores_are_fetched_together(place, tmp_path):
     assert Fetcher(place.options)([local.uri, (place / "a.png").uri]) == [b"2", b"1"]
 
 
-def test_a_store_that_stays_away_fails_each_image(monkeypatch):
+def test_if_a_store_can_t_be_reached_each_image_fails(monkeypatch):
     monkeypatch.setenv("PADIM_RAY_RETRY_SECONDS", "1")
     options = {"endpoint_url": "http://127.0.0.1:9", "key": "x", "secret": "y"}
     contents = Fetcher(options)(["s3://bucket/a", "s3://bucket/b"])

@@ -24,7 +24,7 @@ def grey(value):
 
 def palette():
     image = Image.fromarray(TRUTH.astype(np.uint8), "P")
-    image.putpalette([9, 9, 9, 0, 0, 0])  # what the colours are doesn't matter
+    image.putpalette([9, 9, 9, 0, 0, 0])  # the colours don't matter
     return image
 
 
@@ -71,12 +71,12 @@ def opaque(mode):
         "jpeg",
     ],
 )
-def test_masks_are_read_as_people_have_them(data):
+def test_masks_of_any_usual_kind_are_read(data):
     mask = decode_mask(data, max_pixels=20_000)
     np.testing.assert_array_equal(fit_mask(mask, Preprocessing((12, 20))), TRUTH)
 
 
-def test_any_size_is_brought_to_the_maps_by_nearest_neighbour_and_cropped():
+def test_a_mask_is_resized_by_nearest_neighbour_and_cropped():
     mask = np.random.default_rng(0).random((64, 48)) > 0.5
     fitted = fit_mask(mask, Preprocessing((32, 96), (16, 32)))
     expected = mask[1::2].repeat(2, axis=1)[8:24, 32:64]
@@ -92,6 +92,6 @@ def test_any_size_is_brought_to_the_maps_by_nearest_neighbour_and_cropped():
         (encoded(Image.new("1", (200, 200))), "mask: too many pixels .200×200, more than"),
     ],
 )
-def test_unreadable_masks_say_why(data, message):
+def test_unreadable_masks_fail_with_their_reason(data, message):
     with pytest.raises(ImageError, match=message):
         decode_mask(data, max_pixels=20_000)

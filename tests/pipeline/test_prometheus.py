@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import padim_ray
-from padim_ray.images.preprocessing import FORMATS
+from padim_ray.images.limits import FORMATS
 from padim_ray.pipeline.cluster import prometheus
 from padim_ray.pipeline.cluster.prometheus import MOST_GROUPS, OTHERS, JobMetrics, label, stage
 from padim_ray.runs.failures import KNOWN_CAUSES, bounded_cause

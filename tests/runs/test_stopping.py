@@ -62,7 +62,7 @@ def test_a_job_that_is_told_to_stop_says_how_to_continue(command, archive, weigh
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        while "watching for signs of life" not in process.stderr.readline():
+        while "for a heartbeat" not in process.stderr.readline():
             assert process.poll() is None
         started = time.monotonic()
         process.terminate()

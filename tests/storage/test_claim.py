@@ -32,8 +32,8 @@ def claims(place):
     return [file.uri.rpartition("/")[2] for file in (place / ".claims").list_files()]
 
 
-def held_by(place, number=1, **changes):
-    """A claim as another machine's job would have left it."""
+def write_claim(place, number=1, **changes):
+    """Write a claim as another job would have left it."""
     content = {**claim._this_process(), "id": "x", "job": "fit", "since": "now"} | changes
     (place / f".claims/{number:06d}.json").write(json.dumps(content).encode())
 
@@ -50,10 +50,10 @@ def test_one_job_holds_a_directory(place):
         mine.check()
 
 
-def test_of_many_who_try_at_once_one_gets_it(tmp_path):
+def test_of_many_jobs_that_try_at_once_one_gets_the_claim(tmp_path):
     place, start = Location.of(str(tmp_path)), threading.Barrier(8)
 
-    def try_it(_):
+    def try_to_claim(_):
         start.wait()
         try:
             with claimed(place, "score") as mine:
@@ -64,7 +64,7 @@ def test_of_many_who_try_at_once_one_gets_it(tmp_path):
             return "refused"
 
     with ThreadPoolExecutor(8) as pool:
-        outcomes = list(pool.map(try_it, range(8)))
+        outcomes = list(pool.map(try_to_claim, range(8)))
     assert sorted(outcomes) == ["held"] + ["refused"] * 7
 
 
@@ -86,24 +86,24 @@ def test_a_killed_jobs_claim_on_this_machine_is_taken_over_at_once(tmp_path, mon
         assert time.monotonic() - started < 10
 
 
-def test_a_claim_from_elsewhere_lapses_without_signs_of_life(place):
-    held_by(place, boot="another machine")
+def test_a_claim_of_another_machine_lapses_without_heartbeats(place):
+    write_claim(place, boot="another machine")
     with claimed(place, "score") as mine:
         mine.check()
         assert claims(place) == ["000002.json"]
 
 
-def test_a_claim_from_elsewhere_with_signs_of_life_is_respected(place):
-    held_by(place, boot="another machine", host="node7", beat=0)
+def test_a_claim_of_another_machine_with_heartbeats_is_respected(place):
+    write_claim(place, boot="another machine", host="node7", beat=0)
     done = threading.Event()
 
-    def live():
+    def beat_on():
         beat = 0
         while not done.wait(0.2):
             beat += 1
-            held_by(place, boot="another machine", host="node7", beat=beat)
+            write_claim(place, boot="another machine", host="node7", beat=beat)
 
-    thread = threading.Thread(target=live)
+    thread = threading.Thread(target=beat_on)
     thread.start()
     try:
         with pytest.raises(PadimError, match="on node7"), claimed(place, "score"):
@@ -113,12 +113,12 @@ def test_a_claim_from_elsewhere_with_signs_of_life_is_respected(place):
         thread.join()
 
 
-def test_a_job_whose_claim_was_taken_over_finds_out(place):
+def test_a_job_whose_claim_was_taken_over_notices(place):
     with claimed(place, "score") as mine:
-        held_by(place, number=mine.number + 1)
+        write_claim(place, number=mine.number + 1)
         with pytest.raises(PadimError, match=r"Another job took over .*, so this one stops"):
             mine.check()
-    assert claims(place) == ["000002.json"]  # the other's stays
+    assert claims(place) == ["000002.json"]  # the other job's claim stays
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"pid": "x"}', b"\xff"])
@@ -128,7 +128,7 @@ def test_a_damaged_claim_lapses(place, content):
         mine.check()
 
 
-def test_a_directory_that_nothing_was_written_to_is_left_as_it_was(tmp_path):
+def test_a_claim_leaves_no_empty_directories(tmp_path):
     (tmp_path / "there").mkdir()
     for name in ("new", "there"):
         with claimed(Location.of(str(tmp_path / name)), "score"):

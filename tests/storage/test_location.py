@@ -3,19 +3,27 @@ import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from padim_ray.errors import PadimError
-from padim_ray.storage.location import Location, safe_segment
+from padim_ray.storage.location import (
+    Location,
+    list_numbers,
+    numbered_file,
+    safe_segment,
+    version_tag,
+)
 
 
 def entries(directory):
     return sorted(entry.name for entry in os.scandir(directory))
 
 
-def test_what_is_written_is_read(place):
+def test_a_file_reads_as_it_was_written(place):
     file = place / "new/ü [1] %2F #?.bin"
     assert not file.exists()
     for data in (b"first", b"", bytes(range(256)) * 1000):
@@ -36,7 +44,7 @@ def test_a_missing_file_is_not_found(place):
             pass
 
 
-def test_users_may_write_a_place_in_several_ways(tmp_path, monkeypatch):
+def test_spellings_of_a_location_are_normalised(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for text in ("a/b", "./a/b/", "a//x/../b", "~/a/b", f"file://{tmp_path}/a/b"):
@@ -56,7 +64,7 @@ def test_users_may_write_a_place_in_several_ways(tmp_path, monkeypatch):
         ("gs://bucket/x", "'gs://bucket/x' needs a package that is missing: .*gcsfs"),
     ],
 )
-def test_uris_that_lead_nowhere_are_refused(uri, message):
+def test_uris_without_a_file_system_are_refused(uri, message):
     with pytest.raises(PadimError, match=message):
         Location.of(uri)
 
@@ -84,7 +92,7 @@ def test_a_reader_never_sees_part_of_a_file(tmp_path):
     assert entries(tmp_path) == ["file"]
 
 
-def test_of_many_who_create_a_file_on_disk_one_succeeds(tmp_path):
+def test_of_many_threads_that_create_a_file_one_succeeds(tmp_path):
     file = Location.of(str(tmp_path / "new/claim"))
 
     def create(number):
@@ -107,7 +115,7 @@ def test_a_file_is_created_once(place):
     assert (place / "file").read() == b"first"
 
 
-def test_files_are_listed_and_removed_together(place):
+def test_a_directory_s_files_are_listed_and_removed(place):
     names = ["a/b[1]*.bin", "a/c", "d"]
     for name in names:
         (place / "x" / name).write(b"")
@@ -119,8 +127,63 @@ def test_files_are_listed_and_removed_together(place):
     (place / "x/gone").remove()
 
 
+def test_directories_and_sizes_are_listed(place):
+    sizes = {"b/c/1": 3, "b/2": 0, "a [x]/3": 5, "4": 1}
+    for name, size in sizes.items():
+        (place / "x" / name).write(bytes(size))
+    assert (place / "x").list_directories() == ["a [x]", "b"]
+    assert (place / "x/b/c").list_directories() == []
+    assert (place / "x").file_sizes() == sizes
+    assert (place / "nothing").list_directories() == []
+    assert (place / "nothing").file_sizes() == {}
+    assert (place / "x/a [x]/3").size() == 5
+    with pytest.raises(FileNotFoundError):
+        (place / "x/5").size()
+
+
+def test_parts_of_a_file_are_read(place):
+    (place / "file").write(bytes(range(256)) * 1000)
+    with (place / "file").open_parts() as file:
+        file.seek(-3, os.SEEK_END)
+        assert file.read() == bytes([253, 254, 255])
+        file.seek(256 * 500)
+        assert file.read(2) == bytes([0, 1])
+    with pytest.raises(FileNotFoundError):
+        (place / "none").open_parts()
+
+
+def test_a_table_is_written_as_parquet(place):
+    table = pa.table({"uri": ["a", "b"], "score": [0.5, None]})
+    (place / "table.parquet").write_table(table)
+    with (place / "table.parquet").as_local_file() as path:
+        assert pq.read_table(path).equals(table)
+
+
+def test_numbered_files_are_found_among_others(place):
+    for number in (12, 3, 1_000_000):
+        numbered_file(place, number).write(b"")
+    for name in ("latest.json", "000007.json.tmp", "12.json"):
+        (place / name).write(b"")
+    assert list_numbers(place) == [3, 12, 1_000_000]
+    assert numbered_file(place, 3).name == "000003.json"
+    assert list_numbers(place / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("info", "tag"),
+    [
+        ({"ETag": '"abc-2"', "mtime": 1.5}, "abc-2"),
+        ({"etag": "0x8D", "size": 3}, "0x8D"),
+        ({"mtime": 1700000000.25}, "1700000000.25"),
+        ({"size": 3}, None),
+    ],
+)
+def test_a_version_is_told_by_etag_or_modification_time(info, tag):
+    assert version_tag(info) == tag
+
+
 def test_a_write_that_fails_changes_nothing(place, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where copies on their way to a store are
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # files to be uploaded are written here
     monkeypatch.setattr("tempfile.tempdir", None)
     file = place / "file"
     file.write(b"old")
@@ -149,7 +212,7 @@ def test_others_may_read_what_the_umask_allows(tmp_path, umask, mode):
     assert {entry.stat().st_mode & 0o777 for entry in os.scandir(tmp_path)} == {mode}
 
 
-def test_a_local_file_is_itself_and_a_remote_one_a_passing_copy(place):
+def test_a_remote_file_is_copied_to_local_disk_and_the_copy_deleted(place):
     (place / "file").write(b"content")
     with (place / "file").as_local_file() as path:
         assert path.read_bytes() == b"content"
@@ -157,7 +220,7 @@ def test_a_local_file_is_itself_and_a_remote_one_a_passing_copy(place):
     assert path.exists() == place.is_local
 
 
-def test_a_place_travels_to_a_worker_with_its_credentials_but_not_its_connection(place):
+def test_a_location_is_sent_with_its_credentials_and_without_its_connection(place):
     (place / "file").write(b"content")
     assert place.exists() and "fs" in vars(place)
     arrived = pickle.loads(pickle.dumps(place))
@@ -171,87 +234,11 @@ def test_credentials_are_not_shown(s3):
     assert repr(place) == str(place) == "Location(uri='s3://bucket/x')"
 
 
-def refusals(location):
-    """The messages of everything that one can try with a location."""
-
-    def copy():
-        with location.as_local_file():
-            pass
-
-    tries = {
-        "read": [location.read, copy],
-        "write": [lambda: location.write(b"x")],
-    }
-    for action, functions in tries.items():
-        for function in functions:
-            with pytest.raises(PadimError) as error:
-                function()
-            message = str(error.value)
-            start = f"Can't {action} {location.uri}"
-            assert message.startswith(f"{start}: ")
-            assert message.endswith(".") and "\n" not in message
-            yield message.split(": ", 1)[1]
-
-
-CLOSED = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
-
-
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ({"secret": "0" * 40}, "the storage refuses these credentials ("),
-        ({"key": "AKIA0000000000000000"}, "the storage refuses these credentials ("),
-        (CLOSED, "the storage can't be reached ("),
-        ({"endpoint_url": "minio:9000"}, "Invalid endpoint: minio:9000 (see --storage-options)."),
-        ({"endpoint": "http://minio"}, "AioSession"),
-    ],
-)
-def test_what_keeps_a_store_away_is_said(s3, changed, reason, monkeypatch):
-    monkeypatch.setenv("PADIM_RAY_RETRY_SECONDS", "1")
-    location = Location.of("s3://bucket/file", {**s3.options, **changed})
-    assert all(message.startswith(reason) for message in refusals(location))
-    with pytest.raises(PadimError, match="Can't look up s3://bucket/file: "):
-        location.exists()
-
-
-def test_a_missing_bucket_is_named(s3):
-    missing = set(refusals(Location.of("s3://nowhere/file", s3.options)))
-    assert missing == {"the bucket does not exist."}
-    for message in refusals(Location.of("s3://no bucket/file", s3.options)):
-        assert "Invalid bucket name" in message
-
-
-def test_missing_credentials_are_asked_for(s3, monkeypatch, tmp_path):
-    for name in list(os.environ):
-        if name.startswith("AWS_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    location = Location.of("s3://bucket/file", {"endpoint_url": s3.endpoint})
-    with pytest.raises(PadimError, match=r"no credentials were found .* --storage-options"):
-        location.read()
-
-
-def test_local_directories_that_take_no_file_are_named(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    below_a_file = Location.of(str(tmp_path / "file/below/it"))
-    assert set(refusals(below_a_file)) == {"Not a directory."}
-    for target, reason in [
-        (tmp_path / "file/below", "a file is where a directory should be"),
-        (tmp_path, "Is a directory"),
-        ("/proc/padim-ray/file", "No such file or directory"),
-    ]:
-        with pytest.raises(PadimError, match=f"^Can't write {target}: {reason}.$"):
-            Location.of(str(target)).write(b"")
-    with pytest.raises(PadimError, match=f"Can't read {tmp_path}: Is a directory."):
-        Location.of(str(tmp_path)).read()
-
-
 NASTY = ["", ".", "..", "../x", "a/b", "%2F", ".hidden", "-rf", " ", "%", "%2E%2E", "x" * 1000]
 
 
 @given(st.sets(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(NASTY)))
-def test_any_text_makes_one_safe_segment(texts):
+def test_different_texts_make_different_safe_segments(texts):
     segments = {safe_segment(text, without=".png") for text in texts}
     assert len(segments) == len(texts)
     for segment in segments:
@@ -261,6 +248,6 @@ def test_any_text_makes_one_safe_segment(texts):
         assert ".png" not in segment
 
 
-def test_ordinary_segments_are_themselves():
+def test_ordinary_names_stay_as_they_are():
     for text in ("bolt", "line 7", "M4x12_A2-70", "good", "cam(2)", "v1.2+b,c=d@e"):
         assert safe_segment(text) == text

@@ -8,7 +8,7 @@ from padim_ray.storage.retry import is_transient, with_retries
 
 
 def refusal(status, code="Any"):
-    """What s3fs makes of a response of S3."""
+    """The exception that s3fs raises for a response from S3."""
     response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return translate_boto_error(ClientError(response, "GetObject"))
 
@@ -18,7 +18,7 @@ def refusal(status, code="Any"):
     [
         *(refusal(status) for status in (429, 500, 502, 503, 504)),
         refusal(200, "SlowDown"),
-        refusal(200, "InternalError"),  # S3 may answer 200 before it knows
+        refusal(200, "InternalError"),  # S3 may send the status before it fails
         refusal(409, "ConditionalRequestConflict"),
         ConnectionResetError(),
         TimeoutError(),
@@ -28,14 +28,14 @@ def refusal(status, code="Any"):
         aiohttp.ServerDisconnectedError(),
     ],
 )
-def test_what_passes_is_tried_again(error, monkeypatch):
+def test_transient_failures_are_retried(error, monkeypatch):
     assert is_transient(error)
     monkeypatch.setattr(retry, "wait_random_exponential", lambda **_: lambda state: 0)
-    left = [error, error]
+    failures = [error, error]
 
     def fail_twice():
-        if left:
-            raise left.pop()
+        if failures:
+            raise failures.pop()
         return "done"
 
     assert with_retries(fail_twice, "read x") == "done"
@@ -52,7 +52,7 @@ def test_what_passes_is_tried_again(error, monkeypatch):
         ValueError(),
     ],
 )
-def test_what_stays_is_not(error):
+def test_other_failures_are_not_retried(error):
     assert not is_transient(error)
     calls = []
 
