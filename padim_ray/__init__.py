@@ -12,6 +12,7 @@ __all__ = [
     "PadimError",
     "PadimModel",
     "compare",
+    "convert",
     "evaluate",
     "fit",
     "forget",
@@ -26,7 +27,10 @@ logging.getLogger("padim_ray").addFilter(RedactingFilter())  # imported in every
 # imported on first use: the library works without ray, and decoding tasks without torch
 _LAZY = {
     "PadimModel": "model.padim_model",
-    **{job: f"pipeline.jobs.{job}" for job in ("fit", "merge", "score", "evaluate", "compare")},
+    **{
+        job: f"pipeline.jobs.{job}"
+        for job in ("fit", "merge", "convert", "score", "evaluate", "compare")
+    },
     **dict.fromkeys(("update", "forget"), "pipeline.jobs.update_and_forget"),
 }
 

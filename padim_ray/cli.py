@@ -21,6 +21,7 @@ from padim_ray.errors import PadimError, TooManyFailed
 from padim_ray.redaction import redact
 from padim_ray.runs.options.common import RUN, ReportImages, StorageOptions
 from padim_ray.runs.options.compare import CompareOptions
+from padim_ray.runs.options.convert import ConvertOptions
 from padim_ray.runs.options.evaluate import EvaluateOptions
 from padim_ray.runs.options.fit import FitOptions, VersionOptions
 from padim_ray.runs.options.merge import MergeOptions
@@ -85,6 +86,22 @@ def merge(*models: str, options: MergeOptions) -> int:
     from padim_ray.pipeline.jobs.merge import run_merge
 
     run_merge(models, options)
+    return SUCCESS
+
+
+def convert(model: str, /, *, options: ConvertOptions) -> int:
+    """Fit another kind of density to a model, without reading its images.
+
+    padim-ray convert s3://models/line7 --density shared
+
+    Parameters
+    ----------
+    model
+        The model. @3 selects a version; the result is the model's next version.
+    """
+    from padim_ray.pipeline.jobs.convert import run_convert
+
+    run_convert(model, options)
     return SUCCESS
 
 
@@ -251,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
     for command in (
-        *(plan, fit, update, forget, merge, score, evaluate, compare),
+        *(plan, fit, update, forget, merge, convert, score, evaluate, compare),
         *(report, info, rollback, prune),
     ):
         app.command(command)

@@ -34,6 +34,22 @@ def density_class(kind: str) -> "type[Density]":
     return import_module(DENSITIES[kind]).DENSITY
 
 
+def convert_density(density: "Density", kind: str) -> "Density":
+    """Another kind of density that is fitted to the same statistics, with the same settings.
+
+    Raises:
+        ModelError: if it is unknown, or is fitted to other statistics or with other settings.
+    """
+    target = density_class(kind)
+    if target.statistics_kind != density.statistics_kind:
+        raise ModelError(
+            f"A model with density {density.kind} can't be converted to {kind}: it has "
+            f"{density.statistics_kind}, and {kind} is fitted to {target.statistics_kind}"
+        )
+    settings = {name: value for name, value in density.to_json().items() if name != "kind"}
+    return target.of_json(settings, "density")
+
+
 def density_of_options(options: Any) -> "Density":
     """The density that `ModelOptions` ask for."""
     return density_class(options.density).of_options(options)

@@ -169,14 +169,17 @@ class Summary:
     def report(self) -> None:
         """Log the summary."""
         verb = VERBS.get(self.job, "scored")
-        log.info(
-            "%d images listed, %d %s, %d failed; %.1f images/s overall",
-            self.listed,
-            self.done,
-            verb,
-            self.failed,
-            self.images_per_second,
-        )
+        if self.listed:
+            log.info(
+                "%d images listed, %d %s, %d failed; %.1f images/s overall",
+                self.listed,
+                self.done,
+                verb,
+                self.failed,
+                self.images_per_second,
+            )
+        else:  # of a job that works on statistics
+            log.info("No image was added, subtracted or scored")
         if self.skipped:
             log.info("%d more images are in the model already", self.skipped)
         if self.sampled:

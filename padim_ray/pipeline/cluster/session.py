@@ -39,6 +39,9 @@ def ray_session(address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         os.environ.setdefault("RAY_num_workers_soft_limit", str(LOCAL_WORKERS))
+    # of what Ray's C++ code tells the driver's terminal, only what ends the process: it warns about
+    # Ray Data's own actors at the start of every job. Errors are raised in Python as well
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(
             address=address,
