@@ -1,6 +1,8 @@
 """What is used of Ray that isn't public: a new version of Ray that breaks it is told so here."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -73,3 +75,30 @@ def test_restarting_actors_and_killing_one_for_good():
     with pytest.raises(ray.exceptions.RayActorError):
         for _ in range(100):
             ray.get(actor.ping.remote(), timeout=30)
+
+
+DRIVER = """
+import os, sys
+from padim_ray.pipeline.cluster.session import data_context, ray_session
+
+with ray_session("local"):
+    import pyarrow as pa, ray.data
+
+    class Actor:
+        def __call__(self, rows): return rows
+
+    with data_context(preserve_order=True):
+        rows = ray.data.from_blocks([pa.table({"a": [1]})]).map_batches(
+            Actor, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.1
+        )
+        assert rows.take_all() == [{"a": 1}]
+    assert "RAY_BACKEND_LOG_LEVEL" not in os.environ
+print("done", file=sys.stderr)
+"""
+
+
+def test_a_job_says_nothing_of_rays_own_affairs():
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DRIVER], capture_output=True, text=True, check=True
+    )
+    assert ended.stderr == "done\n"

@@ -15,7 +15,7 @@ from ray.data import DataContext
 from ray.exceptions import AuthenticationError, RayTaskError
 
 from padim_ray.errors import PadimError
-from padim_ray.pipeline.cluster.ray_internals import NOISY_LOGGERS
+from padim_ray.pipeline.cluster.ray_internals import NOISY_LOGGERS, quiet_driver
 
 log = logging.getLogger("padim_ray")
 LOCAL_WORKERS = 2 * (os.cpu_count() or 1) + 8
@@ -39,16 +39,14 @@ def ray_session(address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         os.environ.setdefault("RAY_num_workers_soft_limit", str(LOCAL_WORKERS))
-    # of what Ray's C++ code tells the driver's terminal, only what ends the process: it warns about
-    # Ray Data's own actors at the start of every job. Errors are raised in Python as well
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False if address == "local" else None,
-        )
+        with quiet_driver():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False if address == "local" else None,
+            )
     except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise PadimError(f"Ray can't be reached at {address!r}: {reason}") from error
