@@ -49,9 +49,7 @@ def extended(tmp_path):
         (tmp_path / name).write_text(code)
     densities = tmp_path / "padim_ray/densities/__init__.py"
     (line,) = re.findall(r'^    "centre": .*\n', PAGE, re.MULTILINE)
-    densities.write_text(
-        densities.read_text().replace('    "shared":', line + '    "shared":', 1)
-    )
+    densities.write_text(densities.read_text().replace('    "shared":', line + '    "shared":', 1))
     trunks = tmp_path / "padim_ray/features/trunks/__init__.py"
     (line,) = re.findall(r"^TRUNKS: .*\n", PAGE, re.MULTILINE)
     text = re.sub(r"^TRUNKS: .*\n", line, trunks.read_text(), flags=re.MULTILINE)
