@@ -97,7 +97,8 @@ def test_what_cant_be_forgotten_is_named(line):
 
 
 @pytest.mark.parametrize(
-    ("where", "point"), [("rounds", "fit:round-committed"), ("artifact", "fit:model-written")]
+    ("where", "point"),
+    [("model.rounds", "fit:round-committed"), ("model.publish", "fit:model-written")],
 )
 @pytest.mark.parametrize("job", [padim_ray.update, padim_ray.forget])
 def test_a_change_that_was_ended_early_goes_on(line, monkeypatch, job, where, point):

@@ -130,7 +130,8 @@ def test_merging_into_one_of_the_models_makes_its_next_version(line, hamburg, ca
 
 
 @pytest.mark.parametrize(
-    ("where", "point"), [("rounds", "fit:round-committed"), ("artifact", "fit:model-written")]
+    ("where", "point"),
+    [("model.rounds", "fit:round-committed"), ("model.publish", "fit:model-written")],
 )
 def test_a_merge_that_was_ended_early_goes_on(line, monkeypatch, where, point):
     name = f"ended at {where}"
@@ -144,7 +145,7 @@ def test_a_merge_that_was_ended_early_goes_on(line, monkeypatch, where, point):
         merge(line, name, "hamburg@1", "lyon@1")
     monkeypatch.undo()
     assert current_number(line.model(name)) is None
-    if where == "rounds":
+    if where == "model.rounds":
         with pytest.raises(PadimError, match=r"unfinished merge with models .*hamburg@1 .*lyon@1"):
             merge(line, name, "all", "lyon@1")
     assert merge(line, name, "hamburg@1", "lyon@1").before == 2
