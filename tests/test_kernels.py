@@ -1,4 +1,4 @@
-"""The GPU's kernels beside the plain operators; without a GPU, by Triton's interpreter."""
+"""Triton kernels compared with the plain operators; without a GPU, in Triton's interpreter."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ pooling = pytest.importorskip("padim_ray.features.kernels")
 kernels = pytest.importorskip(
     "padim_ray.densities.gaussian.kernels", reason="no Triton on this platform"
 )
-# Triton's interpreter cuts a number's last digits off, where a GPU rounds
+# Triton's interpreter truncates where a GPU rounds
 EXACT = 1e-6 if DEVICE == "cuda" else 3e-5
 few = settings(max_examples=20 if DEVICE == "cuda" else 4, phases=[Phase.explicit, Phase.generate])
 
 
 @pytest.fixture(autouse=True, scope="module")
 def interpreter():
-    """Triton's multiplies bfloat16's bits as integers: here they become numbers before."""
+    """Repair Triton's interpreter, which multiplies bfloat16 operands by their bits."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     multiply = interpreter.InterpreterBuilder.create_dot
 
@@ -61,7 +61,7 @@ seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 @few
 @given(grids(), st.lists(st.integers(1, 40), min_size=1, max_size=2), seeds)
-def test_moments_are_those_in_float64(grid, batches, rng):
+def test_moments_equal_those_in_float64(grid, batches, rng):
     state = empty_moments(grid.cells, grid.channels, device=DEVICE)
     exact = in_float64(empty_moments(grid.cells, grid.channels, device=DEVICE))
     for images in batches:
@@ -79,15 +79,15 @@ def test_moments_are_those_in_float64(grid, batches, rng):
 
 @few
 @given(grids(), st.integers(1, 40), seeds)
-def test_distances_are_the_plain_ones(grid, images, rng):
+def test_distances_equal_the_plain_ones(grid, images, rng):
     fitted = random_embeddings(grid, 60, rng)
     state = empty_moments(grid.cells, grid.channels, device=DEVICE)
     state = accumulate_(state, fitted.patches())
     rule = Regularization()
     gaussian = factorise(state, rule.scale(state.count), rule.offset(pool(state)))
     embeddings = random_embeddings(grid, images, rng)
-    filled_up = kernels.fill_up(gaussian)
-    distances = kernels.squared_distances(rng.choice([gaussian, filled_up]), embeddings)
+    aligned = kernels.align_rows(gaussian)
+    distances = kernels.squared_distances(rng.choice([gaussian, aligned]), embeddings)
     expected = squared_distances(gaussian, embeddings.patches())
     torch.testing.assert_close(distances, expected, rtol=5e-3, atol=1e-3)
 
@@ -111,7 +111,7 @@ def test_distances_do_not_depend_on_the_features_scale(grid, scale, rng):
 @given(
     st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.sampled_from([3, 16, 64]), seeds
 )
-def test_pooling_is_pytorchs(images, height, width, channels, rng):
+def test_pooling_equals_pytorchs(images, height, width, channels, rng):
     values = torch.from_numpy(rng.normal(size=(images, channels, height, width)).astype("f4"))
     x = values.relu().to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
     expected = torch.nn.functional.max_pool2d(x.float(), 3, stride=2, padding=1)

@@ -1,7 +1,7 @@
-"""How likely an embedding is at a cell: densities by kind.
+"""Densities by kind: how likely an embedding is at a cell.
 
-Nothing outside this room knows what a Gaussian is. A new density is a file here with a subclass of
-`base.Density` named `DENSITY`, and a line in `DENSITIES`.
+Nothing outside this package knows what a Gaussian is. To add a density, write a module here that
+implements `base.Density`, name the class `DENSITY` in it, and add a line to `DENSITIES`.
 """
 
 from importlib import import_module
@@ -13,23 +13,31 @@ from padim_ray.storage.json_fields import mapping, show
 if TYPE_CHECKING:
     from padim_ray.densities.base import Density
 
-DENSITIES = {  # kind: module; loaded when first asked for, since options do without PyTorch
+DENSITIES = {  # kind: module, imported when first used: the options must not import PyTorch
     "gaussian": "padim_ray.densities.gaussian",
     "shared": "padim_ray.densities.shared",
 }
 DEFAULT = "gaussian"
-MIN_IMAGES = 2  # of a group: fewer have no spread
-MIN_LEFT_OUT_OF = 3  # images of a group whose scores can be left out of it: two must remain
+MIN_IMAGES = 2  # per group: one image has no variance
+MIN_LEFT_OUT_OF = 3  # images per group for leave-one-out scores: MIN_IMAGES must remain
 
 
 def check_kind(kind: str) -> None:
-    """Raises: ModelError for an unknown kind."""
+    """Check that there is a density of this kind.
+
+    Raises:
+        ModelError: if it is unknown.
+    """
     if kind not in DENSITIES:
         raise ModelError(f"Unknown density {show(kind)}; known are {', '.join(DENSITIES)}")
 
 
 def density_class(kind: str) -> "type[Density]":
-    """Raises: ModelError for an unknown kind."""
+    """The class of densities of this kind.
+
+    Raises:
+        ModelError: if it is unknown.
+    """
     check_kind(kind)
     return import_module(DENSITIES[kind]).DENSITY
 
@@ -56,10 +64,14 @@ def density_of_options(options: Any) -> "Density":
 
 
 def density_of_json(value: Any, where: str) -> "Density":
-    """A density's settings from model.json, which anybody may have written.
+    """Read a density's settings from model.json, which anybody may have written.
+
+    Args:
+        value: the JSON object, with its `kind`.
+        where: the object's place in the file, for errors.
 
     Raises:
-        ModelError: if they can't be one.
+        ModelError: if it isn't a valid density.
     """
     settings = dict(mapping(value, where))
     kind = settings.pop("kind", None)

@@ -1,8 +1,16 @@
-"""What a density is: the one seam between features and everything that uses distances.
+"""The interface of densities: from embeddings to distances.
 
-A density is fitted from *statistics* of embeddings, which add up over images: so a fit is
-distributed, exact at any number of images, and can be merged. A new density is a file beside this
-one and a line in `padim_ray.densities.DENSITIES`.
+A density is fitted from *statistics* of embeddings, which add up over images. That makes a fit
+exact, distributed and mergeable for any number of images:
+
+    empty → add_ → double → + …      statistics of all images of a group
+    pool → +                         what all cells must share
+    fit, shard by shard → join       the fitted density
+    load → distances                 distances of new images
+
+To add a density, write a module beside this one that implements `Density`, a `Statistics` (or use
+another density's) and a `Fitted`, and add a line to `padim_ray.densities.DENSITIES`. `gaussian` and
+`shared` are examples; `tests/densities/test_seam.py` has the smallest one that works.
 """
 
 from abc import ABC, abstractmethod
@@ -18,20 +26,25 @@ Named = Mapping[str, torch.Tensor]
 
 
 class State(ABC):
-    """Numbers of a run of coarsest cells and their descendants: tensors with names.
+    """Named tensors of a run of coarsest cells and their descendants.
 
-    Cells are in nested order, see `padim_ray.features.grid`. Tensors that vary over cells have them
-    as their first dimension.
+    Cells are in nested order, see `padim_ray.features.grid`. Tensors that vary over cells have
+    cells as their first dimension. Names and shapes depend on the cells and settings only, never on
+    values: they must be the same on the meta device, where they are compared with those of a file.
     """
 
     @property
     @abstractmethod
     def named(self) -> Named:
-        """The tensors as they are in memory, without copies."""
+        """All tensors as they are in memory, not copied: writing to them changes the state."""
 
     @abstractmethod
     def packed(self) -> dict[str, torch.Tensor]:
-        """The tensors as they are saved, each number once."""
+        """The tensors to save to a file: contiguous, finite, float32, float64 or int64.
+
+        Redundant entries, such as one half of a symmetric matrix, may be left out. `Density` has
+        the inverse: `unpack_statistics` or `unpack_fitted`.
+        """
 
     @abstractmethod
     def cells(self, start: int, stop: int) -> Self:
@@ -39,7 +52,7 @@ class State(ABC):
 
     @abstractmethod
     def to(self, target: torch.device | str) -> Self:
-        """A copy on a device; itself if it is there."""
+        """Copy to a device; tensors that are already there are not copied."""
 
     @property
     def nbytes(self) -> int:
@@ -48,27 +61,37 @@ class State(ABC):
 
 
 class Statistics(State):
-    """What is known of a set of images' embeddings; adds up over disjoint sets."""
+    """Sufficient statistics of a set of images' embeddings; they add up over disjoint sets.
+
+    `packed` must contain `count` as an int64 scalar: it is checked when a file is read.
+    """
 
     count: int
     """The number of images."""
 
     @abstractmethod
     def add_(self, embeddings: Embeddings, workers: Workers = ONE_BY_ONE) -> Self:
-        """Add a batch of images, in place in the tensors; the result has them, and the new count.
+        """Add a batch of images, in place in the tensors.
 
         Args:
-            embeddings: on the statistics' device, of the same cells.
-            workers: threads that work on runs of cells side by side.
+            embeddings: of the same cells, on the same device.
+            workers: threads to compute on.
+
+        Returns:
+            Statistics with the new count, which share this object's tensors. Don't use this object
+            any more.
         """
 
     @abstractmethod
     def double(self) -> Self:
-        """The same in the precision in which statistics are merged."""
+        """Convert to the precision in which statistics are merged; idempotent."""
 
     @abstractmethod
     def __add__(self, other: Self) -> Self:
-        """Statistics of both sets of images together."""
+        """Statistics of the union of two disjoint sets of images.
+
+        It must be associative and commutative up to rounding: partial sums are merged in any order.
+        """
 
     @abstractmethod
     def __sub__(self, other: Self) -> Self:
@@ -80,7 +103,7 @@ class Statistics(State):
 
 
 class Pooled(Protocol):
-    """What the runs of cells of one set of images must share before each is fitted; adds up."""
+    """What a fit needs to know of all cells of a group; adds up over disjoint runs of cells."""
 
     @property
     def count(self) -> int:
@@ -93,12 +116,12 @@ class Pooled(Protocol):
         ...
 
     def __add__(self, other: Any) -> Self:
-        """The same of both runs of cells together."""
+        """Pool both runs of cells, which must be of the same images."""
         ...
 
 
 class Fitted(State):
-    """A fitted density's numbers, of some cells."""
+    """The fitted parameters of some cells; distances need nothing else."""
 
 
 S = TypeVar("S", bound=Statistics)
@@ -107,101 +130,109 @@ P = TypeVar("P", bound=Pooled)
 
 
 class Density(ABC, Generic[S, F, P]):
-    """A kind of density with its settings, immutable; holds no numbers of a fit."""
+    """A kind of density and its settings. Immutable; it holds nothing fitted."""
 
     kind: ClassVar[str]
-    """As `--density` and model.json name it, and as its files begin."""
+    """Its name in `--density`, in model.json and at the beginning of its files' names."""
 
     statistics_kind: ClassVar[str]
-    """What it is fitted from, and how these files begin: densities with the same are convertible
-    into each other, and mergeable."""
+    """The kind of its statistics, and the beginning of their files' names. Densities of the same
+    `statistics_kind` can be converted into each other and merged."""
 
     per_cell: ClassVar[bool] = True
-    """Whether every cell has numbers of its own. Else one run of cells' are those of all."""
+    """Whether every run of cells has parameters of its own. Otherwise all runs share the same, and
+    only the first is fitted and saved."""
 
     @classmethod
     @abstractmethod
     def of_options(cls, options: Any) -> Self:
-        """With the settings that `ModelOptions` hold."""
+        """The density that `ModelOptions` ask for."""
 
     @classmethod
     @abstractmethod
     def of_json(cls, value: Mapping[str, Any], where: str) -> Self:
-        """The inverse of `to_json`, which also gives `kind`.
+        """Read the settings: the inverse of `to_json`.
 
         Args:
-            value: a JSON object that anybody may have written, without its `kind`.
-            where: it stands, for errors.
+            value: a JSON object without `kind`, as anybody may have written it: check every field.
+            where: the object's place in the file, for errors.
 
         Raises:
-            ModelError: if it can't be one.
+            ModelError: if a field is missing, unknown or invalid.
         """
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON, `kind` included."""
+        """The settings as a JSON object, with `kind`."""
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """The settings in words, by name."""
+        """The settings in words, by name, for people."""
 
     @abstractmethod
     def empty(self, grid: PatchGrid, device: torch.device | str = "cpu") -> S:
-        """Statistics of no images."""
+        """Statistics of no images, in the precision in which images are added."""
 
     @abstractmethod
     def statistics(self, count: int, named: Named) -> S:
-        """Statistics of `count` images from their `named` tensors, without a copy."""
+        """Statistics of `count` images from the tensors of `State.named`, not copied."""
 
     @abstractmethod
     def unpack_statistics(self, packed: Named) -> S:
-        """Statistics from their `packed` tensors."""
+        """Statistics from the tensors of `State.packed`.
+
+        Names, shapes and types are checked already, and values are finite.
+        """
 
     @abstractmethod
     def state_bytes(self, grid: PatchGrid) -> int:
-        """Bytes of a group's statistics, by which they are cut into shards.
+        """Bytes of a group's statistics, which decide into how many shards they are cut.
 
-        The number of shards is part of the format: it must not change between versions.
+        The number of shards is part of the model format: this must not change between versions.
         """
 
     @abstractmethod
     def pool(self, statistics: S) -> P:
-        """What all runs of cells must share before they are fitted."""
+        """Pool a run of cells: compute what all runs must share before they are fitted."""
 
     @abstractmethod
     def fit(self, statistics: S, pooled: P) -> F:
-        """Fit the density of a run of cells.
+        """Fit the density at a run of cells.
 
         Args:
-            statistics: the run's.
-            pooled: of all runs together.
+            statistics: of the run.
+            pooled: of all runs of the group.
 
         Raises:
-            ModelError: if there are too few images, or they hardly differ; a predicate, which
-                follows the group's name.
+            ModelError: if there are too few images, or they hardly differ. The message is a
+                predicate, such as "has 1 readable image": the caller puts the group's name first.
         """
 
     @abstractmethod
     def empty_fitted(self, grid: PatchGrid, device: torch.device | str = "cpu") -> F:
-        """Room for a fitted density, uninitialised."""
+        """A fitted density of all cells whose tensors are allocated but not initialised."""
 
     @abstractmethod
     def unpack_fitted(self, packed: Named) -> F:
-        """A fitted density from its `packed` tensors.
+        """A fitted density from the tensors of `State.packed`.
+
+        Names, shapes and types are checked already, and values are finite.
 
         Raises:
-            ModelError: if they can't be one.
+            ModelError: if the values can't come from a fit.
         """
 
     @abstractmethod
     def join(self, parts: Sequence[F]) -> F:
-        """The fitted density of consecutive runs of cells."""
+        """Join the fitted densities of consecutive runs of cells."""
 
     def load(self, fitted: F, device: torch.device, dtype: torch.dtype) -> F:
-        """Bring a fitted density to a device, as `distances` likes it best.
+        """Prepare a fitted density for `distances`: move it to a device and optimise its layout.
 
         Args:
-            dtype: the embeddings'.
+            fitted: of all cells.
+            device: to compute distances on.
+            dtype: of the embeddings whose distances will be computed.
         """
         return fitted.to(device)
 
@@ -214,11 +245,16 @@ class Density(ABC, Generic[S, F, P]):
         left_out_of: int | None = None,
         workers: Workers = ONE_BY_ONE,
     ) -> torch.Tensor:
-        """How unlikely the embeddings are: (P_0, B) float32, not negative, in nested order.
+        """Distances of embeddings from the density: the higher, the less likely.
 
         Args:
-            fitted: all cells', from `load`.
-            left_out_of: the number of images that the density was fitted to, if these are some of
-                them: each image's distances are then those to a density fitted without it.
-            workers: threads that work side by side.
+            fitted: of all cells, from `load`.
+            embeddings: of all cells, on the same device.
+            left_out_of: the number of images that the density was fitted to. If given, the
+                embeddings must be of some of these images, and each image's distances are those
+                from a density fitted without it.
+            workers: threads to compute on.
+
+        Returns:
+            (P_0, B) float32 on the embeddings' device, not negative, in nested order.
         """

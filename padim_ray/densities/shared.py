@@ -1,19 +1,18 @@
 """One Gaussian for all cells, for textures and objects that aren't aligned.
 
-It is fitted from the same moments as a Gaussian per cell. An image contributes an embedding at each
-of the P finest cells, so with n images the Gaussian is fitted to N = n·P embeddings. Their scatter
-is the sum of the cells' scatters and of the differences between the cells' means (Chan, Golub and
-LeVeque 1983):
+It is fitted from the same moments as a Gaussian per cell. An image contributes one embedding at
+each of the P finest cells, so n images give N = n·P embeddings. Their scatter is the sum of the
+cells' scatters and of the differences between the cells' means (Chan, Golub and LeVeque 1983):
 
     S[ℓ, k] = Σ_p S_p[ℓ, k] + n·Σ_p (μ_p − μ)_ℓ (μ_p − μ)_kᵀ,   μ the mean of the cells' means,
 
-and nearest-neighbour alignment repeats a coarse cell over its descendants, so every sum over the
-finest cells is one over level ℓ's own cells, times their descendants. The covariance is
-S / (N − 1) + R, with R = diag(r·t_ℓ) for `shrink` (t_ℓ the mean variance of level ℓ's channels;
-there is nothing else to shrink towards) and R = ε·I for `paper`.
+Nearest-neighbour alignment repeats a coarse cell over its descendants, so every sum over the finest
+cells is a sum over level ℓ's own cells, times the number of descendants. The covariance is
+S / (N − 1) + R, with R = diag(r·t_ℓ) for `shrink`, where t_ℓ is the mean variance of level ℓ's
+channels, and R = ε·I for `paper`. `shrink` has nothing else to shrink towards.
 
-Leave-one-out is exact by arithmetic: an image's own P embeddings are subtracted from mean and
-scatter, and the rest is factorised again, which takes about as long as measuring its distances.
+Leave-one-out is exact: the image's own P embeddings are subtracted from mean and scatter, and the
+covariance is factorised again. That takes about as long as computing the image's distances.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,19 +29,19 @@ from padim_ray.errors import ModelError
 from padim_ray.features.grid import Embeddings, PatchGrid
 from padim_ray.features.workers import ONE_BY_ONE, Workers
 
-LEFT_OUT_BATCH = 8  # images whose Gaussians are factorised together
+LEFT_OUT_BATCH = 8  # images whose covariances are factorised in one batch
 
 
 @dataclass(frozen=True)
 class PooledMoments:
-    """Moments of all embeddings of some cells, float64; add up over runs of cells.
+    """Moments of all embeddings of some cells, in float64; they add up over runs of cells.
 
     Attributes:
-        count: images.
-        embeddings: N, one per image and finest cell.
+        count: n, the number of images.
+        embeddings: N, the number of embeddings: one per image and finest cell.
         channels: c_ℓ of each level, finest first.
-        mean: (D,), of all levels' channels, finest first.
-        scatter: (D, D), centred and not divided by N − 1.
+        mean: (D,), over the channels of all levels, finest first.
+        scatter: (D, D), centred, not divided by N − 1.
     """
 
     count: int
@@ -56,7 +55,7 @@ class PooledMoments:
         return self.mean.nbytes + self.scatter.nbytes
 
     def __add__(self, other: "PooledMoments") -> "PooledMoments":
-        """Those of both runs of cells, of the same images."""
+        """Moments of both runs of cells, of the same images."""
         if self.count != other.count:
             raise ValueError(f"moments of {self.count} and of {other.count} images don't add up")
         total = self.embeddings + other.embeddings
@@ -74,14 +73,14 @@ class PooledMoments:
 
 @dataclass(frozen=True)
 class SharedGaussian(Fitted):
-    """The moments of all embeddings, and the covariance's inverse Cholesky factor.
+    """The moments of all embeddings, and the inverse Cholesky factor of their covariance.
 
     Attributes:
         embeddings: N, (1,) int64.
         mean: (D,) float64, finest level's channels first.
         scatter: (D, D) float64.
-        whitening: W with WᵀW = Σ⁻¹, (D, D) float32; with the coarsest level's channels first it
-            would be lower triangular, and so row block ℓ has columns k ≥ ℓ only.
+        whitening: W with WᵀW = Σ⁻¹, (D, D) float32, upper triangular: the rows of level ℓ have
+            columns of the levels k ≥ ℓ only.
         channels: c_ℓ of each level, int64.
     """
 
@@ -105,14 +104,14 @@ class SharedGaussian(Fitted):
         return {name: tensor.contiguous() for name, tensor in self.named.items()}
 
     def cells(self, start: int, stop: int) -> "SharedGaussian":
-        return self  # all cells have the same
+        return self  # all cells share it
 
     def to(self, target: torch.device | str) -> "SharedGaussian":
         return SharedGaussian(*(tensor.to(target) for tensor in self.named.values()))
 
     @cached_property
     def levels(self) -> list[slice]:
-        """Where each level's channels are in an embedding."""
+        """The channels of each level in an embedding."""
         return _levels(self.channels.tolist())
 
 
@@ -141,7 +140,7 @@ class SharedDensity(Density[Moments, SharedGaussian, PooledMoments]):
 
     @property
     def _per_cell(self) -> GaussianDensity:
-        """The density whose statistics these are."""
+        """The density per cell that has the same statistics."""
         return GaussianDensity(self.regularization)
 
     def empty(self, grid: PatchGrid, device: torch.device | str = "cpu") -> Moments:
@@ -199,7 +198,7 @@ class SharedDensity(Density[Moments, SharedGaussian, PooledMoments]):
     def _covariance(
         self, scatter: torch.Tensor, embeddings: float, channels: Sequence[int]
     ) -> torch.Tensor:
-        """Σ (…, D, D) of scatter (…, D, D)."""
+        """The regularised covariance (…, D, D) from a scatter (…, D, D)."""
         covariance = scatter / (embeddings - 1)
         diagonal = covariance.diagonal(dim1=-2, dim2=-1)
         if self.regularization.kind == "paper":
@@ -257,9 +256,9 @@ class SharedDensity(Density[Moments, SharedGaussian, PooledMoments]):
     def _leave_one_out(
         self, fitted: SharedGaussian, embeddings: Embeddings, images: int
     ) -> torch.Tensor:
-        """Squared distances (P_0, B), each image's to the Gaussian of the others."""
+        """Squared distances (P_0, B), each image's from the Gaussian of the other images."""
         total = int(fitted.embeddings)
-        own = total // images  # embeddings that an image contributes
+        own = total // images  # embeddings per image
         mean, scatter = _moments_of_each(embeddings, fitted)
         left = total - own
         delta = mean - fitted.mean  # (B, D)
@@ -284,7 +283,7 @@ def _levels(channels: Sequence[int]) -> list[slice]:
 
 
 def _families(fine: torch.Tensor, coarse: torch.Tensor, dimension: int) -> tuple[int, int]:
-    """Coarse cells, and the descendants of each among the fine ones."""
+    """The number of coarse cells, and of each one's descendants among the fine cells."""
     ancestors = coarse.shape[dimension]
     return ancestors, fine.shape[dimension] // ancestors
 
@@ -296,7 +295,7 @@ def _outer(vectors: torch.Tensor) -> torch.Tensor:
 def _whiten(covariance: torch.Tensor) -> torch.Tensor:
     """W (…, D, D) with WᵀW = Σ⁻¹, upper triangular; NaN where Σ is not positive definite.
 
-    The Cholesky factor of the reversed matrix is the one that begins with the coarsest channels.
+    The matrix is reversed before it is factorised, so that the coarsest channels come first.
     """
     factor, info = torch.linalg.cholesky_ex(covariance.flip(-1, -2))
     identity = torch.eye(covariance.shape[-1], dtype=factor.dtype, device=factor.device)
@@ -305,7 +304,7 @@ def _whiten(covariance: torch.Tensor) -> torch.Tensor:
 
 
 def _measure(fitted: SharedGaussian, embeddings: Embeddings) -> torch.Tensor:
-    """Squared Mahalanobis distances (P_0, B) float32: coarse to fine, each product once."""
+    """Squared Mahalanobis distances (P_0, B) float32, coarse to fine, each product once."""
     offsets = [
         (level[..., :channels].double() - fitted.mean[where]).float()
         for level, channels, where in zip(

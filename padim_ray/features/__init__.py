@@ -1,1 +1,1 @@
-"""From pixels to embeddings: trunks, their fused forms, the grid of cells, the embedder."""
+"""From pixels to embeddings: trunks and their fused forms, the grid of cells, the embedder."""

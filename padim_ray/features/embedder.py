@@ -1,4 +1,4 @@
-"""Images to embeddings: batches through the trunk, and its feature maps as cells."""
+"""Images to embeddings: run batches through the trunk, and order its feature maps as cells."""
 
 import warnings
 from collections import deque
@@ -13,24 +13,25 @@ from padim_ray.features.trunk import CPU_PASS, GPU_PASS, Trunk
 from padim_ray.features.uploads import Uploader
 from padim_ray.features.workers import ONE_BY_ONE, Workers
 
-GPU_BATCH = 1024  # images: enough for reading and writing a group's state not to dominate
-CPU_BATCH = 128  # images, likewise
+# images per call: with fewer, reading and writing a group's state takes most of the time
+GPU_BATCH = 1024
+CPU_BATCH = 128
 
 
 class Embedder:
-    """A trunk and a grid: images to embeddings.
+    """Embeds images with a trunk.
 
     Args:
-        trunk: images to feature maps.
+        trunk: computes the feature maps.
         grid: the levels' cells.
         device: the trunk's.
         pass_size: images per pass through the trunk. Default: as many as suit the device.
-        workers: threads that embed images side by side.
-        reuse: embeddings last only until the next ones are made, on CPUs in the same memory: memory
-            that is freed and allocated again is cleared by the kernel.
+        workers: threads that embed images in parallel.
+        reuse: on CPUs, write all embeddings to the same memory: they are valid only until the next
+            call. That saves the time in which the operating system clears newly allocated memory.
 
     Attributes:
-        batch_size: how many images are best embedded, and worked on further, by one call.
+        batch_size: the number of images that is fastest to embed, and process further, in one call.
     """
 
     def __init__(
@@ -52,15 +53,15 @@ class Embedder:
             self.pass_size = pass_size or CPU_PASS
             self.batch_size = max(CPU_BATCH, self.pass_size)
         self._workers = workers
-        self._reuse = reuse and device.type == "cpu"  # GPUs' memory is kept by PyTorch
+        self._reuse = reuse and device.type == "cpu"  # on GPUs, PyTorch reuses memory anyway
         self._room: Embeddings | None = None
 
     def embed(self, images: torch.Tensor) -> Embeddings:
-        """Images (B, 3, H, W), 0…255, to their features at all cells, on the device."""
+        """Embed images (B, 3, H, W) in 0…255; the embeddings are on the device."""
         return next(self.embed_each([images]))
 
     def embed_each(self, batches: Iterable[torch.Tensor]) -> Iterator[Embeddings]:
-        """Embed one batch after the other; to a GPU, the next are copied while it computes."""
+        """Embed batches one after the other, copying the next ones to a GPU while it computes."""
         pending: deque[torch.Tensor] = deque()
 
         def parts() -> Iterator[torch.Tensor]:
@@ -95,9 +96,9 @@ class Embedder:
 
 
 def as_images(pixels: np.ndarray) -> torch.Tensor:
-    """(n, H, W, 3) uint8 pixels as channels-last images (n, 3, H, W), which share their memory.
+    """View uint8 pixels (n, H, W, 3) as channels-last images (n, 3, H, W).
 
-    Write to neither: the memory may be the object store's.
+    Write to neither: the shared memory may belong to Ray's object store.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

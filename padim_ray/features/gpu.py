@@ -1,4 +1,4 @@
-"""Whether a GPU's own kernels can be compiled and run here."""
+"""Check whether Triton kernels compile and run here."""
 
 import logging
 from functools import cache
@@ -10,7 +10,7 @@ log = logging.getLogger("padim_ray")
 
 @cache
 def has_kernels(device: torch.device) -> bool:
-    """Whether kernels written in Triton work on this device; Triton wants a C compiler."""
+    """Whether Triton kernels work on this device; Triton needs a C compiler, for example."""
     if device.type != "cuda":
         return False
     try:
@@ -18,7 +18,7 @@ def has_kernels(device: torch.device) -> bool:
 
         ones = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16, device=device)
         kernels.max_pool(ones.to(memory_format=torch.channels_last))
-    except (ImportError, RuntimeError, OSError) as error:  # its cache may not be writable
-        log.warning("Without Triton's kernels a GPU takes up to twice as long: %s", error)
+    except (ImportError, RuntimeError, OSError) as error:  # OSError: Triton's cache is read-only
+        log.warning("Triton kernels don't work here; the GPU takes up to twice as long: %s", error)
         return False
     return True

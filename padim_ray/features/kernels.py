@@ -1,4 +1,5 @@
-"""Max pooling on GPUs in one pass over its input, written in Triton."""
+# mypy: disallow-untyped-defs=False
+"""A Triton kernel for max pooling of channels-last maps, in one pass over its input."""
 
 import torch
 import triton
@@ -6,7 +7,14 @@ import triton.language as tl
 
 
 def max_pool(x: torch.Tensor) -> torch.Tensor:
-    """3×3 of stride 2 with padding 1, of values that are not negative, channels-last."""
+    """Max pooling 3×3 with stride 2 and padding 1.
+
+    Args:
+        x: (B, C, H, W), channels-last, not negative: padding counts as 0.
+
+    Returns:
+        (B, C, ⌈H/2⌉, ⌈W/2⌉), channels-last.
+    """
     x = x.permute(0, 2, 3, 1)
     images, height, width, channels = x.shape
     out = x.new_empty(images, (height + 1) // 2, (width + 1) // 2, channels)
@@ -17,7 +25,7 @@ def max_pool(x: torch.Tensor) -> torch.Tensor:
 
 
 def tensor_core_size(size: int) -> int:
-    """The next size of a tensor core's operand: a power of two, at least 16."""
+    """The smallest tensor-core operand that holds `size`: a power of two, at least 16."""
     return max(16, triton.next_power_of_2(size))
 
 
@@ -36,7 +44,7 @@ def _pool(
     program = tl.program_id(0)
     tiles = tl.cdiv(columns, TILE)
     column = (program % tiles) * TILE + tl.arange(0, TILE)
-    line = program // tiles  # of all images
+    line = program // tiles  # index among the rows of all images
     row = line % rows + tl.zeros((TILE,), tl.int32)
     image = (line // rows).to(tl.int64)
     channel = tl.arange(0, CHANNELS)

@@ -1,40 +1,47 @@
-"""The pretrained trunk: a CNN up to its deepest used level."""
+"""The trunk: a pretrained CNN up to its deepest used level."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from padim_ray.features.channels import select_channels
-from padim_ray.features.trunks import find_trunk
+from padim_ray.features.trunks import FusedTrunk, find_trunk
 from padim_ray.features.weights import StateDict, load_state_dict
 
-CPU_PASS = 4  # images: few enough that an activation is still in the cache when it is read
-GPU_PASS = 256  # images: with fewer, launching kernels takes longer than computing
+CPU_PASS = 4  # images per pass; with more, activations don't stay in the cache
+GPU_PASS = 256  # images per pass; with fewer, launching kernels takes longer than computing
 
 Precision = Literal["float32", "bfloat16"]
 
 
 class Trunk(nn.Module):
-    """Images to the chosen channels of each used level's feature map.
+    """Computes the kept channels of each used level's feature map.
 
-    Batch norms are folded into the convolutions, and the tensors are channels-last.
+    Batch norms are folded into the convolutions, and tensors are channels-last.
 
     Args:
-        name: of the trunk.
-        channels: the kept channels of each used level, finest first.
-        state_dict: weights.
-        precision: to compute in.
-        device: where to compute.
-        fuse: use the trunk's fused form, where it has one that works here.
+        name: a key of `TRUNKS`.
+        channels: indices of the kept channels of each used level, finest first.
+        state_dict: the weights.
+        precision: precision to compute in.
+        device: device to compute on.
+        fuse: use the trunk's fused form if it has one that works here.
         pass_size: images per pass of the fused form. Default: as many as suit the device.
 
     Attributes:
-        widths: channels that come out per level. In bfloat16 on GPUs the last one is repeated until
-            their number is a multiple of 16.
+        dtype: of the feature maps.
+        widths: channels of each returned feature map. In bfloat16 on GPUs the last kept channel is
+            repeated until their number is a multiple of 16.
+
+    Raises:
+        ModelError: if the trunk is unknown, or the weights don't fit it.
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(
         self,
@@ -53,7 +60,7 @@ class Trunk(nn.Module):
         load_state_dict(stages, state_dict)
         _fold_batch_norms(stages)
         stages.requires_grad_(False).eval()
-        self.dtype = getattr(torch, precision)
+        self.dtype: torch.dtype = getattr(torch, precision)
         self.channels = {
             level: torch.tensor(indices, dtype=torch.int64, device=device)
             for level, indices in channels.items()
@@ -61,31 +68,33 @@ class Trunk(nn.Module):
         for part in ("mean", "std"):
             pixels = 255 * torch.tensor(getattr(architecture, part), device=device)
             self.register_buffer(part, pixels[:, None, None], persistent=False)
-        self.fused = self.stages = None  # one of them
+        # either the fused form or the modules
+        self.fused: FusedTrunk | None = None
+        self.stages: nn.Sequential | None = None
         if fuse:
             size = pass_size or (GPU_PASS if device.type == "cuda" else CPU_PASS)
             self.fused = architecture.fuse(stages, self.channels, self.dtype, device, size)
         if self.fused:
             self.widths = list(self.fused.widths)
         else:
-            self.stages = stages.to(device, self.dtype, memory_format=torch.channels_last)
+            self.stages = stages.to(device, self.dtype).to(memory_format=torch.channels_last)
             self.widths = [len(kept) for kept in self.channels.values()]
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Images (B, 3, H, W), 0…255 → per level, finest first, (B, c_ℓ, H_ℓ, W_ℓ)."""
+        """Feature maps (B, widths[ℓ], H_ℓ, W_ℓ) of images (B, 3, H, W) in 0…255, finest first."""
         if self.fused:
             return self.fused.forward(images)
         if len(images) == 1:
-            # one image alone takes other kernels, which round differently than a batch's do
+            # PyTorch has other kernels for a single image, which round differently
             return [level[:1] for level in self(images.expand(2, -1, -1, -1))]
-        # float32 means float32: by default GPUs round a convolution's inputs to TF32. What isn't
-        # named here is switched off meanwhile, cuDNN itself included
+        # by default GPUs round a float32 convolution's inputs to TF32. `flags` switches off
+        # everything that isn't named, even cuDNN itself
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.compute(images)
 
     def compute(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The same by PyTorch's modules."""
+        """As `forward`, by PyTorch's modules; only if there is no fused form."""
         assert self.stages is not None
         x = (images - self.mean) / self.std
         x = x.to(self.dtype, memory_format=torch.channels_last)
@@ -98,7 +107,7 @@ class Trunk(nn.Module):
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
-    """Replace each convolution and the batch norm after it by one convolution."""
+    """Replace each convolution and the batch norm that follows it by one convolution."""
     module.eval()
     previous = ""
     for name, child in list(module.named_children()):
@@ -111,10 +120,11 @@ def _fold_batch_norms(module: nn.Module) -> None:
 
 
 def native_precision(device: torch.device | str = "cpu") -> Precision:
-    """The fastest precision that a device computes natively: bfloat16 or float32."""
+    """The fastest precision that a device supports natively: bfloat16 or float32."""
     if torch.device(device).type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # torch 2.11 may not have the query: float32 is right everywhere
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    # torch 2.11 may lack the query; float32 works everywhere
+    query = getattr(torch.cpu, "get_capabilities", None)
+    capabilities: Mapping[str, Any] = query() if query else {}
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if native else "float32"

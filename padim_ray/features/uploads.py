@@ -1,4 +1,4 @@
-"""Images on their way to a GPU while it computes on those before."""
+"""Copy images to a GPU while it computes on earlier ones."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -6,12 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-AHEAD = 2  # batches that are on their way while one is computed on
-COPIERS = 4  # threads: one alone copies more slowly than a GPU embeds
+AHEAD = 2  # batches that are copied while one is computed on
+COPIERS = 4  # threads: a single one copies more slowly than a GPU embeds
 
 
 class Uploader:
-    """Copies batches through pinned memory, a few ahead of who asks for them."""
+    """Copies batches to a GPU through pinned memory, a few ahead of the consumer."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -21,16 +21,16 @@ class Uploader:
         self._pinned: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def __call__(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Batches (B, 3, H, W) of the host's memory, or the device's, on the device."""
-        under_way: deque[Future[tuple[torch.Tensor, torch.cuda.Event | None]]] = deque()
+        """Yield batches (B, 3, H, W) on the device; those that are there already aren't copied."""
+        pending: deque[Future[tuple[torch.Tensor, torch.cuda.Event | None]]] = deque()
         computing = torch.cuda.current_stream(self._device)
-        waiting = iter(batches)
+        source = iter(batches)
         while True:
-            while len(under_way) <= AHEAD and (batch := next(waiting, None)) is not None:
-                under_way.append(self._worker.submit(self._upload, batch))
-            if not under_way:
+            while len(pending) <= AHEAD and (batch := next(source, None)) is not None:
+                pending.append(self._worker.submit(self._upload, batch))
+            if not pending:
                 return
-            batch, arrived = under_way.popleft().result()
+            batch, arrived = pending.popleft().result()
             if arrived is not None:
                 computing.wait_event(arrived)
                 batch.record_stream(computing)
@@ -45,13 +45,13 @@ class Uploader:
         parts = -(-len(batch) // COPIERS)
         list(self._copiers.map(_copy, pinned.split(parts), batch.split(parts)))
         with torch.cuda.stream(self._stream):
-            there = pinned.to(self._device, non_blocking=True)
+            uploaded = pinned.to(self._device, non_blocking=True)
             arrived = self._stream.record_event()
         self._pinned.append((memory, arrived))
-        return there, arrived
+        return uploaded, arrived
 
     def _pinned_like(self, batch: torch.Tensor) -> torch.Tensor:
-        """Pinned memory of the same layout that is free: making some takes longer than copying."""
+        """Pinned memory for a batch; reused if possible: allocating takes longer than copying."""
         if len(self._pinned) > AHEAD:
             memory, arrived = self._pinned.popleft()
             arrived.synchronize()
@@ -64,6 +64,6 @@ def _layout(images: torch.Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, .
     return images.dtype, images.shape[1:], images.stride()
 
 
-@torch.inference_mode()  # of a thread: it isn't inherited
-def _copy(there: torch.Tensor, images: torch.Tensor) -> None:
-    there.copy_(images)
+@torch.inference_mode()  # threads don't inherit the mode
+def _copy(target: torch.Tensor, images: torch.Tensor) -> None:
+    target.copy_(images)

@@ -1,4 +1,4 @@
-"""The trunk's weights: read from torchvision or a file, checked and hashed."""
+"""Read a trunk's weights from torchvision or a file, check and hash them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,14 @@ StateDict = Mapping[str, torch.Tensor]
 
 
 def load_state_dict(stages: nn.Module, state_dict: StateDict) -> None:
-    """Give the trunk its weights; other keys (a classifier, deeper layers) are ignored.
+    """Load a trunk's weights. Other tensors (a classifier, deeper layers) are ignored.
+
+    Args:
+        stages: the trunk's modules, whose parameters may be on the meta device.
+        state_dict: the weights, converted to float32.
 
     Raises:
-        ModelError: naming the first keys that are missing or have another shape.
+        ModelError: if tensors are missing or have another shape; names the first of them.
     """
     wanted = {
         name: tensor.shape
@@ -55,13 +59,17 @@ def read_weights(
     layers: Sequence[str],
     storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The trunk's tensors, from weights known by name or from a path or URI of a state dict.
+    """Read the weights of a trunk, up to its deepest used level.
 
     Args:
-        source: such as "IMAGENET1K_V1", or the name of a `.pth`, `.pt` or `.safetensors` file.
+        source: the name of known weights, such as "IMAGENET1K_V1", or the path or URI of a state
+            dict: a `.pth`, `.pt` or `.safetensors` file.
+        backbone: the trunk's name.
+        layers: the used levels.
+        storage_options: fsspec's, for a URI.
 
     Raises:
-        ModelError: if they can't be found or read, or don't fit the backbone.
+        ModelError: if they can't be found or read, or don't fit the trunk.
     """
     if source.endswith((".pth", ".pt", ".safetensors")):
         state_dict = _read_file(Location.of(source, storage_options))
@@ -90,23 +98,27 @@ def _read_file(location: Location) -> StateDict:
 
 
 def _parse(path: Path, uri: str) -> Any:
-    path.stat()  # a missing file is not a broken one
+    path.stat()  # raises FileNotFoundError, which the block below would report as a broken file
     try:
         if uri.endswith(".safetensors"):
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on foreign bytes torch's unpickler raises nearly anything
+    except Exception as error:  # torch's unpickler raises nearly anything
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{uri} holds no plain state dict: {reason}") from error
 
 
 def read_torchvision(name: str, backbone: str) -> StateDict:
-    """The state dict of torchvision's weights of that name, downloaded unless it is cached.
+    """Read torchvision's weights by name, downloading them unless they are cached.
+
+    Args:
+        name: such as "IMAGENET1K_V1", or "ResNet18_Weights.IMAGENET1K_V1".
+        backbone: torchvision's name of the network.
 
     Raises:
-        ModelError: if torchvision doesn't know them, or they can't be downloaded.
+        ModelError: if torchvision has no such weights, or they can't be downloaded.
     """
-    import torchvision  # two seconds and 170 MB, which models with weights of their own do without
+    import torchvision  # takes 2 seconds and 170 MB: only for those who need its weights
 
     known = torchvision.models.get_model_weights(backbone)
     family, _, member = name.rpartition(".")
@@ -117,7 +129,7 @@ def read_torchvision(name: str, backbone: str) -> StateDict:
         )
     try:
         return known[member].get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # urllib's errors, or another file than was meant
+    except (OSError, RuntimeError) as error:  # RuntimeError: the file's hash is wrong
         raise ModelError(
             f"torchvision can't download {backbone}'s weights {member} ({error}); "
             "give --weights the name of a file"
@@ -125,7 +137,7 @@ def read_torchvision(name: str, backbone: str) -> StateDict:
 
 
 def weights_sha256(state_dict: StateDict) -> str:
-    """SHA-256 over names, shapes and values: the same in .pth and .safetensors files."""
+    """SHA-256 over names, shapes and values, which doesn't depend on the file's format."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         array = state_dict[name].float().contiguous().numpy()

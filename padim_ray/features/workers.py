@@ -1,4 +1,4 @@
-"""Threads that work on pieces of a batch side by side."""
+"""Threads that process the pieces of a batch in parallel."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +11,14 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Applies a function to pieces (images, or runs of cells) on several threads.
+    """Applies a function to pieces of a batch (images, or runs of cells) on several threads.
 
-    Threads that each take whole pieces never wait for each other, as threads within an operator do
-    after every operator.
+    PyTorch's own threads wait for each other after every operator; threads that process whole
+    pieces don't.
 
     Args:
-        threads: how many; PyTorch then has one thread in this process. Default: the pieces are
-            worked on one after the other, with PyTorch's threads as they are set.
+        threads: number of threads; PyTorch itself is then limited to one thread in this process.
+            Default: process the pieces one after the other and leave PyTorch's threads alone.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -29,7 +29,10 @@ class Workers:
             self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def map(self, function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
-        """The function's results, in the pieces' order."""
+        """Apply the function to every piece; the results are in the pieces' order.
+
+        An exception of the function is raised here.
+        """
         if self._pool is None:
             return list(map(function, pieces))
         return list(self._pool.map(torch.inference_mode()(function), pieces))

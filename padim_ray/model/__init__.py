@@ -1,1 +1,1 @@
-"""A model: its specification, its versions on storage, the detector, `PadimModel`."""
+"""Models: their specification, their versions on storage, the detector and `PadimModel`."""

@@ -1,4 +1,4 @@
-"""The detector: images in, scores and anomaly maps out. Used by actors, `PadimModel` and `plan`."""
+"""The detector: from images to scores and anomaly maps, without Ray."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -17,12 +17,12 @@ from padim_ray.scoring.anomaly_map import image_scores
 
 
 class Detections(NamedTuple):
-    """What a detector finds in a batch of images, float32 on its device.
+    """A detector's results for a batch of images, float32 on its device.
 
     Attributes:
-        scores: (B,), each map's maximum.
-        distances: (B, H_0, W_0), of the finest level's cells.
-        maps: (B, H, W), distances upsampled and smoothed.
+        scores: (B,), the maximum of each anomaly map.
+        distances: (B, H_0, W_0), at the cells of the finest level.
+        maps: (B, H, W), the anomaly maps: distances upsampled to the input size and smoothed.
     """
 
     scores: torch.Tensor
@@ -31,20 +31,28 @@ class Detections(NamedTuple):
 
 
 class Detector:
-    """Trunk, density and anomaly map of a model, on a device; groups' numbers are arguments.
+    """A model's trunk, density and anomaly maps on a device.
+
+    It holds nothing of a group: statistics and fitted densities are arguments.
 
     Args:
-        spec: the model's.
-        weights: its trunk's.
-        device: to compute on.
+        spec: the model's specification.
+        weights: the trunk's weights.
+        device: device to compute on.
         batch_size: images per pass through the trunk. Default: as many as suit the device.
-        threads: that work side by side, see `Workers`.
+        threads: number of threads, see `Workers`.
         reuse: see `Embedder`.
 
     Attributes:
-        embedder: its trunk and grid.
-        workers: its threads.
-        batch_size: how many images are best given to one call.
+        spec: the model's specification.
+        density: its density.
+        device: the device.
+        embedder: computes the embeddings.
+        workers: the threads.
+        batch_size: the number of images per call that is fastest.
+
+    Raises:
+        ModelError: if the weights don't fit the trunk.
     """
 
     def __init__(
@@ -74,11 +82,11 @@ class Detector:
         self.batch_size = self.embedder.batch_size
 
     def embed(self, images: torch.Tensor) -> Embeddings:
-        """Images (B, 3, H, W), 0…255, to their features at all cells, on the device."""
+        """Embed images (B, 3, H, W) in 0…255; the embeddings are on the device."""
         return self.embedder.embed(images)
 
     def embed_each(self, batches: Iterable[torch.Tensor]) -> Iterator[Embeddings]:
-        """Embed batches one after the other; the next are on their way meanwhile."""
+        """Embed batches one after the other, copying the next ones to a GPU while it computes."""
         return self.embedder.embed_each(batches)
 
     def empty_statistics(self) -> Statistics:
@@ -86,23 +94,23 @@ class Detector:
         return self.density.empty(self.spec.grid, self.device)
 
     def add_(self, statistics: Statistics, embeddings: Embeddings) -> Statistics:
-        """Add a batch's embeddings to statistics, in place in their tensors."""
+        """Add a batch of embeddings, in place in the statistics' tensors; see `Statistics.add_`."""
         return statistics.add_(embeddings, self.workers)
 
     def load(self, fitted: Fitted) -> Fitted:
-        """Bring a group's fitted density to the device."""
+        """Move a group's fitted density to the device, and prepare it for `detect`."""
         return self.density.load(fitted, self.device, self._dtype)
 
     def detect(
         self, images: torch.Tensor, fitted: Fitted, *, left_out_of: int | None = None
     ) -> Detections:
-        """Score images: embed, measure distances, draw maps.
+        """Score images: embed them, compute distances, upsample and smooth.
 
         Args:
-            images: (B, 3, H, W), 0…255.
+            images: (B, 3, H, W) in 0…255.
             fitted: their group's density, from `load`.
-            left_out_of: the number of images that the density was fitted to, if these are among
-                them and are to be scored as if they were not.
+            left_out_of: the number of images that the density was fitted to. If given, the images
+                must be some of these, and each is scored as if it had been left out of the fit.
         """
         return self.measure(self.embed(images), fitted, left_out_of=left_out_of)
 
@@ -110,7 +118,7 @@ class Detector:
     def measure(
         self, embeddings: Embeddings, fitted: Fitted, *, left_out_of: int | None = None
     ) -> Detections:
-        """See `detect`; of images that are embedded already."""
+        """As `detect`, from embeddings."""
         nested = self.density.distances(
             fitted, embeddings, left_out_of=left_out_of, workers=self.workers
         )
@@ -120,10 +128,11 @@ class Detector:
 
 
 def fit_density(spec: ModelSpec, statistics: Statistics) -> Fitted:
-    """Fit a group's density in one process, run of cells by run of cells.
+    """Fit a group's density in one process, shard by shard as the pipeline does.
 
     Raises:
-        ModelError: a predicate that follows the group's name.
+        ModelError: if there are too few images, or they hardly differ; a predicate that follows the
+            group's name.
     """
     density = spec.density
     pooled = density.pool(statistics)

@@ -1,4 +1,4 @@
-"""A version of a model that is being written: its groups' files."""
+"""A model version that is being written, and its groups' files."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,12 @@ from padim_ray.storage.location import Location
 
 @dataclass(frozen=True)
 class DraftVersion:
-    """A version's place and spec. It is published last, by `publish`.
+    """A version before it is published; `publish` does that last.
 
     Attributes:
+        root: the model's directory.
+        number: the version's number.
+        spec: the model's specification.
         shards: the number of shards of every group's statistics.
     """
 
@@ -25,7 +28,7 @@ class DraftVersion:
 
     @classmethod
     def of(cls, root: Location, number: int, spec: ModelSpec) -> "DraftVersion":
-        """With as many shards as the format wants."""
+        """A draft with as many shards as the format prescribes."""
         return cls(root, number, spec, len(state_shards(spec)))
 
     @property
@@ -34,7 +37,7 @@ class DraftVersion:
 
     @property
     def density_shards(self) -> int:
-        """Shards of every group's fitted density: the first ones of the statistics'."""
+        """The number of shards of every group's fitted density, for the same runs of cells."""
         return self.shards if self.spec.density.per_cell else 1
 
     def save_statistics(self, group: str, shard: int, statistics: Statistics) -> None:
@@ -46,7 +49,11 @@ class DraftVersion:
         save_tensors(self.density_file(group, shard), fitted.packed())
 
     def check_written(self, group: str) -> None:
-        """Raises: ModelError if a file that a worker wrote isn't there for this process."""
+        """Check that this process sees all files of a group, which workers wrote.
+
+        Raises:
+            ModelError: if a file is missing.
+        """
         for location in (
             *(self.statistics_file(group, shard) for shard in range(self.shards)),
             *(self.density_file(group, shard) for shard in range(self.density_shards)),
@@ -58,11 +65,11 @@ class DraftVersion:
                 )
 
     def statistics_file(self, group: str, shard: int) -> Location:
-        """Where a shard of a group's statistics goes."""
+        """The file of a shard of a group's statistics."""
         kind = self.spec.density.statistics_kind
         return shard_location(self.root, self.number, group, kind, shard, self.shards)
 
     def density_file(self, group: str, shard: int) -> Location:
-        """Where a shard of a group's fitted density goes."""
+        """The file of a shard of a group's fitted density."""
         kind = self.spec.density.kind
         return shard_location(self.root, self.number, group, kind, shard, self.density_shards)

@@ -1,8 +1,8 @@
-"""Reading a model directory's files, which anybody may have written.
+"""Read the files of a model directory safely: they may be damaged or hostile.
 
-A file is looked at before it is read: where it is, how large, what its header says that it holds.
-Whatever is wrong with it is a ModelError that names it; nothing in it is run, and no more memory is
-taken than a file of its kind needs.
+A file's place, size and header are checked before its content is read. Any fault raises a
+ModelError that names the file. No code from a file is run, and no more memory is allocated than a
+valid file needs.
 """
 
 import os
@@ -22,39 +22,45 @@ from safetensors import SafetensorError, safe_open
 from padim_ray.errors import ModelError
 from padim_ray.storage.location import Location
 
-HEADER_BYTES = 2**20  # of tensors' names and shapes, and of Parquet's around its columns
+HEADER_BYTES = 2**20  # for the header of a safetensors file, or Parquet's metadata
 T = TypeVar("T")
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
-def read_file(root: Location, location: Location, most: int, parse: Callable[[Path], T]) -> T:
-    """See `parse_file`; of a file that must be there.
+def read_file(root: Location, location: Location, max_bytes: int, parse: Callable[[Path], T]) -> T:
+    """As `parse_file`, for a file that must exist.
 
     Raises:
-        ModelError: also if it is missing.
+        ModelError: if it is missing or refused.
     """
     try:
-        return parse_file(root, location, most, parse)
+        return parse_file(root, location, max_bytes, parse)
     except FileNotFoundError as error:
         raise ModelError(f"The model is incomplete: {location.uri} is missing") from error
 
 
-def parse_file(root: Location, location: Location, most: int, parse: Callable[[Path], T]) -> T:
-    """Parse a file of the model at `root` that has at most `most` bytes.
+def parse_file(root: Location, location: Location, max_bytes: int, parse: Callable[[Path], T]) -> T:
+    """Parse a file of the model at `root`.
+
+    Args:
+        root: the model's directory.
+        location: the file.
+        max_bytes: a larger file is refused.
+        parse: parses a local copy of the file.
 
     Raises:
         FileNotFoundError: if it is missing.
-        ModelError: if it is larger, no file of the model's, or `parse` refuses it.
+        ModelError: if it is too large, outside the model's directory, or `parse` refuses it.
     """
-    with understood(location):
-        _check(root, location, most)
+    with naming_file(location):
+        _check(root, location, max_bytes)
         with location.as_local_file() as path:
             return parse(path)
 
 
 @contextmanager
-def understood(location: Location) -> Iterator[None]:
-    """Turn what is wrong with a file into a ModelError that names it."""
+def naming_file(location: Location) -> Iterator[None]:
+    """Turn errors within the context into a ModelError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -64,7 +70,8 @@ def understood(location: Location) -> Iterator[None]:
         raise ModelError(f"{location.uri} can't be understood: {reason}") from error
 
 
-def _check(root: Location, location: Location, most: int) -> None:
+def _check(root: Location, location: Location, max_bytes: int) -> None:
+    size: int | None
     if location.is_local:
         file = os.stat(location.uri)
         if not stat.S_ISREG(file.st_mode):
@@ -75,8 +82,8 @@ def _check(root: Location, location: Location, most: int) -> None:
         size = file.st_size
     else:
         size = location.size()
-    if size is None or size > most:
-        raise ModelError(f"it has {size} bytes, and not at most {most}")
+    if size is None or size > max_bytes:
+        raise ModelError(f"it has {size} bytes, and not at most {max_bytes}")
 
 
 def load_tensors(
@@ -85,11 +92,17 @@ def load_tensors(
     expected: Mapping[str, torch.Tensor],
     parse: Callable[[Mapping[str, torch.Tensor]], T],
 ) -> T:
-    """Parse a safetensors file of tensors like `expected`, which may be on the meta device.
+    """Parse a safetensors file whose tensors are known by name, shape and type.
+
+    Args:
+        root: the model's directory.
+        location: the file.
+        expected: tensors of the same names, shapes and types, for example on the meta device.
+        parse: makes something of the file's tensors, all of which are finite.
 
     Raises:
-        ModelError: if it is missing, holds others, of another shape or type, NaN or infinity, or
-            `parse` refuses them.
+        ModelError: if the file is missing, holds other tensors, NaN or infinity, or `parse` refuses
+            it.
     """
 
     def read(path: Path) -> T:
@@ -102,33 +115,33 @@ def load_tensors(
             _check_finite(name, tensor)
         return parse(tensors)
 
-    most = HEADER_BYTES + sum(tensor.nbytes for tensor in expected.values())
-    return read_file(root, location, most, read)
+    max_bytes = HEADER_BYTES + sum(tensor.nbytes for tensor in expected.values())
+    return read_file(root, location, max_bytes, read)
 
 
-def load_trunk(root: Location, location: Location, most: int) -> dict[str, torch.Tensor]:
-    """Read a safetensors file of weights, all of them float32.
+def load_trunk(root: Location, location: Location, max_bytes: int) -> dict[str, torch.Tensor]:
+    """Read a safetensors file of float32 weights.
 
     Raises:
-        ModelError: if it is missing, too large or something else.
+        ModelError: if it is missing, too large, or no such file.
     """
 
     def read(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
-            names = file.keys()  # it is no mapping, and can't be iterated over
+            names = file.keys()  # `file` itself is not iterable
             kinds = {file.get_slice(name).get_dtype() for name in names}
         if kinds != {"F32"}:
             raise ModelError(f"weights are float32, and these {', '.join(sorted(kinds))}")
         return safetensors.torch.load_file(path)
 
-    return read_file(root, location, most, read)
+    return read_file(root, location, max_bytes, read)
 
 
 def _check_kind(name: str, found: Any, expected: torch.Tensor) -> None:
-    is_ = found.get_dtype(), found.get_shape()
-    should_be = _DTYPES[expected.dtype], list(expected.shape)
-    if is_ != should_be:
-        raise ModelError(f"{name} is {is_[0]} {is_[1]}, not {should_be[0]} {should_be[1]}")
+    dtype, shape = found.get_dtype(), found.get_shape()
+    expected_dtype, expected_shape = _DTYPES[expected.dtype], list(expected.shape)
+    if (dtype, shape) != (expected_dtype, expected_shape):
+        raise ModelError(f"{name} is {dtype} {shape}, not {expected_dtype} {expected_shape}")
 
 
 def _check_names(found: set[str], expected: set[str]) -> None:
@@ -141,8 +154,7 @@ def _check_names(found: set[str], expected: set[str]) -> None:
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raises: ModelError if there are NaN or infinite values."""
-    # the extremes are NaN if anything is; a mask would take memory
+    # the extremes are NaN if any value is; unlike a mask they take no memory
     if tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):
         raise ModelError(f"{name} has NaN or infinite values")
 
@@ -154,36 +166,41 @@ def read_table(
     rows: range,
     *,
     parse: Callable[[pa.Table], T] = lambda table: table,
-    most_bytes: int | None = None,
+    max_bytes: int | None = None,
 ) -> T:
-    """Parse a Parquet file that holds `columns`, without nulls.
+    """Parse a Parquet file.
 
     Args:
-        rows: how many there may be.
-        most_bytes: the file may hold other columns as well, with those of at most so many bytes.
+        root: the model's directory.
+        location: the file.
+        columns: the columns that it must have, by name, without nulls.
+        rows: the numbers of rows that it may have.
+        parse: makes something of the table. Default: returns the table itself.
+        max_bytes: maximum size of the file and its columns; if given, the file may have other
+            columns as well. Default: derived from `columns` and `rows`.
 
     Raises:
-        ModelError: if it is missing, holds something else, or `parse` refuses it.
+        ModelError: if the file is missing or different, or `parse` refuses it.
     """
-    most = most_bytes or HEADER_BYTES + 16 * len(columns) * rows[-1]
+    limit = max_bytes or HEADER_BYTES + 16 * len(columns) * rows[-1]
 
     def read(path: Path) -> T:
         with pq.ParquetFile(path) as file:
-            _check_parquet(file, columns, rows, most, has_others=most_bytes is not None)
+            _check_parquet(file, columns, rows, limit, has_others=max_bytes is not None)
             table = file.read()
         for name in columns:
             if table[name].null_count:
                 raise ModelError(f"{name!r} has nulls")
         return parse(table)
 
-    return read_file(root, location, most, read)
+    return read_file(root, location, limit, read)
 
 
 def _check_parquet(
     file: pq.ParquetFile,
     columns: Mapping[str, pa.DataType],
     rows: range,
-    most: int,
+    max_bytes: int,
     *,
     has_others: bool,
 ) -> None:
@@ -193,8 +210,8 @@ def _check_parquet(
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     if sum(group.num_rows for group in groups) != metadata.num_rows:
         raise ModelError("it contradicts itself about its rows")
-    if sum(group.total_byte_size for group in groups) > most:
-        raise ModelError(f"its columns have more than {most} bytes")
+    if sum(group.total_byte_size for group in groups) > max_bytes:
+        raise ModelError(f"its columns have more than {max_bytes} bytes")
     names = schema.names
     for name, kind in columns.items():
         if names.count(name) != 1 or schema.field(name).type != kind:

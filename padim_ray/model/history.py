@@ -1,4 +1,4 @@
-"""A model's versions: what is in them, going back to one, and deleting old ones."""
+"""The versions of a model: inspect them, roll back to one, delete old ones."""
 
 import logging
 from collections import Counter
@@ -29,9 +29,15 @@ ALPHA = ScoreOptions.alpha
 
 @dataclass(frozen=True)
 class VersionInfo:
-    """A line of a model's history.
+    """One version in a model's history.
 
-    `bytes`: of its own files; the trunk's weights, which versions share, aren't among them.
+    Attributes:
+        number: the version's number.
+        created_at: ISO 8601, in UTC.
+        why: what made the version, for people.
+        groups: the number of groups.
+        images: the number of images in all groups' statistics.
+        bytes: size of the version's files, without the trunk's weights, which versions share.
     """
 
     number: int
@@ -44,10 +50,15 @@ class VersionInfo:
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """A group of a version.
+    """One group of a version.
 
-    `median`, `threshold`: of its leave-one-out scores; the latter at a false-alarm rate of `ALPHA`.
-    None where the group isn't calibrated.
+    Attributes:
+        images: the number of images in its statistics.
+        failed: the number of images that could not be read.
+        calibrated: the number of images with a leave-one-out score.
+        median: of the leave-one-out scores; None if the group isn't calibrated.
+        threshold: the score threshold at a false-alarm rate of `ALPHA`; None likewise.
+        bytes: size of the group's files.
     """
 
     images: int
@@ -60,7 +71,17 @@ class GroupInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What `padim-ray info` tells of a model: its history, and one version in detail."""
+    """A model's history, and one version in detail, as `padim-ray info` shows them.
+
+    Attributes:
+        model: the model's URI.
+        current: the number of the current version.
+        versions: the published versions, ascending.
+        number: the version that the other fields describe.
+        settings: its specification, with the number of channels per layer.
+        groups: its groups by name.
+        trunk_bytes: size of the trunk's weights.
+    """
 
     model: str
     current: int
@@ -75,13 +96,14 @@ class ModelInfo:
 
 
 def inspect(root: Location, number: int | None = None) -> ModelInfo:
-    """Look into a model.
+    """Describe a model and one of its versions.
 
     Args:
-        number: the version to tell about in detail; default: the current one.
+        root: the model's directory.
+        number: the version to describe in detail. Default: the current one.
 
     Raises:
-        ModelError: if there is no such version, or one that can't be a model's.
+        ModelError: if there is no such version, or a file is invalid.
     """
     version = open_version(root, number)
     sizes = root.file_sizes()
@@ -135,32 +157,36 @@ def _summary(calibration: Calibration) -> tuple[float, float]:
 
 
 def roll_back(root: Location, number: int) -> None:
-    """Have readers open an earlier version from now on; later ones stay.
+    """Make a published version the current one; other versions stay.
 
     Raises:
         PadimError: if there is no such version, or a job is writing to the model.
     """
     with claimed(root, "rollback"):
         number = check_number(root, number)
-        open_version(root, number)  # before anybody relies on it
+        open_version(root, number)  # raises if it can't be read
         for later in published_numbers(root):
-            # a fit that was killed just before it made its version current would do so yet
+            # otherwise a fit that was killed after publishing would resume, and undo the roll-back
             remove_rounds(version_location(root, later))
         make_current(root, number)
     log.info("%s: version %d is the current one", root.uri, number)
 
 
 def prune(root: Location, keep: int) -> list[int]:
-    """Delete all versions but the last `keep` and the current one, and what nothing refers to.
+    """Delete old versions, and trunks and groups' files that no kept version refers to.
 
-    Groups' files that a kept version refers to stay. So does an unfinished job, unless a later
-    version was published: nothing would continue it.
+    An unfinished job's files stay, unless a later version was published: then nothing would
+    continue the job.
+
+    Args:
+        root: the model's directory.
+        keep: the number of latest versions to keep; the current version is kept as well.
 
     Returns:
-        The numbers of the published versions that were deleted.
+        The numbers of the deleted versions that were published.
 
     Raises:
-        PadimError: if there is no model, or a job is writing to it.
+        PadimError: if there is no model, a job is writing to it, or `keep` is below 1.
     """
     if keep < 1:
         raise PadimError(f"--keep must be at least 1, but is {keep}")

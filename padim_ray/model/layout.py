@@ -1,18 +1,18 @@
 """A model on storage: numbered versions that never change, and a pointer to the current one.
 
 MODEL/
-  CURRENT                                    names the version; replaced atomically, last
+  CURRENT                                    names the current version; replaced last, atomically
   trunks/<sha256>.safetensors                the trunk's weights, shared by the versions
   versions/000003/
     model.json                               format version, spec, groups
-    manifest.parquet                         every image that the model was given, failed ones too
-    groups/<group>/moments-00000-of-00012.safetensors    exact state, to update from
-    groups/<group>/gaussian-00000-of-00012.safetensors   the fitted density, all that scoring loads
+    manifest.parquet                         every image that the model was given, also failed ones
+    groups/<group>/moments-00000-of-00012.safetensors    exact statistics, to update the model from
+    groups/<group>/gaussian-00000-of-00012.safetensors   the fitted density; scoring loads only this
     groups/<group>/calibration.parquet       leave-one-out scores, ascending
-    groups/<group>/pixels.parquet            histogram of their anomaly maps' values
+    groups/<group>/pixels.parquet            histogram of the values of their anomaly maps
 
 A group's statistics are sharded by runs of coarsest cells, so that no process has to hold all of
-them to merge them, to fit the density and to write both. A density that is the same at all cells
+them to merge them, to fit the density or to write files. A density that is the same at all cells
 has one file.
 """
 
@@ -31,14 +31,18 @@ SHARD_BYTES = 64 * 2**20  # of a group's unpacked statistics
 
 
 def split_name(name: str) -> tuple[str, int | None]:
-    """A model's URI, and the number of the version that its name asks for, if it does."""
+    """Split `URI@3` into URI and version number; the number is None if the name has none."""
     if found := re.fullmatch(r"(.+)@([0-9]{1,9})", name, re.DOTALL):
         return found[1], int(found[2])
     return name, None
 
 
 def check_number(root: Location, number: int | None = None) -> int:
-    """The number of a published version; None stands for the current one.
+    """Check that a version is published, and return its number.
+
+    Args:
+        root: the model's directory.
+        number: the version. Default: the current one.
 
     Raises:
         ModelError: if there is no such version.
@@ -46,7 +50,7 @@ def check_number(root: Location, number: int | None = None) -> int:
     current = current_number(root)
     if current is None:
         raise ModelError(f"There is no model at {root.uri}")
-    if number in (None, current):
+    if number is None or number == current:
         return current
     if number < 1 or not is_published(root, number):
         known = ", ".join(map(str, published_numbers(root)))
@@ -55,27 +59,27 @@ def check_number(root: Location, number: int | None = None) -> int:
 
 
 def published_numbers(root: Location) -> list[int]:
-    """The versions that are there, ascending: also those that a roll-back left behind."""
+    """The published versions, ascending; after a roll-back, some are later than the current one."""
     return [number for number in version_numbers(root) if is_published(root, number)]
 
 
 def version_numbers(root: Location) -> list[int]:
-    """The versions that have a directory, ascending: also unfinished and abandoned ones."""
+    """The versions that have a directory, ascending, including unfinished and abandoned ones."""
     names = (root / "versions").list_directories()
     return sorted(int(name) for name in names if re.fullmatch("[0-9]{6,9}", name))
 
 
 def next_number(root: Location) -> int:
-    """The version that a fit makes, or has begun to make: no published one has a higher number."""
+    """The number of the version that a fit writes next, or is writing: the last published + 1."""
     numbers = reversed(version_numbers(root))
     return next((number for number in numbers if is_published(root, number)), 0) + 1
 
 
 def current_number(root: Location) -> int | None:
-    """The number that CURRENT names, None where there is no model.
+    """The number of the current version; None if there is no model.
 
     Raises:
-        ModelError: if it names something else.
+        ModelError: if CURRENT holds no version number.
     """
     location = root / "CURRENT"
     try:
@@ -88,12 +92,12 @@ def current_number(root: Location) -> int | None:
 
 
 def is_published(root: Location, number: int) -> bool:
-    """Whether all of a version is there, be it the current one or not."""
+    """Whether a version is complete, current or not."""
     return (version_location(root, number) / MODEL).exists()
 
 
 def calibration_locations(root: Location, number: int, group: str) -> tuple[Location, Location]:
-    """Where a group's leave-one-out scores and its histogram of map values are."""
+    """The files of a group's leave-one-out scores, and of its histogram of map values."""
     directory = group_location(root, number, group)
     return directory / "calibration.parquet", directory / "pixels.parquet"
 
@@ -101,7 +105,7 @@ def calibration_locations(root: Location, number: int, group: str) -> tuple[Loca
 def shard_location(
     root: Location, number: int, group: str, kind: str, index: int, count: int
 ) -> Location:
-    """Where shard `index` of `count` of a group's statistics or density is, named by their kind."""
+    """The file of shard `index` of `count` of a group's statistics or density of this kind."""
     return group_location(root, number, group) / f"{kind}-{index:05d}-of-{count:05d}.safetensors"
 
 
@@ -116,7 +120,7 @@ def group_location(root: Location, number: int, group: str) -> Location:
 
 
 def trunk_location(root: Location, sha256: str) -> Location:
-    """Where the trunk's weights with that hash are."""
+    """The file of the trunk's weights with that hash."""
     return root / f"trunks/{sha256}.safetensors"
 
 

@@ -1,35 +1,38 @@
-"""model.json: a version's format, spec and groups, as anybody may have written it."""
+"""Read model.json safely: a version's format, spec and groups."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from padim_ray.errors import ModelError
-from padim_ray.model.files import read_file, understood
+from padim_ray.model.files import naming_file, read_file
 from padim_ray.model.spec import ModelSpec
 from padim_ray.storage.json_fields import mapping, parse_json, read_fields, show, text, whole
 from padim_ray.storage.location import Location
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
-# a hostile description must not take all memory, nor make other files do
-MOST_BYTES = 32 * 2**20  # a quarter of a million groups
-MOST_SHARDS = 10_000
-MOST_CALIBRATED = 10**7
-MOST_IMAGES = 10**10
-MOST_VERSIONS = 10**9 - 1
-_version = whole(1, MOST_VERSIONS)
-_name = text("[^\ud800-\udfff]*")  # JSON may hold halves of characters, which have no bytes
-_line = text("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,1000}")  # what a terminal may be shown
+# limits on what a hostile model.json can make its readers allocate
+MAX_BYTES = 32 * 2**20  # a quarter of a million groups
+MAX_SHARDS = 10_000
+MAX_CALIBRATED = 10**7
+MAX_IMAGES = 10**10
+MAX_VERSION = 10**9 - 1
+_version = whole(1, MAX_VERSION)
+_name = text("[^\ud800-\udfff]*")  # JSON may contain lone surrogates, which UTF-8 can't encode
+_line = text("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,1000}")  # safe to print on a terminal
 
 
 @dataclass(frozen=True)
 class GroupEntry:
-    """A group's line in model.json.
+    """A group in model.json.
 
-    `images`: in its moments. `failed`: images that aren't. `shards`: files of each kind of state.
-    `calibrated`: images with a leave-one-out score; without any, nothing is calibrated.
-    `version`: whose directory holds the group's files, where that is an earlier version's.
+    Attributes:
+        images: the number of images in its statistics.
+        failed: the number of images that could not be read.
+        shards: the number of files of its statistics.
+        calibrated: the number of images with a leave-one-out score; 0 if it isn't calibrated.
+        version: the earlier version whose directory holds the group's files, if it isn't this one.
     """
 
     images: int
@@ -43,7 +46,15 @@ class GroupEntry:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> "GroupEntry":
-        """Raises: ModelError if fields are missing, unknown or not what an entry can be."""
+        """Read an entry: the inverse of `to_json`.
+
+        Args:
+            value: a JSON object, as anybody may have written it.
+            where: the object's place in the file, for errors.
+
+        Raises:
+            ModelError: if a field is missing, unknown or invalid.
+        """
         entry = read_fields(cls, value, where, _ENTRY)
         if entry.calibrated > entry.images:
             raise ModelError(f"{where} has more images calibrated than it has")
@@ -51,18 +62,22 @@ class GroupEntry:
 
 
 _ENTRY = {
-    "images": whole(2, MOST_IMAGES),
-    "failed": whole(0, MOST_IMAGES),
-    "shards": whole(1, MOST_SHARDS),
-    "calibrated": whole(0, MOST_CALIBRATED),
+    "images": whole(2, MAX_IMAGES),
+    "failed": whole(0, MAX_IMAGES),
+    "shards": whole(1, MAX_SHARDS),
+    "calibrated": whole(0, MAX_CALIBRATED),
     "version": lambda value, where: None if value is None else _version(value, where),
 }
 
 
 class Description(NamedTuple):
-    """What model.json says.
+    """The content of model.json.
 
-    `created_at`: ISO 8601, in UTC. `why`: what made the version, for people.
+    Attributes:
+        spec: the model's specification.
+        groups: its groups by name.
+        created_at: ISO 8601, in UTC.
+        why: what made the version, for people.
     """
 
     spec: ModelSpec
@@ -75,9 +90,9 @@ def read_description(root: Location, location: Location) -> Description:
     """Read the model.json of the model at `root`.
 
     Raises:
-        ModelError: if it is missing, of another format, or can't be a model's.
+        ModelError: if it is missing, of another format version, or invalid.
     """
-    content = read_file(root, location, MOST_BYTES, _read_object)
+    content = read_file(root, location, MAX_BYTES, _read_object)
     found = content.get("format_version")
     if type(found) is not int or found not in READABLE_VERSIONS:
         raise ModelError(
@@ -85,7 +100,7 @@ def read_description(root: Location, location: Location) -> Description:
             f"{' and '.join(map(str, READABLE_VERSIONS))}; use the padim-ray that fitted it, or "
             "fit again"
         )
-    with understood(location):
+    with naming_file(location):
         groups = {
             _name(name, "a group's name"): GroupEntry.from_json(entry, f"group {show(name)}")
             for name, entry in mapping(content["groups"], "groups").items()
@@ -99,7 +114,7 @@ def read_description(root: Location, location: Location) -> Description:
 
 
 def _from_version_1(spec: Any) -> dict[str, Any]:
-    """A spec as version 1 has it: the regularisation of a Gaussian per cell, and no density."""
+    """Convert a spec of format version 1: it has a regularisation where version 2 has a density."""
     spec = dict(mapping(spec, "spec"))
     if "density" in spec:
         raise ModelError("spec has the unknown field 'density'")

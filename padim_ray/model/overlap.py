@@ -1,4 +1,4 @@
-"""What keeps models fitted apart from being merged, and the images that they have in common."""
+"""Whether models can be merged, and which images they have in common."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from padim_ray.errors import ModelError
 from padim_ray.images.manifest import sort_images
 from padim_ray.model.spec import ModelSpec
 
-SHOWN = 3  # images in an error's message
+SHOWN = 3  # images in an error message
 
 
 def check_compatible(specs: Mapping[str, ModelSpec]) -> None:
-    """Make sure that models' statistics are of the same features of the same pixels.
+    """Check that the statistics of all models are of the same features of the same pixels.
 
-    Precision is among what must be the same: bfloat16's features differ from float32's, and no
-    single fit gives what both together would. The density's settings and smoothing may differ.
+    Precision must be the same too: features in bfloat16 and float32 differ, so merged statistics
+    would equal those of no single fit. The density's settings and the smoothing may differ.
 
     Args:
-        specs: by the models' names.
+        specs: the models' specifications, by name.
 
     Raises:
-        ModelError: naming all that differs from the first model, with both values.
+        ModelError: if a model differs from the first; names all differences with both values.
     """
     (first, spec), *others = specs.items()
     for name, other in others:
@@ -42,12 +42,12 @@ def check_compatible(specs: Mapping[str, ModelSpec]) -> None:
 
 
 def describe_settings(spec: ModelSpec) -> dict[str, str]:
-    """What models that are merged may differ in, in words."""
+    """The settings in which merged models may differ, in words."""
     return spec.density.describe() | {"sigma": f"{spec.sigma:g}"}
 
 
 def _features(spec: ModelSpec, other: ModelSpec) -> dict[str, str]:
-    """All that features depend on, in words that tell it from another model's."""
+    """All settings that features depend on, in words that show how they differ from `other`'s."""
     seen = spec.preprocessing
     features = {
         "backbone": spec.backbone,
@@ -72,11 +72,14 @@ def _size(sides: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class Union:
-    """The images of several models.
+    """The images of several models together.
 
-    `manifest`: each image once, with its outcome. `repeated`: rows of images that are in the
-    moments of several models, one for each time that they must be taken out to count once.
-    `left_out`: models, by index, and groups whose images others have all.
+    Attributes:
+        manifest: each image once, with its outcome.
+        repeated: one row for each time that an image must be subtracted from the summed statistics,
+            so that it counts once.
+        left_out: (index of a model, group) whose statistics are not added, because other models
+            have all of the group's images.
     """
 
     manifest: pa.Table
@@ -87,22 +90,23 @@ class Union:
 def unite(
     names: Sequence[str], manifests: Sequence[pa.Table], nameless: Sequence[Mapping[str, int]]
 ) -> Union:
-    """The images of several models together.
+    """Unite the images of several models.
 
     Args:
-        names: the models', for errors.
-        manifests: theirs, with `status`.
-        nameless: by group, images in a model's moments that its manifest doesn't list.
+        names: the models' names, for errors.
+        manifests: the models' manifests, with `status`.
+        nameless: per model, by group, the number of images in its statistics that its manifest
+            doesn't list.
 
     Raises:
-        ModelError: if an image is in two models that isn't the same in both, as group, size and
-            version tag tell.
+        ModelError: if an image is in two models and not known to be the same in both, by its group,
+            size and version tag.
     """
     rows = pa.concat_tables(map(_with_tags, manifests), promote_options="permissive")
     model = np.repeat(np.arange(len(manifests)), [table.num_rows for table in manifests])
     is_fitted = pc.equal(rows["status"], "fitted").fill_null(False).to_numpy()
     image = _codes(rows["uri"])
-    # of each image first where it was fitted, in the models' order
+    # for each image, the rows where it was fitted come first, in the models' order
     order = np.lexsort((model, ~is_fitted, image))
     is_first = np.diff(image[order], prepend=-1) != 0
     firsts = order[is_first]
@@ -124,7 +128,7 @@ def unite(
 
 def _with_tags(manifest: pa.Table) -> pa.Table:
     for name, kind in {"size": pa.int64(), "version_tag": pa.string()}.items():
-        if name not in manifest.column_names:  # a model of images that came as tensors
+        if name not in manifest.column_names:  # the model's images were given as tensors
             manifest = manifest.append_column(name, pa.nulls(manifest.num_rows, kind))
     return manifest
 
@@ -141,10 +145,10 @@ def _check_same(
     is_first: np.ndarray,
     is_fitted: np.ndarray,
 ) -> None:
-    """Compare every image that is in several models with the first that has it."""
+    """Compare each image that several models have with that of the first such model."""
     again = order[~is_first]
     before = order[is_first][is_first.cumsum()[~is_first] - 1]
-    both = is_fitted[again]  # what failed in one of them is in the other's moments once
+    both = is_fitted[again]  # an image that failed in one model counts once anyway
     again, before = again[both], before[both]
     columns = ("group", "size", "version_tag")
     same = np.ones(len(again), bool)
@@ -180,7 +184,7 @@ def _left_out(
     is_fitted: np.ndarray,
     nameless: Sequence[Mapping[str, int]],
 ) -> set[tuple[int, str]]:
-    """Models' groups that add nothing to the others', the last ones first."""
+    """Groups of models whose images the other models all have; later models are left out first."""
     times = np.bincount(image[is_fitted], minlength=image.max(initial=-1) + 1)
     if not (times > 1).any():
         return set()

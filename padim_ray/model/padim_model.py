@@ -1,4 +1,4 @@
-"""PadimModel: fit and score in one process, for people who have a DataLoader."""
+"""PadimModel: fit and score in one process, with batches of images from a DataLoader."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,12 +30,17 @@ from padim_ray.scoring.histogram import count_values
 from padim_ray.storage.claim import claimed
 from padim_ray.storage.location import Location
 
-PARTIAL_IMAGES = 512  # in a float32 sum, before it is merged into the float64 one
+PARTIAL_IMAGES = 512  # images in a float32 partial sum before it is merged into the float64 one
 EMPTY_MANIFEST = pa.table({name: pa.array([], pa.string()) for name in ("uri", "group")})
 
 
 class Scores(NamedTuple):
-    """`scores` (B,): each map's maximum. `maps` (B, H, W): smoothed Mahalanobis distances."""
+    """The scores of a batch of images, float32 on the CPU.
+
+    Attributes:
+        scores: (B,), the maximum of each anomaly map.
+        maps: (B, H, W), the anomaly maps: smoothed distances at every pixel.
+    """
 
     scores: torch.Tensor
     maps: torch.Tensor
@@ -49,19 +54,19 @@ class PadimModel:
     ...     model.update(images)
     >>> scores, maps = model.score(images)  # doctest: +SKIP
 
-    With the training images once more, it has thresholds that need no defects:
+    A second pass over the training images gives thresholds; they need no defective images:
 
     >>> for images in loader:  # doctest: +SKIP
     ...     model.calibrate(images)
     >>> threshold = model.calibration().threshold(0.01)  # doctest: +SKIP
 
     Args:
-        device: where the trunk and the state live; default: CUDA if there is a GPU, else the CPU.
+        device: device of the trunk and of everything fitted. Default: the GPU if there is one.
         storage_options: fsspec's, for weights on an object store.
         options: the fields of `ModelOptions`, named as on the command line.
 
     Raises:
-        PadimError: if the options don't fit together, or the weights can't be had.
+        PadimError: if the options don't fit together, or the weights can't be read.
     """
 
     def __init__(
@@ -79,9 +84,9 @@ class PadimModel:
     def _set_up(self, spec: ModelSpec, weights: StateDict, device: torch.device | str) -> None:
         self._weights = weights
         self._detector = Detector(spec, weights, device)
-        self._version: ModelVersion | None = None  # what groups not in the dictionaries come from
-        self._updated: set[str] = set()  # groups that got images since
-        self._partials: dict[str, Statistics] = {}  # in single precision, of the latest images
+        self._version: ModelVersion | None = None  # has the groups that aren't in memory
+        self._updated: set[str] = set()  # groups with images that the stored version hasn't
+        self._partials: dict[str, Statistics] = {}  # float32 partial sums of the latest images
         self._statistics: dict[str, Statistics] = {}
         self._fitted: dict[str, Fitted] = {}
         self._calibrations: dict[str, Calibration] = {}
@@ -92,7 +97,7 @@ class PadimModel:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of images in each group's statistics."""
+        """The number of images in each group's statistics."""
         return {group: self._count(group) for group in self._groups()}
 
     def _groups(self) -> list[str]:
@@ -109,12 +114,13 @@ class PadimModel:
         """Add a batch of good images to a group.
 
         Args:
-            images: (B, 3, H, W), of the model's input size, either uint8 in 0…255 or floats in
-                0…1. The model normalises them itself.
+            images: (B, 3, H, W) of the model's input size, uint8 in 0…255 or floats in 0…1, not
+                normalised.
+            group: name of the group; a new one is created.
 
         Raises:
-            ValueError: for another shape, size, type or range.
-            ModelError: if an image gives NaN or infinite features.
+            ValueError: if the images have another shape, type or range.
+            ModelError: if an image has NaN or infinite features.
         """
         embeddings = self._embed(images, group)
         if group not in self._partials:
@@ -127,7 +133,7 @@ class PadimModel:
             self._merge(group)
 
     def _merge(self, group: str) -> Statistics:
-        """Close the group's partial statistics, and return all of them."""
+        """Merge the group's partial sum into its statistics, and return these."""
         if group not in self._statistics and self._version and group in self._version.groups:
             self._statistics[group] = self._version.load_statistics(group).to(self._detector.device)
         if group in self._partials:
@@ -137,18 +143,18 @@ class PadimModel:
         return self._statistics[group]
 
     def finalize(self) -> None:
-        """Fit the density to the statistics, of the groups that changed since the last time.
+        """Fit the densities of all groups that changed since the last time.
 
-        More images may be added afterwards. `score` and `save` call this themselves if needed.
+        More images may be added afterwards. `score` and `save` fit by themselves if needed.
 
         Raises:
-            ModelError: naming a group with fewer than 2 images, or without variation.
+            ModelError: if a group has fewer than 2 images, or its images hardly differ.
         """
         for group in self._groups():
             self._density(group)
 
     def _density(self, group: str) -> Fitted:
-        """The group's fitted density: as it is, loaded, or fitted to what was added."""
+        """The group's fitted density: from memory, from storage, or fitted now."""
         if group not in self._fitted:
             if version := self._unchanged(group):
                 self._fitted[group] = self._detector.load(version.load_density(group))
@@ -157,7 +163,7 @@ class PadimModel:
         return self._fitted[group]
 
     def _unchanged(self, group: str) -> ModelVersion | None:
-        """The stored version, if the group is in it and no image was added since."""
+        """The stored version, if it has the group and no image was added since."""
         is_stored = self._version is not None and group in self._version.groups
         return self._version if is_stored and group not in self._updated else None
 
@@ -181,14 +187,12 @@ class PadimModel:
 
         Args:
             images: as for `update`.
-            sigma: another smoothing than the model's.
-
-        Returns:
-            Scores (B,) and anomaly maps (B, H, W), float32 on the CPU.
+            group: name of the group.
+            sigma: standard deviation of the smoothing, in pixels. Default: the model's.
 
         Raises:
-            ValueError: for another shape, size, type or range.
-            ModelError: for a group without images.
+            ValueError: if the images have another shape, type or range.
+            ModelError: if the group has no images, or can't be fitted.
         """
         if group not in self._groups():
             raise ModelError(f"No images of group {group!r} were given to update()")
@@ -201,20 +205,21 @@ class PadimModel:
     def calibrate(
         self, images: torch.Tensor | np.ndarray, *, group: str = DEFAULT_GROUP
     ) -> torch.Tensor:
-        """Add training images to a group's calibration, and return their leave-one-out scores.
+        """Add training images to a group's calibration.
 
-        To be called with images that `update` was given, all or a sample, once no more are added:
-        `update` empties the calibration.
+        Call it with images that `update` was given, all of them or a sample, after the last
+        `update`, which empties the calibration.
 
         Args:
             images: as for `update`.
+            group: name of the group.
 
         Returns:
-            Scores (B,) that the images have for a model that wasn't fitted to them.
+            (B,) leave-one-out scores: those of a model fitted without the image.
 
         Raises:
-            ValueError: for another shape, size, type or range.
-            ModelError: for a group with fewer than 3 images.
+            ValueError: if the images have another shape, type or range.
+            ModelError: if the group has fewer than 3 images.
         """
         embeddings = self._embed(images, group)
         count = self._count(group)
@@ -225,12 +230,12 @@ class PadimModel:
         found = self._detector.measure(embeddings, self._density(group), left_out_of=count)
         scores = found.scores.cpu()
         added = Calibration(np.sort(scores.numpy()), count_values(found.maps.cpu().numpy()))
-        kept = self._calibrations.get(group)  # a loaded one is replaced, not added to
+        kept = self._calibrations.get(group)  # a stored calibration is replaced, not added to
         self._calibrations[group] = kept + added if kept else added
         return scores
 
     def calibration(self, group: str = DEFAULT_GROUP) -> Calibration | None:
-        """The group's thresholds and p-values; None if it isn't calibrated."""
+        """The group's calibration, which gives thresholds and p-values; None if it has none."""
         version = self._unchanged(group)
         if group in self._calibrations or version is None:
             return self._calibrations.get(group)
@@ -239,14 +244,18 @@ class PadimModel:
     def save(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> int:
         """Publish the model as a new version at `uri`, and return the version's number.
 
+        Args:
+            uri: directory of the model, local or on an object store.
+            storage_options: fsspec's, for an object store.
+
         Raises:
-            PadimError: if a job is fitting that model, or nothing can be written there.
+            PadimError: if a job is writing to that model, or writing fails.
         """
         root = Location.of(uri, storage_options)
         with claimed(root, "save"):
             number = next_number(root)
             while (version_location(root, number) / JOB).exists():
-                number += 1  # the number of a fit that isn't finished
+                number += 1  # an unfinished fit has this number
             self._save(root, number)
         return number
 
@@ -267,7 +276,7 @@ class PadimModel:
                 save_calibration(root, number, group, calibration)
             calibrated = len(calibration.scores) if calibration else 0
             groups[group] = GroupEntry(statistics.count, failed, len(runs), calibrated)
-        # images that came as tensors have no names: they are in the counts only
+        # images that were given as tensors have no names: they are in the counts only
         manifest = self._version.load_manifest() if self._version else EMPTY_MANIFEST
         images = sum(entry.images for entry in groups.values())
         publish(
@@ -282,13 +291,18 @@ class PadimModel:
         *,
         device: torch.device | str | None = None,
     ) -> "PadimModel":
-        """Read a model, which can then score, and be updated further.
+        """Load a stored model, to score with it or to update it.
 
-        It is the current version, or with `@3` at the end of `uri` that one. Groups are loaded when
-        they are first used.
+        Groups are loaded when they are first used.
+
+        Args:
+            uri: the model's directory, with `@3` at the end for version 3. Default: the current
+                version.
+            storage_options: fsspec's, for an object store.
+            device: as for `PadimModel`.
 
         Raises:
-            ModelError: if there is no model, it is damaged, or has another format version.
+            ModelError: if there is no model, or it is damaged or of another format version.
         """
         device = device or _default_device()
         version = open_named(uri, storage_options)

@@ -44,13 +44,18 @@ def publish(
     manifest: pa.Table,
     why: str,
 ) -> None:
-    """Make a version whose group files are already written the current one.
+    """Publish a version whose groups' files are written, and make it the current one.
 
     Args:
-        why: what made it, in a line for people.
+        root: the model's directory.
+        number: the version's number.
+        spec: the model's specification.
+        groups: its groups by name.
+        manifest: every image that the model was given.
+        why: what made the version, one line for people.
 
     Raises:
-        ModelError: if somebody else has published this version.
+        ModelError: if another job has published this version meanwhile.
     """
     location = version_location(root, number)
     (location / "manifest.parquet").write_table(manifest)
@@ -59,8 +64,8 @@ def publish(
         "format_version": FORMAT_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "why": why,
-        "created_by": secrets.token_hex(8),  # nobody else writes the same
-        "versions": {  # padim-ray's own also where it runs from its sources, not installed
+        "created_by": secrets.token_hex(8),  # makes the file, and so its hash, unique
+        "versions": {  # padim-ray may run from its sources, without package metadata
             "padim-ray": __version__,
             **{name: package_version(name) for name in ("torch", "torchvision")},
         },
@@ -76,17 +81,14 @@ def publish(
 
 
 def make_current(root: Location, number: int) -> None:
-    """Have readers open this version from now on."""
+    """Make a version the current one: readers open it from now on."""
     (root / "CURRENT").write(f"{number:06d}\n".encode())
 
 
 def remove_version(root: Location, number: int, kept_groups: Collection[str] = ()) -> None:
-    """Delete a version, but groups whose files others refer to.
-
-    If a kill leaves half of it, it isn't a published one any more.
-    """
+    """Delete a version except `kept_groups`, whose files other versions refer to."""
     location = version_location(root, number)
-    (location / MODEL).remove()
+    (location / MODEL).remove()  # first: if the job is killed here, the rest isn't published
     kept = tuple(f"{group_location(root, number, group).uri}/" for group in kept_groups)
     if not kept:
         location.remove_all()
@@ -97,12 +99,12 @@ def remove_version(root: Location, number: int, kept_groups: Collection[str] = (
 
 def save_calibration(root: Location, number: int, group: str, calibration: Calibration) -> None:
     """Write a group's calibration."""
-    is_there = calibration.pixels > 0
+    occupied = calibration.pixels > 0
     for location, columns in zip(
         calibration_locations(root, number, group),
         (
             {"score": calibration.scores},
-            {"value": bin_edges()[:-1][is_there], "count": calibration.pixels[is_there]},
+            {"value": bin_edges()[:-1][occupied], "count": calibration.pixels[occupied]},
         ),
         strict=True,
     ):
@@ -115,5 +117,5 @@ def save_tensors(location: Location, tensors: Mapping[str, torch.Tensor]) -> Non
         try:
             cpu = {name: tensor.cpu() for name, tensor in tensors.items()}
             safetensors.torch.save_file(cpu, path)
-        except SafetensorError as error:  # its name for a full disk, too
+        except SafetensorError as error:  # raised for a full disk, too
             raise OSError(str(error)) from error

@@ -1,11 +1,11 @@
-"""Rounds of a fit: how far it got, so that a killed one goes on from there.
+"""Rounds: the progress of a fit, from which a killed fit continues.
 
 versions/000003/
-  job.json, listed.parquet            what the fit was begun with
-  rounds/000002.json                  how far it got; written last, so that all it names is there
-  rounds/000002.parquet               the round's failed images
-  rounds/000002/moments-….safetensors the group that the round ended in, so far
-  groups/…                            the groups that were finished until then
+  job.json, listed.parquet            the fit's options and its list of images
+  rounds/000002.json                  the progress; written after all files that it refers to
+  rounds/000002.parquet               images that failed in this round
+  rounds/000002/moments-….safetensors statistics of the unfinished group, so far
+  groups/…                            the groups that are finished
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from padim_ray.model.files import understood
-from padim_ray.model.model_json import MOST_IMAGES, GroupEntry
+from padim_ray.model.files import naming_file
+from padim_ray.model.model_json import MAX_IMAGES, GroupEntry
 from padim_ray.storage.fail_points import kill_at
 from padim_ray.storage.json_fields import mapping, parse_json, read_fields, show, text, whole
 from padim_ray.storage.location import Location, list_numbers, numbered_file
@@ -25,7 +25,13 @@ from padim_ray.storage.location import Location, list_numbers, numbered_file
 
 @dataclass(frozen=True)
 class PartialGroup:
-    """A group that a round ended in: `images` of it are in the moments so far, `failed` aren't."""
+    """The group that was unfinished at the end of a round.
+
+    Attributes:
+        group: its name.
+        images: the number of its images in the statistics so far.
+        failed: the number of its images that failed so far.
+    """
 
     group: str
     images: int
@@ -34,9 +40,13 @@ class PartialGroup:
 
 @dataclass(frozen=True)
 class Round:
-    """The first `rows` images of the manifest: every one is in the moments, or has failed.
+    """The progress of a fit at the end of a round.
 
-    `groups`: those that are finished. `partial`: the one that isn't.
+    Attributes:
+        number: the round's number, from 1; 0 before the first.
+        rows: the first `rows` images of the manifest were added or failed.
+        groups: the finished groups.
+        partial: the unfinished group.
     """
 
     number: int = 0
@@ -45,16 +55,16 @@ class Round:
     partial: PartialGroup | None = None
 
     def moments(self, version: Location, shard: int, shards: int) -> Location:
-        """Where a state shard of the unfinished group is."""
+        """The file of a shard of the unfinished group's statistics."""
         name = f"moments-{shard:05d}-of-{shards:05d}.safetensors"
         return version / f"rounds/{self.number:06d}/{name}"
 
     def commit(self, version: Location, failures: Mapping[str, str]) -> None:
-        """Publish the round, whose moments are written, and drop the one before.
+        """Commit the round, whose statistics are written, and delete those of the one before.
 
         Args:
-            version: the directory of the version that is being fitted.
-            failures: errors by uri, of this round.
+            version: directory of the version that is being fitted.
+            failures: errors of this round's failed images, by URI.
         """
         table = pa.table(
             {
@@ -70,20 +80,20 @@ class Round:
 
     @classmethod
     def latest(cls, version: Location) -> "Round":
-        """The last round that was committed; an empty one before the first.
+        """The last committed round; an empty one if there is none.
 
         Raises:
-            ModelError: if it is damaged.
+            ModelError: if its file is damaged.
         """
         numbers = list_numbers(version / "rounds")
         if not numbers:
             return cls()
         marker = _marker(version, numbers[-1])
-        with understood(marker):
+        with naming_file(marker):
             return read_fields(cls, parse_json(marker.read()), "it", _ROUND)
 
     def read_failures(self, version: Location) -> dict[str, str]:
-        """Errors by uri, of this round and all before."""
+        """The errors of failed images of this round and all before, by URI."""
         failures: dict[str, str] = {}
         for number in range(1, self.number + 1):
             with (version / f"rounds/{number:06d}.parquet").as_local_file() as path:
@@ -101,9 +111,9 @@ def _partial(value: Any, where: str) -> PartialGroup | None:
     return None if value is None else read_fields(PartialGroup, value, where, _PARTIAL)
 
 
-_count = whole(0, MOST_IMAGES)
+_count = whole(0, MAX_IMAGES)
 _ROUND = {
-    "number": whole(1, MOST_IMAGES),
+    "number": whole(1, MAX_IMAGES),
     "rows": _count,
     "groups": _groups,
     "partial": _partial,
@@ -112,7 +122,7 @@ _PARTIAL = {"group": text(".*"), "images": _count, "failed": _count}
 
 
 def remove_rounds(version: Location) -> None:
-    """Remove what isn't needed any more when the version is published."""
+    """Delete all rounds of a version, which has been published."""
     (version / "rounds").remove_all()
 
 

@@ -1,4 +1,4 @@
-"""What a model is apart from its numbers: the part of it that is stored as JSON."""
+"""A model's specification: all settings that its results depend on, stored as JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +15,7 @@ from padim_ray.features.weights import StateDict, read_weights, weights_sha256
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.redaction import redact
 from padim_ray.runs.options.model import ModelOptions
+from padim_ray.runs.options.model import pair as pair_of_sizes
 from padim_ray.scoring.anomaly_map import AnomalyMapper
 from padim_ray.storage.json_fields import (
     flag,
@@ -27,9 +28,9 @@ from padim_ray.storage.json_fields import (
     whole,
 )
 
-MOST_PIXELS = 4096  # of an image's side: anomaly maps and features of more need too much memory
-MOST_SIGMA = 256
-_SIDES = pair(whole(1, MOST_PIXELS))
+MAX_SIDE = 4096  # pixels; features and anomaly maps of larger images need too much memory
+MAX_SIGMA = 256  # pixels
+_SIDES = pair(whole(1, MAX_SIDE))
 _PREPROCESSING = {
     "resize": _SIDES,
     "crop": lambda value, where: None if value is None else _SIDES(value, where),
@@ -59,17 +60,20 @@ _SPEC = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that embeddings, distances and maps depend on, apart from the numbers of a fit.
+    """All settings that embeddings, distances and maps depend on; nothing fitted.
 
     Attributes:
         backbone: the trunk's name.
-        weights: where they came from, for people to read.
-        weights_sha256: of the trunk's weights.
-        channels: the kept channel indices of each used level, finest first.
-        preprocessing: what the trunk sees of an image.
-        density: its kind and settings.
-        precision: the trunk's, resolved.
+        weights: where the trunk's weights came from, for people.
+        weights_sha256: hash of the trunk's weights.
+        channels: ascending indices of the kept channels of each used level, finest first.
+        preprocessing: how images are resized and cropped.
+        density: the density with its settings.
+        precision: the trunk's precision.
         sigma: standard deviation of the anomaly map's smoothing, in pixels.
+
+    Raises:
+        ModelError: if the settings are invalid or don't fit together.
     """
 
     backbone: str
@@ -86,8 +90,8 @@ class ModelSpec:
         if self.precision not in get_args(Precision):
             raise ModelError(f"Unknown precision {self.precision!r}")
         check_size(self.preprocessing, max(trunk.levels[layer].stride for layer in self.channels))
-        if not 0 <= self.sigma <= MOST_SIGMA:
-            raise ModelError(f"sigma must be from 0 to {MOST_SIGMA} pixels, not {self.sigma}")
+        if not 0 <= self.sigma <= MAX_SIGMA:
+            raise ModelError(f"sigma must be from 0 to {MAX_SIGMA} pixels, not {self.sigma}")
         self._check_channels()
 
     def _check_channels(self) -> None:
@@ -122,7 +126,14 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, value: Any) -> "ModelSpec":
-        """Raises: ModelError if fields are missing, unknown or not what a spec can be."""
+        """Read a specification: the inverse of `to_json`.
+
+        Args:
+            value: a JSON object, as anybody may have written it.
+
+        Raises:
+            ModelError: if a field is missing, unknown or invalid.
+        """
         return read_fields(cls, value, "spec", _SPEC)
 
 
@@ -134,14 +145,24 @@ def _every_channel(backbone: str, layers: tuple[str, ...]) -> Mapping[str, Seque
 def new_spec(
     options: ModelOptions, precision: Precision, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[ModelSpec, StateDict]:
-    """Make a new model's spec and read its trunk's weights.
+    """Make a new model's specification, and read its trunk's weights.
+
+    Args:
+        options: the model's options.
+        precision: the trunk's precision; "auto" has been resolved.
+        storage_options: fsspec's, for weights on an object store.
 
     Raises:
-        ModelError: if the options don't fit together or the weights can't be had.
+        ModelError: if the options don't fit together, or the weights can't be read.
     """
-    trunk = check_levels(options.backbone, options.layers)
-    channels = choose_channels(options.backbone, options.layers, options.n_features, options.seed)
-    preprocessing = Preprocessing(options.image_size, options.crop, options.scaled_jpeg)
+    layers = options.layers or ()
+    trunk = check_levels(options.backbone, layers)
+    channels = choose_channels(options.backbone, layers, options.n_features, options.seed)
+    preprocessing = Preprocessing(
+        pair_of_sizes("image_size", options.image_size),
+        pair_of_sizes("crop", options.crop) if options.crop else None,
+        options.scaled_jpeg,
+    )
     check_size(preprocessing, max(trunk.levels[layer].stride for layer in channels))
     weights = read_weights(options.weights, options.backbone, list(channels), storage_options)
     spec = ModelSpec(
@@ -158,11 +179,19 @@ def new_spec(
 
 
 def check_size(preprocessing: Preprocessing, stride: int) -> None:
-    """Raises: ModelError if an image is too large, or isn't a multiple of the coarsest stride."""
+    """Check that the input size suits the trunk.
+
+    Args:
+        preprocessing: gives the size.
+        stride: of the coarsest used level; both sides must be multiples of it.
+
+    Raises:
+        ModelError: if the size is too large, or no multiple of the stride.
+    """
     size = preprocessing.size
-    if max(preprocessing.resize) > MOST_PIXELS:
+    if max(preprocessing.resize) > MAX_SIDE:
         height, width = preprocessing.resize
-        raise ModelError(f"The image size {height}×{width} is above {MOST_PIXELS}×{MOST_PIXELS}")
+        raise ModelError(f"The image size {height}×{width} is above {MAX_SIDE}×{MAX_SIDE}")
     for pixels in size:
         if pixels % stride:
             below, above = pixels // stride * stride, (pixels // stride + 1) * stride

@@ -25,7 +25,7 @@ from padim_ray.model.layout import (
     version_location,
 )
 from padim_ray.model.model_json import (
-    MOST_BYTES,
+    MAX_BYTES,
     Description,
     GroupEntry,
     read_description,
@@ -36,16 +36,23 @@ from padim_ray.scoring.histogram import BINS
 from padim_ray.storage.json_fields import show
 from padim_ray.storage.location import Location
 
-LOADING_THREADS = 2  # a store sends two streams faster than one; more take more memory
-# what files may be at the most: hostile ones must not take all memory
-MANIFEST_BYTES = 16 * 2**30
-TRUNK_BYTES = 2**30
+LOADING_THREADS = 2  # two streams from a store are faster than one; more take more memory
+# limits on the size of hostile files
+MAX_MANIFEST_BYTES = 16 * 2**30
+MAX_TRUNK_BYTES = 2**30
 AnyState = TypeVar("AnyState", bound=State)
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One published version: reads its parts."""
+    """A published version, and functions to load its parts.
+
+    Attributes:
+        root: the model's directory.
+        number: the version's number.
+        spec: the model's specification.
+        groups: its groups by name.
+    """
 
     root: Location
     number: int
@@ -54,13 +61,13 @@ class ModelVersion:
 
     @property
     def name(self) -> str:
-        """As `open_named` takes it."""
+        """The version's name, as `open_named` takes it."""
         return f"{self.root.uri}@{self.number}"
 
     def fingerprint(self) -> str:
-        """SHA-256 of model.json: tells a version from another one that took its number."""
+        """SHA-256 of model.json: differs if another version has taken the number."""
         location = version_location(self.root, self.number) / MODEL
-        content = read_file(self.root, location, MOST_BYTES, Path.read_bytes)
+        content = read_file(self.root, location, MAX_BYTES, Path.read_bytes)
         return hashlib.sha256(content).hexdigest()
 
     def home(self, group: str) -> int:
@@ -68,12 +75,12 @@ class ModelVersion:
         return self.groups[group].version or self.number
 
     def statistics_file(self, group: str, shard: int) -> Location:
-        """Where a shard of a group's statistics is."""
+        """The file of a shard of a group's statistics."""
         kind, shards = self.spec.density.statistics_kind, self.groups[group].shards
         return self._file(group, kind, shard, shards)
 
     def density_file(self, group: str, shard: int) -> Location:
-        """Where a shard of a group's fitted density is."""
+        """The file of a shard of a group's fitted density."""
         density = self.spec.density
         shards = self.groups[group].shards if density.per_cell else 1
         return self._file(group, density.kind, shard, shards)
@@ -82,15 +89,19 @@ class ModelVersion:
         return shard_location(self.root, self.home(group), group, kind, shard, shards)
 
     def load_trunk_weights(self) -> StateDict:
-        """Read the trunk's weights; ModelError if they aren't those that the model names."""
+        """Read the trunk's weights; see the function of the same name."""
         return load_trunk_weights(self.root, self.spec.weights_sha256)
 
-    @torch.inference_mode(mode=False)  # whatever mode asks for it, any may use what is loaded
+    @torch.inference_mode(mode=False)  # the caller may use the tensors in any mode
     def load_statistics(self, group: str, shard: int | None = None) -> Statistics:
-        """A group's statistics; or those in one of its shards.
+        """Load a group's statistics.
+
+        Args:
+            group: the group's name.
+            shard: load only this shard. Default: all of them.
 
         Raises:
-            ModelError: if a file is missing or can't be what it should be.
+            ModelError: if a file is missing or invalid.
         """
         density, images = self.spec.density, self.groups[group].images
 
@@ -107,10 +118,14 @@ class ModelVersion:
 
     @torch.inference_mode(mode=False)
     def load_density(self, group: str, shard: int | None = None) -> Fitted:
-        """A group's fitted density; or the part in one of its shards.
+        """Load a group's fitted density.
+
+        Args:
+            group: the group's name.
+            shard: load only this shard. Default: all of them.
 
         Raises:
-            ModelError: if a file is missing or can't be what it should be.
+            ModelError: if a file is missing or invalid.
         """
         density, runs = self.spec.density, self._runs(group)
 
@@ -122,7 +137,7 @@ class ModelVersion:
         return self._load(group, make, self.density_file, density.unpack_fitted, runs, shard)
 
     def _runs(self, group: str) -> list[tuple[int, int]]:
-        """The runs of coarsest cells by which a group is sharded."""
+        """The runs of coarsest cells into which a group is sharded."""
         count = self.groups[group].shards
         runs = split_cells(self.spec.grid.cells[-1], count)
         if len(runs) != count:
@@ -138,14 +153,15 @@ class ModelVersion:
         runs: Sequence[tuple[int, int]],
         shard: int | None = None,
     ) -> AnyState:
-        """Read shards into one state, a few at a time: memory for little more than it.
+        """Load shards into one state, few at a time, with little more memory than the state's.
 
         Args:
-            make: a state of the group's shape, on a device.
-            file: where a shard is.
-            unpack: a shard's tensors.
-            runs: the coarsest cells of each.
-            shard: the only one that is wanted.
+            group: the group's name.
+            make: makes an uninitialised state of all cells on a device.
+            file: the file of a group's shard.
+            unpack: makes a state of a shard's tensors.
+            runs: the coarsest cells of each shard.
+            shard: load only this shard.
         """
         like = make("meta")
 
@@ -167,7 +183,11 @@ class ModelVersion:
         return whole
 
     def load_calibration(self, group: str) -> Calibration | None:
-        """Read what leave-one-out gave; None if the group isn't calibrated."""
+        """Load a group's calibration; None if it isn't calibrated.
+
+        Raises:
+            ModelError: if a file is missing or invalid.
+        """
         images = self.groups[group].calibrated
         if not images:
             return None
@@ -187,31 +207,42 @@ class ModelVersion:
         )
 
     def load_manifest(self) -> pa.Table:
-        """Every image that the model's jobs were given, with `status` and `error`."""
+        """Load the manifest: every image that the model was given, with `status` and `error`.
+
+        Raises:
+            ModelError: if it is missing or invalid.
+        """
         listed = sum(entry.images + entry.failed for entry in self.groups.values())
         return read_table(
             self.root,
             version_location(self.root, self.number) / "manifest.parquet",
             {"uri": pa.string(), "group": pa.string()},
-            range(listed + 1),  # fewer, where images came as tensors
-            most_bytes=MANIFEST_BYTES,
+            range(listed + 1),  # images that were given as tensors aren't listed
+            max_bytes=MAX_MANIFEST_BYTES,
         )
 
 
 def open_version(root: Location, number: int | None = None) -> ModelVersion:
-    """A version of the model at `root`: the current one, or another that was published.
+    """Open a published version of a model.
+
+    Args:
+        root: the model's directory.
+        number: the version. Default: the current one.
 
     Raises:
-        ModelError: if there is no such version, one of another format, or one that can't be one.
+        ModelError: if there is no such version, or it is invalid or of another format version.
     """
     spec, groups, *_ = describe_version(root, number := check_number(root, number))
     return ModelVersion(root, number, spec, groups)
 
 
 def open_named(name: str, options: Mapping[str, Any] | None = None) -> ModelVersion:
-    """A version as people name it: `s3://models/line7@3`, or without @3 for the current one.
+    """Open a version by its name.
 
-    A directory whose own name ends like that is named with a slash at its end.
+    Args:
+        name: the model's URI, such as `s3://models/line7@3`; without `@3` it is the current
+            version. If the directory's own name ends like that, add a slash.
+        options: fsspec's, for an object store.
 
     Raises:
         ModelError: as `open_version`.
@@ -221,14 +252,22 @@ def open_named(name: str, options: Mapping[str, Any] | None = None) -> ModelVers
 
 
 def describe_version(root: Location, number: int) -> Description:
-    """What a published version's model.json says; ModelError if it can't be a model's."""
+    """Read a published version's model.json.
+
+    Raises:
+        ModelError: if it is missing, invalid or of another format version.
+    """
     return read_description(root, version_location(root, number) / MODEL)
 
 
 def load_trunk_weights(root: Location, sha256: str) -> StateDict:
-    """Read the trunk's weights; ModelError if they are missing or have another hash."""
+    """Read the trunk's weights with that hash.
+
+    Raises:
+        ModelError: if they are missing, invalid, or have another hash.
+    """
     location = trunk_location(root, sha256)
-    weights = load_trunk(root, location, TRUNK_BYTES)
+    weights = load_trunk(root, location, MAX_TRUNK_BYTES)
     if weights_sha256(weights) != sha256:
         raise ModelError(f"{location.uri} doesn't hold the weights the model was fitted with")
     return weights

@@ -41,7 +41,7 @@ def refitted(features, image, kind):
 @settings(max_examples=25)
 @given(grids(), SEEDS, st.integers(6, 60))
 def test_distances_are_those_of_refitting_without_the_image(kind, grid, seed, count):
-    """With fewer and with more images than channels, of one to three levels."""
+    """With fewer and with more images than channels, at one to three levels."""
     features = random_features(grid, count, np.random.default_rng(seed))
     distances = left_out(grid, features, kind)
     tolerance = 1e-4 if kind == "paper" else 0.01
@@ -52,8 +52,8 @@ def test_distances_are_those_of_refitting_without_the_image(kind, grid, seed, co
 
 @settings(max_examples=25)
 @given(SEEDS, st.sampled_from([6, 12, 28, 33, 60, 150]))
-def test_what_an_image_has_everywhere_counts_as_its_own(seed, count):
-    """Lighting changes all cells of an image alike: its share in R is large where it matters."""
+def test_images_with_lighting_of_their_own_are_left_out_exactly(seed, count):
+    """Lighting changes all cells of an image alike, so the image has a large share in R."""
     rng = np.random.default_rng(seed)
     grid = PatchGrid(((8, 8), (4, 4), (2, 2)), (6, 10, 14))
     features = random_features(grid, count, rng)
@@ -71,14 +71,14 @@ def test_what_an_image_has_everywhere_counts_as_its_own(seed, count):
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20)
 @given(grids(), SEEDS, st.integers(3, 20))
-def test_with_enough_steps_they_are_exact(kind, grid, seed, count):
-    """For `shrink` as well, whose R depends on every image."""
+def test_enough_steps_give_the_exact_distances(kind, grid, seed, count):
+    """Also with `shrink`, where R depends on every image."""
     features = random_features(grid, count, np.random.default_rng(seed))
-    distances = left_out(grid, features, kind, torch.float64, tolerance=0, most_steps=60)
+    distances = left_out(grid, features, kind, torch.float64, tolerance=0, max_steps=60)
     np.testing.assert_allclose(distances[0], refitted(features, 0, kind), rtol=1e-6)
 
 
-def test_of_many_images_one_changes_the_regularisation_by_nothing_that_matters():
+def test_one_of_many_images_hardly_changes_the_regularisation():
     grid = PatchGrid(((8, 8), (4, 4), (2, 2)), (6, 10, 14))
     features = random_features(grid, NEGLIGIBLE_FROM, np.random.default_rng(0))
     distances = left_out(grid, features, "shrink")
@@ -89,12 +89,12 @@ def test_of_many_images_one_changes_the_regularisation_by_nothing_that_matters()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_few_images_and_patches_at_a_time_give_the_same(kind, monkeypatch):
+def test_small_batches_and_runs_of_cells_give_the_same_distances(kind, monkeypatch):
     grid = PatchGrid(((8, 8), (4, 4), (2, 2)), (3, 5, 9))
     features = random_features(grid, 13, np.random.default_rng(0))
     at_once = left_out(grid, features, kind)
-    monkeypatch.setattr(leave_one_out, "CORRECTION_NUMBERS", 17**2 * 5)
-    monkeypatch.setattr(leave_one_out, "FIELD_NUMBERS", 1000)
+    monkeypatch.setattr(leave_one_out, "MAX_CORRECTION_ELEMENTS", 17**2 * 5)
+    monkeypatch.setattr(leave_one_out, "MAX_FIELD_ELEMENTS", 1000)
     np.testing.assert_allclose(left_out(grid, features, kind), at_once, rtol=1e-4)
 
 
@@ -108,8 +108,8 @@ def test_an_image_that_is_the_mean_has_distance_zero(kind):
     np.testing.assert_allclose(distances[0], 0, atol=1e-5)
 
 
-def test_what_nothing_remains_of_stays_finite():
-    """Without regularisation, an image may be all there is of a direction."""
+def test_distances_stay_finite_without_regularisation():
+    """One image may be all the variance in a direction; without it the covariance is singular."""
     grid, regularization = PatchGrid(((4, 4),), (3,)), Regularization("paper", epsilon=0)
     features = random_features(grid, 4, np.random.default_rng(0))
     patches = nest(grid, features)

@@ -29,7 +29,7 @@ def of(patches, dtype=torch.float64):
 
 
 def merge_all(parts):
-    """The moments of all parts together, as the pipelines merge them."""
+    """Merge the moments of all parts as the pipelines do."""
     return reduce(add, (part.double() for part in parts))
 
 
@@ -38,7 +38,7 @@ def images(patches, indices):
 
 
 def join_moments(parts):
-    """The moments of consecutive runs of cells, as `Moments.cells` cuts them."""
+    """The inverse of `Moments.cells` for consecutive runs of cells."""
     return Moments(parts[0].count, *join_cells([(part.means, part.scatters) for part in parts]))
 
 
@@ -101,7 +101,7 @@ def test_subtracting_is_the_inverse_of_merging(grid, seed):
     assert not any(block.any() for row in nothing.scatters for block in row)
 
 
-def test_more_images_than_there_are_cannot_be_subtracted():
+def test_subtracting_more_images_than_there_are_is_refused():
     rng = np.random.default_rng(0)
     small, large = (of([torch.from_numpy(rng.random((4, 2, n)))]) for n in (3, 5))
     with pytest.raises(ValueError, match="5 images from 3"):

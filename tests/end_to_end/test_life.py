@@ -212,7 +212,7 @@ def test_one_of_two_changes_at_once_wins_and_the_other_says_so(line, contested, 
             reached.set()
             assert go_on.wait(300)
 
-    monkeypatch.setattr("padim_ray.model.layout.kill_at", wait)
+    monkeypatch.setattr("padim_ray.model.publish.kill_at", wait)
     with ThreadPoolExecutor(1) as pool:
         update = pool.submit(line.change, padim_ray.update, "contested", *bolts[:6])
         assert reached.wait(300)

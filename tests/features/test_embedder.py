@@ -1,97 +1,96 @@
-"""A detector's embeddings, statistics and distances: by threads of its own and by PyTorch's."""
+"""Embeddings of batches: by one thread and by several, in new memory and in reused memory."""
 
 import numpy as np
 import pytest
 import torch
 
-from padim_ray.densities.gaussian.leave_one_out import NEGLIGIBLE_FROM
-from padim_ray.features.embedder import as_images
-from padim_ray.model.detector import Detector, fit_density
-from padim_ray.model.spec import new_spec
-from padim_ray.runs.options.model import ModelOptions
+from padim_ray.features.embedder import Embedder, as_images
+from padim_ray.features.grid import PatchGrid
+from padim_ray.features.trunk import Trunk
+from padim_ray.features.weights import read_weights
+from padim_ray.features.workers import Workers
 
-IMAGES = 43
+CHANNELS = {"layer1": range(0, 64, 4), "layer2": range(0, 128, 4)}
+GRID = PatchGrid(((16, 16), (8, 8)), (16, 32))
+
+
+@pytest.fixture(scope="module")
+def state_dict(weights):
+    return read_weights(weights, "resnet18", list(CHANNELS))
 
 
 @pytest.fixture
-def detectors(weights):
-    """The same model in one thread, and in three."""
+def make_embedder(state_dict):
+    """A function that makes embedders; PyTorch's number of threads is restored afterwards."""
     threads = torch.get_num_threads()
-    options = ModelOptions(weights=weights, image_size=(64,), n_features=100)
-    spec = new_spec(options, "float32")
-    yield Detector(*spec, "cpu"), Detector(*spec, "cpu", threads=3)
+
+    def make(*, device="cpu", precision="float32", workers=None, pass_size=None, reuse=False):
+        trunk = Trunk("resnet18", CHANNELS, state_dict, device=device, precision=precision)
+        workers = Workers(workers)
+        return Embedder(trunk, GRID, torch.device(device), pass_size, workers, reuse=reuse)
+
+    yield make
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def images():
-    pixels = np.random.default_rng().integers(0, 256, (IMAGES, 64, 64, 3), np.uint8)
-    return as_images(pixels)
+def random_pixels(count):
+    return np.random.default_rng().integers(0, 256, (count, 64, 64, 3), np.uint8)
 
 
-def test_pixels_may_be_read_only_and_stay_as_they_are(detectors):
-    pixels = np.random.default_rng().integers(0, 256, (9, 64, 64, 3), np.uint8)
+def assert_equal(embeddings, others):
+    for level, other in zip(embeddings.levels, others.levels, strict=True):
+        assert torch.equal(level, other)
+
+
+def test_embeddings_are_the_trunks_features_in_nested_order(make_embedder):
+    embedder, images = make_embedder(), as_images(random_pixels(9))
+    assert_equal(embedder.embed(images), GRID.nest(embedder.trunk(images)))
+
+
+def test_pixels_may_be_read_only_and_are_not_changed(make_embedder):
+    pixels = random_pixels(9)
     shared = np.frombuffer(content := pixels.tobytes(), np.uint8).reshape(pixels.shape)
     images = as_images(shared)
     assert images.data_ptr() == shared.ctypes.data
-    for detector in detectors:
-        levels = zip(
-            detector.embed(images).levels, detector.embed(as_images(pixels)).levels, strict=True
-        )
-        assert all(torch.equal(level, other) for level, other in levels)
+    for workers in (None, 3):
+        embedder = make_embedder(workers=workers)
+        assert_equal(embedder.embed(images), embedder.embed(as_images(pixels)))
     assert content == pixels.tobytes()
 
 
-def fitted(detector, images):
-    return detector.add_(detector.empty_statistics(), detector.embed(images))
+def test_threads_give_the_same_embeddings(make_embedder):
+    images = as_images(random_pixels(43))
+    assert_equal(make_embedder().embed(images), make_embedder(workers=3).embed(images))
 
 
-def test_threads_share_out_images_and_cells(detectors, images):
-    one, three = detectors
-    moments, others = fitted(one, images), fitted(three, images)
-    for level, other in zip(one.embed(images).levels, three.embed(images).levels, strict=True):
-        assert torch.equal(level, other)
-    assert moments.count == others.count == IMAGES
-    for blocks, other_blocks in zip(moments.scatters, others.scatters, strict=True):
-        for block, other in zip(blocks, other_blocks, strict=True):
-            torch.testing.assert_close(other, block, rtol=1e-5, atol=1e-5 * float(block.max()))
+def test_batches_are_embedded_in_order(make_embedder):
+    batches = [as_images(random_pixels(count)) for count in (3, 1, 12)]
+    embedder = make_embedder()
+    for batch, embeddings in zip(batches, embedder.embed_each(iter(batches)), strict=True):
+        assert_equal(embeddings, embedder.embed(batch))
 
 
-def test_embeddings_in_the_same_memory_again(weights, images):
-    options = ModelOptions(weights=weights, image_size=(64,), n_features=100)
-    spec = new_spec(options, "bfloat16")
-    one, reusing = Detector(*spec, "cpu"), Detector(*spec, "cpu", reuse=True)
+def test_reused_memory_holds_the_same_embeddings(make_embedder):
+    images = as_images(random_pixels(43))
+    one = make_embedder(precision="bfloat16")
+    reusing = make_embedder(precision="bfloat16", reuse=True)
     places = set()
     for part in (images[:20], images, images[20:]):
-        embeddings, expected = reusing.embed(part), one.embed(part)
+        embeddings = reusing.embed(part)
         assert len(embeddings) == len(part)
         places.add(embeddings.levels[0].data_ptr())
-        for level, other in zip(embeddings.levels, expected.levels, strict=True):
-            assert torch.equal(level, other)
-    assert len(places) == 2  # of all images, there are too many for the first's
+        assert_equal(embeddings, one.embed(part))
+    assert len(places) == 2  # the memory for the first 20 images is too small for all
 
 
-@pytest.mark.parametrize("left_out_of", [None, IMAGES, NEGLIGIBLE_FROM])
-def test_distances_of_threads(detectors, images, left_out_of):
-    one, _ = detectors
-    density = fit_density(one.spec, fitted(one, images))
-    distances, others = (
-        detector.detect(images, density, left_out_of=left_out_of).distances
-        for detector in detectors
-    )
-    torch.testing.assert_close(others, distances, rtol=1e-5, atol=0)
-
-
-def test_what_a_thread_raises_is_raised(detectors):
+def test_an_exception_in_a_thread_is_raised(make_embedder):
     with pytest.raises(RuntimeError):
-        detectors[1].embed(torch.zeros(30, 4, 64, 64))
+        make_embedder(workers=3).embed(torch.zeros(30, 4, 64, 64))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_images_are_the_same_when_they_arrive_on_a_gpu_one_batch_after_the_other(weights, images):
-    spec = new_spec(ModelOptions(weights=weights, image_size=(64,)), "float32")
-    detector = Detector(*spec, "cuda", batch_size=8)
-    there = detector.embed(images.to("cuda"))
-    for _ in range(20):  # a copy that isn't waited for would differ now and then
-        for level, other in zip(detector.embed(images).levels, there.levels, strict=True):
-            assert torch.equal(level, other)
+def test_images_uploaded_during_computation_give_the_same_embeddings(make_embedder):
+    embedder, images = make_embedder(device="cuda", pass_size=8), as_images(random_pixels(43))
+    expected = embedder.embed(images.to("cuda"))
+    for _ in range(20):  # without waiting for the copy, some would differ
+        assert_equal(embedder.embed(images), expected)

@@ -1,4 +1,4 @@
-"""The fused trunk beside PyTorch's modules."""
+"""Fused trunks compared with PyTorch's modules."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ LAYERS = [["layer1"], ["layer1", "layer2", "layer3"], ["layer2", "layer4"]]
 
 @st.composite
 def trunks(draw):
-    """A random trunk that keeps all, some or none of the channels; one of modules keeps all."""
+    """A random fused trunk with some of the channels, and one of modules with all of them."""
     backbone = draw(st.sampled_from(SMALL))
     widths = {name: level.channels for name, level in find_trunk(backbone).levels.items()}
     channels = {}
@@ -37,14 +37,14 @@ def random_images(count, height, width):
 
 @settings(max_examples=20, deadline=None)
 @given(trunks(), st.integers(1, 11), st.sampled_from([(64, 64), (32, 96)]), st.booleans())
-def test_float32_features_are_the_modules(both, count, size, as_floats):
+def test_float32_features_equal_the_modules(both, count, size, as_floats):
     trunk, every = both
     images = random_images(count, *size)
     assert trunk.fused is not None
     fused = trunk(images.float() if as_floats else images)
     levels = zip(fused, trunk.channels.values(), every(images), strict=True)
     for level, kept, expected in levels:
-        atol = 1e-5 * float(expected.abs().max())  # a channel's errors follow those it sums up
+        atol = 1e-5 * float(expected.abs().max())  # errors are relative to the largest channel
         torch.testing.assert_close(level, expected[:, kept], rtol=1e-5, atol=atol)
 
 
@@ -65,16 +65,16 @@ def test_bfloat16_features_are_no_further_from_float32_than_the_modules(weights,
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_features_are_the_same_bit_for_bit_in_any_company(weights, precision):
+def test_features_do_not_depend_on_the_rest_of_the_batch_bit_for_bit(weights, precision):
     channels = choose_channels("resnet18", LAYERS[1], 100, 42)
     state = read_weights(weights, "resnet18", LAYERS[1])
     trunk = Trunk("resnet18", channels, state, precision=precision)
     images = random_images(19, 64, 64)
-    together = trunk(images)
+    batch = trunk(images)
     trunk(random_images(19, 64, 64))
     for sizes in ([1, 18], [5, 7, 7], [9, 10]):
-        apart = zip(*map(trunk, images.split(sizes)), strict=True)
-        for level, parts in zip(together, apart, strict=True):
+        parts_of_levels = zip(*map(trunk, images.split(sizes)), strict=True)
+        for level, parts in zip(batch, parts_of_levels, strict=True):
             assert torch.equal(torch.cat(parts), level)
 
 

@@ -3,17 +3,15 @@ import sys
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 import torchvision
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from padim_ray.errors import ModelError
 from padim_ray.features.trunk import Trunk, native_precision
 from padim_ray.features.trunks import choose_channels
 from padim_ray.features.trunks.base import IMAGENET_MEAN, IMAGENET_STD
 from padim_ray.features.trunks.resnet import RESNETS
-from padim_ray.features.weights import read_weights, weights_sha256
+from padim_ray.features.weights import read_weights
 
 LAYERS = ["layer1", "layer2", "layer3"]
 
@@ -43,21 +41,21 @@ def test_features_equal_those_of_the_whole_torchvision_model(backbone):
         whole = create_feature_extractor(model, LAYERS)((images() / 255 - mean) / std)
     for layer, features in zip(LAYERS, trunk(images()), strict=True):
         expected = whole[layer][:, channels[layer]]
-        rounding = 1e-4 * expected.abs().max().item()  # of values that a hundred layers enlarge
+        rounding = 1e-4 * expected.abs().max().item()  # errors grow with the layers
         torch.testing.assert_close(features, expected, rtol=1e-3, atol=rounding)
 
 
-def test_an_image_has_the_same_features_in_any_company(weights):
+def test_features_do_not_depend_on_the_rest_of_the_batch(weights):
     channels = choose_channels("resnet18", LAYERS, 40, seed=7)
     trunk = Trunk("resnet18", channels, read_weights(weights, "resnet18", LAYERS))
-    together = trunk(images(9))
+    batch = trunk(images(9))
     for size in (1, 2, 5):
         parts = zip(*map(trunk, images(9).split(size)), strict=True)
-        for level, part in zip(together, parts, strict=True):
+        for level, part in zip(batch, parts, strict=True):
             torch.testing.assert_close(torch.cat(part), level, rtol=1e-6, atol=1e-7)
 
 
-def test_the_backbones_are_torchvisions():
+def test_all_of_torchvisions_resnets_are_trunks():
     families = ("resnet", "resnext", "wide_resnet")
     names = [name for name in torchvision.models.list_models() if name.startswith(families)]
     assert sorted(resnet.name for resnet in RESNETS) == sorted(names)
@@ -73,7 +71,7 @@ def test_the_backbones_are_torchvisions():
         assert [level.channels for level in resnet.levels.values()][1:] == outputs
 
 
-def test_a_model_is_built_without_torchvision(weights):
+def test_trunks_are_built_without_importing_torchvision(weights):
     code = f"""
 import sys
 from padim_ray.features.trunk import Trunk
@@ -104,85 +102,5 @@ def test_bfloat16_features_are_close(weights):
         assert (a - b).abs().mean() < 0.02 * a.abs().mean()
 
 
-def test_channels_are_drawn_by_the_seed():
-    drawn = choose_channels("resnet18", LAYERS, 100, seed=42)
-    assert drawn == choose_channels("resnet18", LAYERS, 100, seed=42)
-    assert drawn != choose_channels("resnet18", LAYERS, 100, seed=43)
-    assert sum(map(len, drawn.values())) == 100
-
-
-@pytest.mark.parametrize(
-    ("backbone", "kept"),
-    [("resnet18", 448), ("resnet34", 448), ("resnet50", 550), ("wide_resnet50_2", 550)],
-)
-def test_the_default_keeps_all_channels_of_the_small_backbones(backbone, kept):
-    assert sum(map(len, choose_channels(backbone, LAYERS, None, 42).values())) == kept
-
-
-@pytest.mark.parametrize("n_features", [0, 449])
-def test_more_channels_than_there_are_are_refused(n_features):
-    with pytest.raises(ModelError, match="between 1 and 448"):
-        choose_channels("resnet18", LAYERS, n_features, 42)
-
-
-def test_the_same_weights_have_the_same_hash_in_every_container(weights, tmp_path):
-    state = read_weights(weights, "resnet18", LAYERS)
-    safetensors.torch.save_file(state, tmp_path / "trunk.safetensors")
-    again = read_weights(str(tmp_path / "trunk.safetensors"), "resnet18", LAYERS)
-    assert weights_sha256(state) == weights_sha256(again)
-    state["conv1.weight"] = state["conv1.weight"] + 1e-6
-    assert weights_sha256(state) != weights_sha256(again)
-
-
-def test_a_trunk_without_classifier_is_enough(weights, tmp_path):
-    state = read_weights(weights, "resnet18", LAYERS)
-    assert not any(name.startswith(("layer4", "fc")) for name in state)
-    torch.save(state, tmp_path / "trunk.pth")
-    assert read_weights(str(tmp_path / "trunk.pth"), "resnet18", LAYERS).keys() == state.keys()
-
-
-def test_missing_tensors_are_named(weights, tmp_path):
-    state = read_weights(weights, "resnet18", LAYERS)
-    del state["layer2.0.conv1.weight"], state["bn1.bias"]
-    torch.save(state, tmp_path / "part.pth")
-    with pytest.raises(ModelError, match=r"lack 2 of .* bn1.bias, layer2.0.conv1.weight"):
-        read_weights(str(tmp_path / "part.pth"), "resnet18", LAYERS)
-
-
-def test_wrong_shapes_are_named(weights):
-    with pytest.raises(ModelError, match=r"lack \d+ of|don't fit .* is \(64, "):
-        read_weights(weights, "wide_resnet50_2", LAYERS)
-    with pytest.raises(ModelError, match="The weights lack"):
-        read_weights(weights, "resnet34", LAYERS)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("no.pth", None, "no weights at"),
-        ("text.pth", b"hello", "no plain state dict"),
-        ("text.safetensors", b"hello", "no plain state dict"),
-        ("IMAGENET1K_V9", None, "neither a .pth .* known are IMAGENET1K_V1"),
-    ],
-)
-def test_unusable_weights_are_named(tmp_path, name, content, message):
-    source = str(tmp_path / name) if "." in name else name
-    if content:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=message):
-        read_weights(source, "resnet18", LAYERS)
-
-
-def test_a_pickle_of_code_is_not_run(tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return (tmp_path.joinpath("ran").touch, ())
-
-    torch.save({"conv1.weight": Hostile()}, tmp_path / "hostile.pth")
-    with pytest.raises(ModelError, match="no plain state dict"):
-        read_weights(str(tmp_path / "hostile.pth"), "resnet18", LAYERS)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_the_processors_precision_is_one_of_two():
+def test_the_native_precision_is_one_of_two():
     assert native_precision("cpu") in ("float32", "bfloat16")

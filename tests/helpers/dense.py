@@ -1,4 +1,4 @@
-"""PaDiM as the paper writes it, dense and in float64: what the nested blocks are compared with."""
+"""PaDiM as the paper writes it, dense and in float64: the reference for the nested blocks."""
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def covariances(fitted: np.ndarray, channels: list[int], kind: str) -> np.ndarra
 
 
 def squared_distances(fitted: list[np.ndarray], scored: list[np.ndarray], kind: str) -> np.ndarray:
-    """Squared Mahalanobis distances (B, H, W) of `scored` features to Gaussians of `fitted`."""
+    """Squared Mahalanobis distances (B, H, W) of `scored` from the Gaussians of `fitted`."""
     train = embeddings(fitted)
     covariance = covariances(train, [level.shape[1] for level in fitted], kind)
     offset = embeddings(scored) - train.mean(2, keepdims=True)

@@ -1,4 +1,4 @@
-"""Random feature maps that look like a trunk's: not negative, correlated, variance 0.01 to 0.1."""
+"""Random feature maps like a trunk's: not negative, correlated, with variances 0.01 to 0.1."""
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ SHAPES = [
 
 @st.composite
 def grids(draw) -> PatchGrid:
-    """One to three levels of several sizes."""
+    """Draw a grid of one to three levels."""
     return PatchGrid(*draw(st.sampled_from(SHAPES)))
 
 
 def random_features(grid: PatchGrid, images: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Per level (images, c_ℓ, H_ℓ, W_ℓ) float32."""
+    """Random features: per level (images, c_ℓ, H_ℓ, W_ℓ) float32."""
     levels = []
     for (height, width), channels in zip(grid.grids, grid.channels, strict=True):
         mixing = rng.normal(0, 0.25 / max(channels, 1) ** 0.5, (channels, channels))
@@ -35,5 +35,5 @@ def random_features(grid: PatchGrid, images: int, rng: np.random.Generator) -> l
 
 
 def nest(grid: PatchGrid, features: list[np.ndarray]) -> list[torch.Tensor]:
-    """Feature maps as nested patches."""
+    """Convert feature maps to patches in nested order."""
     return grid.nest([torch.from_numpy(level) for level in features]).patches()

@@ -1,4 +1,4 @@
-"""A small model on disk, to be damaged, and everything of it read."""
+"""A small model on disk to damage, and a function that reads all of it."""
 
 from contextlib import contextmanager
 
@@ -17,7 +17,7 @@ MANIFEST = "versions/000001/manifest.parquet"
 
 
 def save_small_model(weights, directory):
-    """One calibrated group of six images."""
+    """Save a model with one calibrated group of six images."""
     model = PadimModel(weights=weights, image_size=32, n_features=12, precision="float32")
     model.update(images(0, 6, 32), group="bolt")
     model.calibrate(images(0, 6, 32), group="bolt")
@@ -38,7 +38,7 @@ def read_everything(directory, *, trunk=False):
 
 @contextmanager
 def replaced(file, data):
-    """A file with other content, for a while."""
+    """Replace a file's content within the context."""
     original = file.read_bytes()
     file.write_bytes(data)
     try:

@@ -1,16 +1,17 @@
-"""Moments and distances on GPUs, of bfloat16 features, each in one pass over its inputs.
+# mypy: disallow-untyped-defs=False
+"""Triton kernels for moments and distances of bfloat16 features: one pass over their inputs.
 
-The products are the tensor cores', their sums float32. For moments they are as exact as float32's:
-a feature's offset from a reference is split into two bfloat16 numbers, high and low, nearly always
-without a rest, and all four products are taken: without low · low, scatters would be off by up to
-6e-6 of a block's largest entry. Distances are of offsets and whitening rounded to float16: that
-moves scores by less than a thousandth, where bfloat16's features move them by up to a hundredth.
+Tensor cores multiply, and sums are float32. Moments are as exact as with float32 products: a
+feature's offset from a reference is split into two bfloat16 numbers, high and low, nearly always
+without a remainder, and all four products are taken. Without low · low, scatters would be off by up
+to 6e-6 of a block's largest entry. Distances round offsets and whitening to float16. That moves
+scores by less than 0.1 %, while the bfloat16 features themselves move them by up to 1 %.
 
-As separate operators, splitting, rounding and adding up would each write and read what is several
-times the features again.
+Separate operators for splitting, rounding and adding would each read and write several times the
+size of the features.
 
-Written in Triton, which PyTorch's GPU builds bring along. `moments` and `gaussian` have the plain
-forms, which tests compare with.
+PyTorch's GPU builds bring Triton along. `moments` and `whitening` have the same functions in plain
+PyTorch; tests compare the two.
 """
 
 from dataclasses import replace
@@ -24,23 +25,24 @@ from padim_ray.densities.gaussian.whitening import Gaussian
 from padim_ray.features.grid import Embeddings
 from padim_ray.features.kernels import tensor_core_size
 
-TILE = 128  # rows and columns, or images, of a program's accumulator, at most
-MOST_LEVELS = 4
-ALIGNED = 16  # numbers: what Triton knows of an argument is whether they divide it
-STEP = 32  # images or channels that a product sums up at once
+MAX_TILE = 128  # rows and columns, or images, of a program's accumulator
+MAX_LEVELS = 4
+ALIGNMENT = 16  # elements: Triton specialises on divisibility by 16
+STEP = 32  # images or channels per tensor-core product
 
 
 def accumulate_(moments: Moments, embeddings: Embeddings) -> Moments:
-    """As `moments.accumulate_`, of features as they are.
+    """Add a batch of images in place, as `moments.accumulate_` does, from bfloat16 embeddings.
 
-    The batch's reference is its mean rounded to bfloat16, so that offsets from it are exact or
-    nearly so; what the rounding leaves is subtracted as a rank-one term.
+    Offsets are taken from the batch's mean rounded to bfloat16, which makes them exact or nearly
+    so. The difference between the mean and its rounding is subtracted as a rank-one term.
     """
     batch = len(embeddings)
     count = moments.count + batch
     references, leftovers, deltas = [], [], []
     for mean, level in zip(moments.means, embeddings.levels, strict=True):
-        batch_mean = level.mean(0, dtype=torch.float64)  # of a constant channel, float32's shows
+        # float64: the rounding of a float32 mean would give a constant channel some scatter
+        batch_mean = level.mean(0, dtype=torch.float64)
         reference = batch_mean.to(level.dtype).float()
         delta = batch_mean[:, : mean.shape[1]] - mean
         mean.add_(delta, alpha=batch / count)
@@ -49,22 +51,22 @@ def accumulate_(moments: Moments, embeddings: Embeddings) -> Moments:
         references.append(reference)
         leftovers.append(((batch_mean - reference) * batch**0.5).float())
         deltas.append(weighted)
-    for level, row in enumerate(moments.scatters):
-        for k, block in enumerate(row, start=level):
+    for fine, row in enumerate(moments.scatters):
+        for k, block in enumerate(row, start=fine):
             cells, columns = references[k].shape
-            rows = references[level].numel() // cells
-            tile = min(TILE, tensor_core_size(rows)), min(TILE, tensor_core_size(columns))
+            rows = references[fine].numel() // cells
+            tile = min(MAX_TILE, tensor_core_size(rows)), min(MAX_TILE, tensor_core_size(columns))
             tiles = triton.cdiv(rows, tile[0]) * triton.cdiv(columns, tile[1])
             _add_scatter[(cells * tiles,)](
                 block,
-                embeddings.levels[level],
+                embeddings.levels[fine],
                 embeddings.levels[k],
-                *(vectors[m] for vectors in (references, leftovers, deltas) for m in (level, k)),
+                *(vectors[m] for vectors in (references, leftovers, deltas) for m in (fine, k)),
                 batch,
                 cells,
                 rows,
                 columns,
-                references[level].shape[1],
+                references[fine].shape[1],
                 *block.shape[1:],
                 *tile,
                 STEP,
@@ -72,26 +74,31 @@ def accumulate_(moments: Moments, embeddings: Embeddings) -> Moments:
     return Moments(count, moments.means, moments.scatters)
 
 
-def fill_up(gaussian: Gaussian) -> Gaussian:
-    """The same, with the rows of its whitening aligned in memory: wide loads are much faster."""
+def align_rows(gaussian: Gaussian) -> Gaussian:
+    """Pad the rows of the whitening with zeros in memory: aligned rows load much faster."""
 
     def align(block: torch.Tensor) -> torch.Tensor:
         channels = block.shape[2]
-        if channels % ALIGNED == 0:
+        if channels % ALIGNMENT == 0:
             return block
-        return torch.nn.functional.pad(block, (0, -channels % ALIGNED))[..., :channels]
+        return torch.nn.functional.pad(block, (0, -channels % ALIGNMENT))[..., :channels]
 
     return replace(gaussian, whitening=tuple(tuple(map(align, row)) for row in gaussian.whitening))
 
 
 def squared_distances(gaussian: Gaussian, embeddings: Embeddings) -> torch.Tensor:
-    """As `gaussian.squared_distances`, of features as they are: (P_0, B) float32.
+    """Squared Mahalanobis distances, as `whitening.squared_distances`, of bfloat16 embeddings.
 
     Args:
-        gaussian: if rows of its whitening are longer in memory than they seem, then by zeros.
+        gaussian: means and whitening; padding in memory after the whitening's rows must be zeros,
+            as `align_rows` makes it.
+        embeddings: of the same cells.
+
+    Returns:
+        (P_0, B) float32, in nested order.
     """
     images = len(embeddings)
-    # of a typical channel, 1 / σ: features of any scale fit float16
+    # 1 / σ of a typical channel: scaled by it, features of any magnitude fit float16
     scales = torch.stack([own.diagonal(dim1=1, dim2=2).mean() for own, *_ in gaussian.whitening])
     total = None
     for level in reversed(range(len(gaussian.means))):
@@ -106,9 +113,9 @@ def squared_distances(gaussian: Gaussian, embeddings: Embeddings) -> torch.Tenso
             assert features.is_contiguous() and mean.is_contiguous() and whitening.stride(2) == 1
             pointers += [features, whitening, mean]
             sizes += [*mean.shape, features.shape[2], whitening.stride(1)]
-        missing = MOST_LEVELS - len(gaussian.whitening[level])
+        missing = MAX_LEVELS - len(gaussian.whitening[level])
         out = torch.empty(cells, images, dtype=torch.float32, device=gaussian.means[0].device)
-        tile = min(TILE, tensor_core_size(images))
+        tile = min(MAX_TILE, tensor_core_size(images))
         _measure[(cells * triton.cdiv(images, tile),)](
             out,
             out if total is None else total,
@@ -121,9 +128,9 @@ def squared_distances(gaussian: Gaussian, embeddings: Embeddings) -> torch.Tenso
             *pointers[-3:] * missing,
             *sizes,
             *sizes[-4:] * missing,
-            MOST_LEVELS - missing,
+            MAX_LEVELS - missing,
             tile,
-            min(TILE, tensor_core_size(rows)),
+            min(MAX_TILE, tensor_core_size(rows)),
             STEP,
         )
         total = out
@@ -133,27 +140,27 @@ def squared_distances(gaussian: Gaussian, embeddings: Embeddings) -> torch.Tenso
 
 @triton.jit
 def _split(offset):
-    """A float32 number as the sum of two bfloat16 ones."""
+    """Split a float32 number into the sum of two bfloat16 numbers."""
     high = offset.to(tl.bfloat16)
     return high, (offset - high.to(tl.float32)).to(tl.bfloat16)
 
 
 @triton.jit
 def _add_scatter(
-    block,  # float32: a scatter block, its rows below one coarse cell
+    block,  # float32: a scatter block, with the rows of one coarse cell's descendants together
     fine,  # (images, cells, rows) bfloat16
     coarse,  # (images, cells, columns) bfloat16
-    fine_reference,  # (cells, rows) float32, and so on: what is subtracted from features
-    coarse_reference,
-    fine_leftover,  # what is left of their mean, times √images
+    fine_reference,  # (cells, rows) float32: subtracted from the features
+    coarse_reference,  # (cells, columns) float32, and so on
+    fine_leftover,  # (batch mean − reference) · √images
     coarse_leftover,
-    fine_delta,  # the batch's mean from the sum's, times the root of its weight
+    fine_delta,  # (batch mean − mean so far) · √weight
     coarse_delta,
     images,
     cells,
     rows,
     columns,
-    width,  # of the rows of one fine cell, of which so many are channels; the rest fills up
+    width,  # rows of one fine cell: `row_channels` channels, then padding
     row_channels,
     column_channels,
     ROWS: tl.constexpr,
@@ -213,27 +220,27 @@ def _add_scatter(
 @triton.jit
 def _add_whitened(
     whitened,  # (IMAGES, ROWS) float32
-    features,  # (images, cells, width) bfloat16, of which the first are channels
-    whitening,  # (…, rows, pitch) float32, the rest zeros: see `fill_up`
+    features,  # (images, cells, width) bfloat16: channels, then padding
+    whitening,  # (…, rows, pitch) float32: channels, then zeros, see `align_rows`
     means,  # (cells, channels) float32
     image,
     is_image,
-    row,  # of all whitening's rows
+    row,  # indices among the rows of all cells' whitening
     is_row,
     cell,
     cells,
     channels,
     width,
     pitch,
-    stop,  # channels from here on have no part in these rows
-    scale,  # a pointer to what brings offsets into float16's range
+    stop,  # these rows are zero from this channel on
+    scale,  # pointer to the factor that brings offsets into float16's range
     STEP: tl.constexpr,
 ):
-    """Add the whitened offsets from the mean of one level."""
+    """Add one level's offsets from the mean, whitened."""
     factor = tl.load(scale)
     for start in range(0, stop, STEP):
         channel = start + tl.arange(0, STEP)
-        # whatever fills up features meets zeros that fill up whitening
+        # the features' padding is multiplied by the zeros that pad the whitening
         is_feature = is_image[:, None] & (channel < width)[None, :]
         feature = tl.load(
             features + (image[:, None] * cells + cell) * width + channel[None, :],
@@ -253,8 +260,8 @@ def _add_whitened(
 
 @triton.jit
 def _measure(
-    out,  # (cells, images) float32: squared distances in this level and all coarser ones
-    coarser,  # (coarser_cells, images): in the coarser ones
+    out,  # (cells, images) float32: squared distances over this level and all coarser ones
+    coarser,  # (coarser_cells, images) float32: those over the coarser ones
     coarser_cells,
     images,
     cells,
@@ -325,7 +332,7 @@ def _measure(
                 cell // (cells // cells_1), cells_1, channels_1, width_1, pitch_1, channels_1,
                 scales + 1, STEP,
             )  # fmt: skip
-        # its own block is triangular
+        # the level's own block is triangular
         z = _add_whitened(
             z, features_0, whitening_0, means_0, image, is_image, row, is_row,
             cell, cells_0, channels_0, width_0, pitch_0, min(channels_0, first + ROWS),

@@ -1,36 +1,37 @@
-"""Exact leave-one-out distances of training images, from the Gaussians that they are part of.
+"""Exact leave-one-out distances of training images, computed from the Gaussians of all images.
 
 Let d = x − μ be a training image's offset at a patch, c = n/(n−1), and S the scatter. Without the
-image the scatter is S − c·ddᵀ and the image is c·d away from the mean. Its share in R is known too:
-the scatter averaged over cells loses A = c·Σ_p d_p d_pᵀ / P. With B = Σ·(n−1)/(n−2), which needs no
-other factorisation than Σ's, the covariance without the image is
+image the scatter is S − c·ddᵀ, and the image lies c·d away from the mean. The image's share in R is
+known too: the scatter averaged over cells loses A = c·Σ_p d_p d_pᵀ / P. Let B = Σ·(n−1)/(n−2), for
+which Σ's factorisation serves. The covariance without the image is
 
     Σ₋ᵢ = (B − E) − a′c·ddᵀ,   a′ = (1−λ)/(n−2),
     E = (λA + diag(r·t_ℓ(A)))/(n−2) for `shrink`,   E = ε·I/(n−2) for `paper`,
 
 and by Sherman and Morrison's formula the squared distance without the image is
-M² = c²q/(1 − a′c·q), q = dᵀ(B − E)⁻¹d. E is a small correction to B, so q comes from a few steps of
-conjugate gradients preconditioned by B⁻¹ = WᵀW·(n−2)/(n−1), as many as M² needs to settle.
+M² = c²q/(1 − a′c·q), q = dᵀ(B − E)⁻¹d. E is a small correction to B, so a few steps of conjugate
+gradients, preconditioned by B⁻¹ = WᵀW·(n−2)/(n−1), give q. They go on until M² has converged.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate, pairwise
 
 import torch
 
+from padim_ray.densities import MIN_LEFT_OUT_OF
 from padim_ray.densities.gaussian.moments import cut_cells
 from padim_ray.densities.gaussian.regularization import Regularization
 from padim_ray.densities.gaussian.whitening import Gaussian, squared_distances
 from padim_ray.features.grid import split_cells
 
-MIN_IMAGES = 3  # without one of them, two are left for a covariance
-SMALLEST_REMAINDER = 1e-6  # of 1, of what an image leaves of a patch's covariance
-CORRECTION_NUMBERS = 2**24  # in the E of the images that are solved together
-FIELD_NUMBERS = 2**20  # in their vectors at the patches that are solved together
-NEGLIGIBLE_FROM = 500  # images, of which one's share in R moves scores by less than a percent
-TOLERANCE = {"shrink": 2e-3, "paper": 3e-5}  # of distances; the paper's steps are cheap
-MOST_STEPS = 10
+MIN_DENOMINATOR = 1e-6  # floor for 1 − a′c·q
+MAX_CORRECTION_ELEMENTS = 2**24  # of E, for the images of one batch
+MAX_FIELD_ELEMENTS = 2**20  # of a batch's vectors, in one run of cells
+NEGLIGIBLE_FROM = 500  # images: one image's share in R then moves scores by less than 1 %
+TOLERANCE = {"shrink": 2e-3, "paper": 3e-5}  # relative, of distances; steps for `paper` are cheap
+MAX_STEPS = 10
 
 
 def leave_one_out_squared_distances(
@@ -40,41 +41,44 @@ def leave_one_out_squared_distances(
     regularization: Regularization,
     *,
     tolerance: float | None = None,
-    most_steps: int | None = None,
+    max_steps: int | None = None,
 ) -> torch.Tensor:
-    """Squared Mahalanobis distances to the Gaussians fitted without the image itself.
+    """Squared Mahalanobis distances of each image to the Gaussians fitted without it.
 
     Args:
-        gaussian: of all images.
-        patches: of some of these images, per level (P_ℓ, c_ℓ, B), in nested order.
-        count: n, the images in the Gaussians; at least 3.
-        regularization: what the Gaussians were made with.
-        tolerance: relative error of the distances at which the iteration ends; default: 2e-3, and
+        gaussian: fitted to all images.
+        patches: embeddings of some of these images, per level (P_ℓ, c_ℓ, B), in nested order.
+        count: n, the number of images that the Gaussians were fitted to; at least 3.
+        regularization: the one that the Gaussians were fitted with.
+        tolerance: relative error of the distances at which the iteration ends. Default: 2e-3, and
             3e-5 for `paper`.
-        most_steps: of conjugate gradients; 0 neglects E. Default: 10, and 0 from 500 images on,
-            where a step would cost more than it corrects.
+        max_steps: maximum number of conjugate gradient steps; 0 neglects E. Default: 10, and 0 from
+            500 images on, where a step costs more than its correction is worth.
 
     Returns:
         (P_0, B), in nested order.
+
+    Raises:
+        ValueError: if `count` is below 3.
     """
-    if count < MIN_IMAGES:
+    if count < MIN_LEFT_OUT_OF:
         raise ValueError(f"leaving one of {count} images out leaves no covariance")
     if tolerance is None:
         tolerance = TOLERANCE[regularization.kind]
-    if most_steps is None:
-        most_steps = MOST_STEPS if count < NEGLIGIBLE_FROM else 0
+    if max_steps is None:
+        max_steps = MAX_STEPS if count < NEGLIGIBLE_FROM else 0
     remove = _Removal(count, regularization.scale(count - 1))
-    if not most_steps:
+    if not max_steps:
         return remove.squared_distances(squared_distances(gaussian, patches) * remove.unscaled)
     channels = sum(mean.shape[1] for mean in gaussian.means)
-    together = max(1, CORRECTION_NUMBERS // channels**2)
+    batch = max(1, MAX_CORRECTION_ELEMENTS // channels**2)
     solved = []
-    for part in zip(*(level.split(together, -1) for level in patches), strict=True):
+    for part in zip(*(level.split(batch, -1) for level in patches), strict=True):
         offsets = [
             (x - mean[..., None]).mT for x, mean in zip(part, gaussian.means, strict=True)
         ]  # (P_ℓ, B, c_ℓ)
         correction = _correction(offsets, count, regularization)
-        coarsest, numbers = len(offsets[-1]), offsets[0][..., 0].numel() * channels
+        coarsest, elements = len(offsets[-1]), offsets[0][..., 0].numel() * channels
         solved.append(
             torch.cat(
                 [
@@ -84,9 +88,9 @@ def leave_one_out_squared_distances(
                         correction,
                         remove,
                         tolerance,
-                        most_steps,
+                        max_steps,
                     )
-                    for start, stop in split_cells(coarsest, -(-numbers // FIELD_NUMBERS))
+                    for start, stop in split_cells(coarsest, -(-elements // MAX_FIELD_ELEMENTS))
                 ]
             )
         )
@@ -95,22 +99,27 @@ def leave_one_out_squared_distances(
 
 @dataclass(frozen=True)
 class _Removal:
-    """What removing one of `count` images does, if `scale` (a′) is that of count−1 images."""
+    """The removal of one image.
+
+    Attributes:
+        count: n, the number of images with the removed one.
+        scale: a′, the factor on the scatter of n − 1 images.
+    """
 
     count: int
     scale: float
 
     @property
     def unscaled(self) -> float:
-        """B⁻¹ in units of Σ⁻¹."""
+        """The factor from Σ⁻¹ to B⁻¹."""
         return (self.count - 2) / (self.count - 1)
 
     def squared_distances(self, q: torch.Tensor) -> torch.Tensor:
         """M² from q."""
         share = self.count / (self.count - 1)
-        # the true value is positive; float32 may round a nearly singular one to nothing
-        remaining = (1 - self.scale * share * q).clamp_(min=SMALLEST_REMAINDER)
-        return q * share**2 / remaining
+        # exactly, it is positive; in float32 a nearly singular covariance may round it to 0
+        denominator = (1 - self.scale * share * q).clamp_(min=MIN_DENOMINATOR)
+        return q * share**2 / denominator
 
 
 def _solve(
@@ -119,25 +128,29 @@ def _solve(
     correction: torch.Tensor | float,
     remove: _Removal,
     tolerance: float,
-    most_steps: int,
+    max_steps: int,
 ) -> torch.Tensor:
-    """M² at some patches (P_0, B). Fields are (P_0, B, D): vectors of all channels."""
+    """M² at some patches, (P_0, B), by conjugate gradients.
+
+    Fields are (P_0, B, D): one vector of all channels for every patch and image.
+    """
     residual = _repeat_down(offsets)
     direction = _solve_covariance_nested(gaussian, offsets).mul_(remove.unscaled)
-    from_b = residual.clone()  # B · direction, known from the recursion without B
+    from_b = residual.clone()  # B · direction; a recursion gives it without multiplying by B
     product = (residual * direction).sum(-1)
-    tiny = torch.finfo(product.dtype).tiny  # products are 0 where an image is the mean
+    tiny = torch.finfo(product.dtype).tiny  # products are 0 where an image equals the mean
     solved = torch.zeros_like(product)
-    squared, change = remove.squared_distances(product), None
-    for step in range(most_steps):
+    squared = remove.squared_distances(product)
+    change: float | None = None
+    for step in range(max_steps):
         image = from_b - _apply(correction, direction)
         length = product / (direction * image).sum(-1).clamp_(min=tiny)
         solved += length * product
         before, squared = squared, remove.squared_distances(solved)
         last, change = change, float((squared / before.clamp(min=tiny)).max().sqrt()) - 1
-        # changes shrink by a factor that is about the first one's size, and get no smaller
-        remaining = change * (change / last if last else 2.5 * change)
-        if remaining <= tolerance or step == most_steps - 1:
+        # the change shrinks by about the same factor at every step; the first change is about it
+        next_change = change * (change / last if last else 2.5 * change)
+        if next_change <= tolerance or step == max_steps - 1:
             break
         residual -= length[..., None] * image
         conditioned = _solve_covariance(gaussian, residual).mul_(remove.unscaled)
@@ -151,7 +164,7 @@ def _solve(
 def _correction(
     offsets: Sequence[torch.Tensor], count: int, regularization: Regularization
 ) -> torch.Tensor | float:
-    """E of every image (B, D, D), or the number of which it is a multiple of I."""
+    """E of every image, (B, D, D); for `paper` the factor on I."""
     if regularization.kind == "paper":
         return regularization.epsilon / (count - 2)
     starts = _starts(offsets)
@@ -159,7 +172,7 @@ def _correction(
     for k, coarse in enumerate(offsets):
         columns = slice(starts[k], starts[k + 1])
         for level, fine in enumerate(offsets[: k + 1]):
-            # a coarse cell's vector meets the sum of its descendants'
+            # a coarse vector is the same for all descendants: multiply it by their sum
             descendants = fine.view(len(coarse), -1, *fine.shape[1:]).sum(1)
             block = torch.bmm(descendants.permute(1, 2, 0), coarse.transpose(0, 1))
             block *= count / (count - 1) / len(fine)
@@ -184,7 +197,7 @@ def _apply(correction: torch.Tensor | float, field: torch.Tensor) -> torch.Tenso
 
 
 def _repeat_down(levels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Levels (P_ℓ, B, c_ℓ) as a field: coarse cells' vectors repeated at all their patches."""
+    """Make a field of levels (P_ℓ, B, c_ℓ) by repeating coarse vectors at all their patches."""
     starts = _starts(levels)
     field = levels[0].new_empty(*levels[0].shape[:2], starts[-1])
     for level, (start, stop) in zip(levels, pairwise(starts), strict=True):
@@ -193,7 +206,7 @@ def _repeat_down(levels: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _solve_covariance_nested(gaussian: Gaussian, offsets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Σ⁻¹ applied to levels (P_ℓ, B, c_ℓ), as a field: each product on the grid it varies on."""
+    """Apply Σ⁻¹ to levels (P_ℓ, B, c_ℓ), each product on the grid on which it varies: a field."""
     starts = _starts(offsets)
     result = offsets[0].new_zeros(*offsets[0].shape[:2], starts[-1])
     for level, row in enumerate(gaussian.whitening):
@@ -202,8 +215,9 @@ def _solve_covariance_nested(gaussian: Gaussian, offsets: Sequence[torch.Tensor]
             coarse[:, None].expand(-1, cells // len(coarse), -1, -1).reshape(cells, images, -1)
             for coarse in offsets[level:]
         ]
-        whitened = sum(
-            torch.bmm(vectors, block.mT) for vectors, block in zip(above, row, strict=True)
+        whitened = reduce(
+            torch.add,
+            (torch.bmm(vectors, block.mT) for vectors, block in zip(above, row, strict=True)),
         )
         target = result.view(cells, -1, images, starts[-1])
         for (start, stop), block in zip(pairwise(starts[level:]), row, strict=True):
@@ -212,16 +226,19 @@ def _solve_covariance_nested(gaussian: Gaussian, offsets: Sequence[torch.Tensor]
 
 
 def _solve_covariance(gaussian: Gaussian, field: torch.Tensor) -> torch.Tensor:
-    """Σ⁻¹ = WᵀW applied to a field, block by block."""
+    """Apply Σ⁻¹ = WᵀW to a field, block by block."""
     starts = _starts([mean[:, None] for mean in gaussian.means])
     result = torch.zeros_like(field)
     for level, row in enumerate(gaussian.whitening):
         cells = (len(row[0]), -1, field.shape[-1])  # the vectors below each cell of the level
         source, target = field.view(cells), result.view(cells)
         columns = [slice(*bounds) for bounds in pairwise(starts[level:])]
-        whitened = sum(
-            torch.bmm(source[..., where], block.mT)
-            for where, block in zip(columns, row, strict=True)
+        whitened = reduce(
+            torch.add,
+            (
+                torch.bmm(source[..., where], block.mT)
+                for where, block in zip(columns, row, strict=True)
+            ),
         )
         for where, block in zip(columns, row, strict=True):
             target[..., where].baddbmm_(whitened, block)
@@ -229,5 +246,5 @@ def _solve_covariance(gaussian: Gaussian, field: torch.Tensor) -> torch.Tensor:
 
 
 def _starts(levels: Sequence[torch.Tensor]) -> list[int]:
-    """Where each level's channels begin in a field's vectors, and their end."""
+    """The first channel of each level in a field's vectors, and the number of all channels."""
     return list(accumulate((level.shape[-1] for level in levels), initial=0))

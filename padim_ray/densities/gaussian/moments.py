@@ -1,12 +1,13 @@
-"""Moments of embeddings in nested blocks: mergeable, subtractable, each entry once.
+"""Moments of embeddings in nested blocks: mergeable and subtractable.
 
-Nearest-neighbour alignment (PaDiM, section 3.1) repeats a coarse cell over all the patches that
-it covers, so the covariance's coarse rows and columns are the same numbers for all those patches.
-They are stored once, on the coarse level's own grid.
+Nearest-neighbour alignment (PaDiM, section 3.1) repeats a coarse cell over all the patches that it
+covers, so the coarse rows and columns of the covariance are equal at all those patches. They are
+stored once, on the coarse level's own grid.
 
 The scatter block of levels (ℓ, k), k ≥ ℓ, is Σ (x_ℓ − μ_ℓ)(x_k − μ_k)ᵀ at every cell of level ℓ,
-where x_k is the cell's ancestor at level k. Cells are in nested order (see `patches`), so each
-block is one batched matrix product over level k's cells, without repeating anything.
+where x_k belongs to the cell's ancestor at level k. Cells are in nested order (see
+`padim_ray.features.grid`), so each block is one batched matrix product over level k's cells, and
+nothing is repeated in memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from padim_ray.features.grid import Embeddings, PatchGrid
 from padim_ray.features.workers import ONE_BY_ONE, Workers
 
 Blocks = tuple[tuple[torch.Tensor, ...], ...]
-"""Per level ℓ, its blocks with levels k = ℓ, ℓ+1, … K, each (P_ℓ, c_ℓ, c_k)."""
+"""For every level ℓ, its blocks with the levels k ≥ ℓ, each (P_ℓ, c_ℓ, c_k)."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Moments(Statistics):
     """Count, means and scatters over any run of coarsest cells with their descendants.
 
     Attributes:
+        count: n, the number of images.
         means: per level (P_ℓ, c_ℓ), float64.
-        scatters: centred sums of outer products, not divided by n−1; float32 where images are added
-            and where they are kept, float64 where they are merged.
+        scatters: centred sums of outer products, not divided by n − 1. They are float32 while
+            images are added and in files, and float64 while moments are merged.
     """
 
     count: int
@@ -52,9 +54,9 @@ class Moments(Statistics):
         return cls(count, means, read_blocks("scatter", named, len(means)))
 
     def packed(self) -> dict[str, torch.Tensor]:
-        """Tensors to save; symmetric corners keep their lower triangle only.
+        """The tensors to save; of symmetric blocks only the lower triangle.
 
-        Scatters are saved in float32: that rounds them no more than adding images has already.
+        Scatters are saved in float32, which rounds them no more than adding images already has.
         """
         return {
             "count": torch.tensor(self.count),
@@ -71,7 +73,7 @@ class Moments(Statistics):
         return cls(int(packed["count"]), means, scatters)
 
     def to(self, target: torch.dtype | torch.device | str) -> "Moments":
-        """Copy to another device, or the scatters to another type."""
+        """Copy to another device, or convert the scatters to another type."""
         is_type = isinstance(target, torch.dtype)
         return Moments(
             self.count,
@@ -159,16 +161,16 @@ def accumulate_(moments: Moments, patches: Sequence[torch.Tensor]) -> Moments:
     """Add a batch of images, in place in the tensors of `moments`.
 
     Args:
-        moments: what has been summed so far.
+        moments: moments of the images so far.
         patches: per level (P_ℓ, c_ℓ, B), in nested order and in the scatters' type.
 
     Returns:
-        The new moments; the argument's tensors are theirs.
+        The new moments, which share the argument's tensors.
 
-    The batch is centred on its own mean (raw Σxxᵀ − nμμᵀ loses digits) and merged by the formula of
-    Chan, Golub and LeVeque (1983); its rank-one term is one more column of the matrix product. A
-    mean is taken as an offset from the batch's first image: features are often much larger than
-    their deviations, and a float32 mean's rounding would show in the rank-one term.
+    The batch is centred on its own mean, since Σxxᵀ − nμμᵀ loses digits, and merged by the formula
+    of Chan, Golub and LeVeque (1983), whose rank-one term is one more column of the matrix product.
+    The mean is computed from offsets to the batch's first image: features are often much larger
+    than their deviations, and the rounding of a float32 mean would show in the rank-one term.
     """
     batch = patches[0].shape[-1]
     count = moments.count + batch
@@ -191,13 +193,13 @@ def accumulate_(moments: Moments, patches: Sequence[torch.Tensor]) -> Moments:
 
 
 def per_coarse_cell(tensor: torch.Tensor, coarse_cells: int) -> torch.Tensor:
-    """View (P_ℓ, c_ℓ, n) as (P_k, descendants · c_ℓ, n): rows below one coarse cell together."""
+    """View (P_ℓ, c_ℓ, n) as (P_k, descendants · c_ℓ, n), grouped by coarse cell."""
     cells, rows, columns = tensor.shape
     return tensor.view(coarse_cells, cells // coarse_cells * rows, columns)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of both sets of images together (Chan, Golub and LeVeque 1983)."""
+    """Moments of the union of two disjoint sets of images (Chan, Golub and LeVeque 1983)."""
     count = a.count + b.count
     if count == 0:
         return a
@@ -209,7 +211,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def subtract(total: Moments, part: Moments) -> Moments:
-    """What `merge` would have to be given with `part` to make `total`: forget `part`'s images.
+    """Moments of the images of `total` that aren't in `part`: `merge`, solved for one side.
 
     Raises:
         ValueError: if `part` counts more images than `total`.
@@ -247,21 +249,19 @@ def _add_scatters(
     return tuple(rows)
 
 
-def scatter_numbers(grid: PatchGrid) -> int:
-    """Numbers in the grid's scatters or whitenings, unpacked."""
-    coarser_and_own = [sum(grid.channels[level:]) for level in range(grid.levels)]
-    return sum(
-        p * c * d for p, c, d in zip(grid.cells, grid.channels, coarser_and_own, strict=True)
-    )
+def scatter_elements(grid: PatchGrid) -> int:
+    """Number of elements of all unpacked scatter blocks, or of all whitening blocks."""
+    columns = [sum(grid.channels[level:]) for level in range(grid.levels)]
+    return sum(p * c * d for p, c, d in zip(grid.cells, grid.channels, columns, strict=True))
 
 
 def name_levels(name: str, levels: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Levels' tensors as `name`.0, `name`.1, …."""
+    """Name the levels' tensors `name`.0, `name`.1, …"""
     return {f"{name}.{level}": tensor for level, tensor in enumerate(levels)}
 
 
 def name_blocks(name: str, blocks: Blocks) -> dict[str, torch.Tensor]:
-    """Blocks as tensors `name`.ℓ.k."""
+    """Name the blocks `name`.ℓ.k."""
     return {
         f"{name}.{level}.{k}": block
         for level, row in enumerate(blocks)
@@ -278,26 +278,26 @@ def read_blocks(name: str, tensors: Mapping[str, torch.Tensor], levels: int) -> 
 
 
 def read_levels(name: str, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """The tensors `name`.0, `name`.1, … as far as there are any."""
+    """The inverse of `name_levels`."""
     levels = sum(key.startswith(f"{name}.") for key in tensors)
     return tuple(tensors[f"{name}.{level}"] for level in range(levels))
 
 
 def pack_blocks(name: str, blocks: Blocks) -> dict[str, torch.Tensor]:
-    """Blocks as tensors `name`.ℓ.k; of a level's own block only the lower triangle's rows."""
+    """Name the blocks `name`.ℓ.k, and pack each level's own block to its lower triangle."""
     packed = {}
     for level, (own, *cross) in enumerate(blocks):
-        corner = own.new_empty(len(own), own.shape[1] * (own.shape[1] + 1) // 2)
-        for row, columns in _triangle(own.shape[1]):  # much faster than by a list of all indices
-            corner[:, columns] = own[:, row, : row + 1]
-        packed[f"{name}.{level}.{level}"] = corner
+        triangle = own.new_empty(len(own), own.shape[1] * (own.shape[1] + 1) // 2)
+        for row, columns in _triangle(own.shape[1]):  # much faster than indexing by all entries
+            triangle[:, columns] = own[:, row, : row + 1]
+        packed[f"{name}.{level}.{level}"] = triangle
         for k, block in enumerate(cross, start=level + 1):
             packed[f"{name}.{level}.{k}"] = block.contiguous()
     return packed
 
 
 def _triangle(size: int) -> Iterator[tuple[int, slice]]:
-    """The rows of a lower triangle, and where each is in what it is packed into."""
+    """The rows of a lower triangle, and each row's place among the packed entries."""
     for row in range(size):
         yield row, slice(row * (row + 1) // 2, (row + 1) * (row + 2) // 2)
 
@@ -305,7 +305,11 @@ def _triangle(size: int) -> Iterator[tuple[int, slice]]:
 def unpack_blocks(
     name: str, tensors: Mapping[str, torch.Tensor], channels: Sequence[int], *, symmetric: bool
 ) -> Blocks:
-    """The inverse of `pack_blocks`; the upper triangle is the mirrored lower one, or zero."""
+    """The inverse of `pack_blocks`.
+
+    Args:
+        symmetric: whether the upper triangle mirrors the lower one; otherwise it is zero.
+    """
     blocks = []
     for level, size in enumerate(channels):
         packed = tensors[f"{name}.{level}.{level}"]

@@ -20,11 +20,20 @@ _REGULARIZATION = {
 
 @dataclass(frozen=True)
 class Regularization:
-    """How a covariance is made from scatter: Σ = a·S + R, with the same R at all cells of a level.
+    """The covariance from the scatter: Σ = a·S + R, with the same R at all cells of a level.
 
-    `paper`: a = 1/(n−1), R = ε·I (PaDiM, equation 1; ε = `epsilon`, in squared feature units).
-    `shrink`: a = (1−λ)/(n−1), R = λ·P/(n−1) + diag(r·t_ℓ), with λ = `shrinkage`, r = `ridge`, P the
-    scatter averaged over all cells and t_ℓ the mean variance of level ℓ's channels.
+    `paper`: a = 1/(n−1), R = ε·I (PaDiM, equation 1).
+    `shrink`: a = (1−λ)/(n−1), R = λ·P/(n−1) + diag(r·t_ℓ), where P is the scatter averaged over all
+    cells and t_ℓ the mean variance of level ℓ's channels.
+
+    Attributes:
+        kind: `shrink` or `paper`.
+        shrinkage: λ, from 0 to below 1.
+        ridge: r, relative to the channels' mean variance.
+        epsilon: ε, in squared feature units.
+
+    Raises:
+        ModelError: if a value is out of its range.
     """
 
     kind: Literal["shrink", "paper"] = "shrink"
@@ -42,15 +51,19 @@ class Regularization:
 
     @classmethod
     def of_options(cls, options: Any) -> "Regularization":
-        """What `ModelOptions` say."""
+        """The regularisation that `ModelOptions` ask for."""
         return cls(options.regularization, options.shrinkage, options.ridge, options.epsilon)
 
     @classmethod
     def only_field(cls, value: Mapping[str, Any], where: str) -> "Regularization":
-        """The regularisation of a density whose only setting it is, from a JSON object.
+        """Read the settings of a density that has a regularisation and nothing else.
+
+        Args:
+            value: a JSON object, as anybody may have written it.
+            where: the object's place in the file, for errors.
 
         Raises:
-            ModelError: if there are other settings, or it can't be one.
+            ModelError: if there are other settings, or a value is invalid.
         """
         if set(value) != {"regularization"}:
             raise ModelError(
@@ -59,7 +72,7 @@ class Regularization:
         return read_fields(cls, value["regularization"], f"{where}.regularization", _REGULARIZATION)
 
     def describe(self) -> str:
-        """The settings that matter, in words."""
+        """The settings that apply to this kind, in words."""
         if self.kind == "shrink":
             return f"shrink (shrinkage {self.shrinkage:g}, ridge {self.ridge:g})"
         return f"paper (epsilon {self.epsilon:g})"
@@ -90,7 +103,13 @@ class Regularization:
 
 @dataclass(frozen=True)
 class PooledScatter:
-    """Scatters summed over cells: what shards of cells must share before they are factorised."""
+    """Scatters summed over cells. Every shard of cells needs them before it is factorised.
+
+    Attributes:
+        count: n, the number of images.
+        cells: the number of cells of each level that were summed.
+        sums: blocks (1, c_ℓ, c_k), float64.
+    """
 
     count: int
     cells: tuple[int, ...]
@@ -101,7 +120,7 @@ class PooledScatter:
         return sum(block.nbytes for row in self.sums for block in row)
 
     def __add__(self, other: "PooledScatter") -> "PooledScatter":
-        """Pool other cells of the same images as well."""
+        """Add the scatters of other cells of the same images."""
         if self.count != other.count:
             raise ValueError(f"scatters of {self.count} and of {other.count} images don't add up")
         return PooledScatter(
@@ -115,7 +134,7 @@ class PooledScatter:
 
 
 def pool(moments: Moments) -> PooledScatter:
-    """Sum every scatter block over its cells, in float64: blocks (1, c_ℓ, c_k)."""
+    """Sum every scatter block over its cells, in float64."""
     return PooledScatter(
         moments.count,
         tuple(len(mean) for mean in moments.means),

@@ -1,8 +1,8 @@
-"""A Gaussian per cell: regularised covariances factorised, and distances measured, coarse to fine.
+"""A Gaussian per cell: factorise regularised covariances and compute distances, coarse to fine.
 
 With the coarsest channels first, the leading blocks of a cell's Cholesky factor depend on its
-ancestors only, so all their descendants share them, as they share blocks of scatter. Kept is the
-inverse factor, the whitening W with WᵀW = Σ⁻¹, in the same nested blocks.
+ancestors only, so all descendants of an ancestor share them, as they share scatter blocks. The
+inverse factor is stored, the whitening W with WᵀW = Σ⁻¹, in the same nested blocks.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,17 @@ from padim_ray.densities.gaussian.moments import (
 from padim_ray.errors import ModelError
 from padim_ray.features.grid import split_cells
 
-MAX_RUN_NUMBERS = 2**20  # of the scatters that are factorised at once: 8 MiB in float64
+MAX_RUN_ELEMENTS = 2**20  # of the scatters that are factorised at once: 8 MiB in float64
 
 
 @dataclass(frozen=True)
 class Gaussian(Fitted):
-    """Means (P_ℓ, c_ℓ) and whitening blocks (P_ℓ, c_ℓ, c_k), in nested order, finest first."""
+    """The Gaussians of some cells, in nested order, finest level first.
+
+    Attributes:
+        means: per level (P_ℓ, c_ℓ).
+        whitening: blocks (P_ℓ, c_ℓ, c_k); each level's own block is lower triangular.
+    """
 
     means: tuple[torch.Tensor, ...]
     whitening: Blocks
@@ -42,7 +47,7 @@ class Gaussian(Fitted):
         return name_levels("mean", self.means) | name_blocks("whitening", self.whitening)
 
     def packed(self) -> dict[str, torch.Tensor]:
-        """Tensors to save; triangular corners keep their lower triangle only."""
+        """The tensors to save; of triangular blocks only the lower triangle."""
         return name_levels("mean", self.means) | pack_blocks("whitening", self.whitening)
 
     @classmethod
@@ -50,7 +55,7 @@ class Gaussian(Fitted):
         """The inverse of `packed`.
 
         Raises:
-            ModelError: if a whitening has a diagonal that is not positive.
+            ModelError: if the diagonal of a whitening is not positive.
         """
         means = read_levels("mean", packed)
         channels = [mean.shape[1] for mean in means]
@@ -79,13 +84,17 @@ class Gaussian(Fitted):
 def factorise(
     moments: Moments, scale: float, offset: Blocks, *, dtype: torch.dtype = torch.float32
 ) -> Gaussian:
-    """Whiten Σ = scale·S + offset at every cell, coarse to fine, computing in float64.
+    """Factorise Σ = scale·S + offset at every cell, coarse to fine, in float64.
 
-    Scale and offset are arguments, not derived here, because leave-one-out distances need the same
-    offset with another scale.
+    Args:
+        moments: of the cells.
+        scale: the factor a on the scatter, see `Regularization`.
+        offset: R as blocks (1, c_ℓ, c_k).
+        dtype: of the result.
 
     Raises:
-        ModelError: at fewer than two images, or a covariance that is not positive definite.
+        ModelError: if there are fewer than two images, or a covariance is not positive definite; a
+            predicate that follows the group's name.
     """
     if moments.count < 2:
         raise ModelError(
@@ -93,9 +102,9 @@ def factorise(
             "and a fit needs at least 2"
         )
     coarsest = moments.means[-1]
-    numbers = sum(block.numel() for row in moments.scatters for block in row)
-    # on CPUs a few cells at a time, whose intermediate results stay in the cache
-    runs = split_cells(len(coarsest), 1 if coarsest.is_cuda else -(-numbers // MAX_RUN_NUMBERS))
+    elements = sum(block.numel() for row in moments.scatters for block in row)
+    # on CPUs a few cells at a time: their intermediate results stay in the cache
+    runs = split_cells(len(coarsest), 1 if coarsest.is_cuda else -(-elements // MAX_RUN_ELEMENTS))
     return concatenate([_factorise(moments.cells(*run), scale, offset, dtype) for run in runs])
 
 
@@ -156,14 +165,14 @@ def _inverse_cholesky(covariance: torch.Tensor, level: int) -> torch.Tensor:
 
 
 def squared_distances(gaussian: Gaussian, patches: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Squared Mahalanobis distance of every patch, unitless (PaDiM, equation 2, squared).
+    """Squared Mahalanobis distances of patches, unitless (PaDiM, equation 2, squared).
 
     Args:
         gaussian: means and whitening of the same cells.
         patches: per level (P_ℓ, c_ℓ, B), in nested order.
 
     Returns:
-        (P_0, B), in nested order. A sum of squares: never negative.
+        (P_0, B), in nested order; never negative, being sums of squares.
     """
     offsets = [x - mean[..., None] for x, mean in zip(patches, gaussian.means, strict=True)]
     total: torch.Tensor | None = None

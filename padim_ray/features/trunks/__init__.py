@@ -1,11 +1,12 @@
-"""The pretrained CNNs that a trunk can be taken from, by name.
+"""The trunks by name: pretrained CNNs whose feature maps can be used.
 
-A new trunk is a file beside these that makes an `Architecture`, and a line in `TRUNKS`.
+To add a trunk, write a module beside these that implements `Architecture`, and add its instances to
+`TRUNKS`.
 """
 
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 from padim_ray.errors import ModelError
 from padim_ray.features.trunks.base import Architecture, FusedTrunk, Level
@@ -13,23 +14,27 @@ from padim_ray.features.trunks.resnet import RESNETS
 
 __all__ = ["Architecture", "FusedTrunk", "Level", "check_levels", "choose_channels", "find_trunk"]
 
-ALL = "all"
+ALL: Final = "all"
 DEFAULT = "resnet18"
-TRUNKS: dict[str, Architecture] = {each.name: each for each in (*RESNETS,)}
+TRUNKS: dict[str, Architecture] = {trunk.name: trunk for trunk in (*RESNETS,)}
 
 
 def find_trunk(name: str) -> Architecture:
-    """Raises: ModelError for an unknown name."""
+    """The trunk of that name.
+
+    Raises:
+        ModelError: if it is unknown.
+    """
     if name not in TRUNKS:
         raise ModelError(f"Unknown backbone {name!r}; known are {', '.join(TRUNKS)}")
     return TRUNKS[name]
 
 
 def check_levels(name: str, levels: Sequence[str]) -> Architecture:
-    """The trunk of that name.
+    """The trunk of that name, which must have these levels.
 
     Raises:
-        ModelError: if it is unknown, or lacks one of the levels.
+        ModelError: if it is unknown or lacks one of the levels, or if there are no levels.
     """
     trunk = find_trunk(name)
     if not levels or any(level not in trunk.levels for level in levels):
@@ -41,16 +46,20 @@ def check_levels(name: str, levels: Sequence[str]) -> Architecture:
 def choose_channels(
     name: str, levels: Sequence[str], n_features: int | Literal["all"] | None, seed: int
 ) -> dict[str, list[int]]:
-    """The kept channels of each level, finest first (PaDiM's random reduction, section 3.2).
+    """Choose the channels to keep at random (PaDiM, section 3.2).
 
     Args:
-        name: the trunk's.
-        levels: those that are used.
-        n_features: how many in all levels together, drawn by `seed`, or "all". None: the trunk's
+        name: the trunk's name.
+        levels: the used levels, in any order.
+        n_features: the number of kept channels over all levels, or "all". None: the trunk's
             default.
+        seed: of the random choice.
+
+    Returns:
+        Ascending channel indices of each used level, finest first.
 
     Raises:
-        ModelError: for an unknown trunk or level, or a number that can't be kept.
+        ModelError: if the trunk or a level is unknown, or the levels haven't as many channels.
     """
     trunk = check_levels(name, levels)
     widths = {level: trunk.levels[level].channels for level in trunk.levels if level in levels}
@@ -59,10 +68,11 @@ def choose_channels(
         n_features = min(trunk.default_features or total, total)
     if n_features == ALL:
         n_features = total
-    if not 1 <= n_features <= total:
+    if not isinstance(n_features, int) or not 1 <= n_features <= total:
         raise ModelError(f"n_features must be between 1 and {total}, or 'all', not {n_features}")
     kept = set(random.Random(seed).sample(range(total), n_features))
-    channels, first = {}, 0
+    channels: dict[str, list[int]] = {}
+    first = 0
     for level, width in widths.items():
         channels[level] = [index for index in range(width) if first + index in kept]
         first += width

@@ -1,4 +1,4 @@
-"""torchvision's ResNets as trunks: the family in figures, without PyTorch."""
+"""torchvision's ResNets as trunks: their sizes, without importing PyTorch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
 DEFAULT_LEVELS = ("layer1", "layer2", "layer3")
-PAPER_FEATURES = 550  # the paper's choice for wide_resnet50_2
+PAPER_FEATURES = 550  # the paper's number for wide_resnet50_2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,9 @@ class ResNet(Architecture):
 
     Attributes:
         blocks: the number of blocks of each level.
-        bottleneck: whether a block has three convolutions, not two.
-        groups, group_width: of the 3×3 convolutions in bottleneck blocks of the first level; later
-            levels double the width.
+        bottleneck: whether a block has three convolutions rather than two.
+        groups: of the 3×3 convolutions in bottleneck blocks.
+        group_width: channels per group at the first level; it doubles from level to level.
     """
 
     blocks: tuple[int, int, int, int]

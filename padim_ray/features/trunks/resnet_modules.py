@@ -1,7 +1,7 @@
-"""The modules of torchvision's ResNets, with its names, so that its weights fit.
+"""The modules of torchvision's ResNets, with the same names, so that its weights fit.
 
-They are written out here because importing torchvision loads PyTorch's compiler as well: two
-seconds and 170 MB in every process that computes. Tests compare all of them with torchvision's.
+They are copied because importing torchvision also loads PyTorch's compiler, which takes 2 seconds
+and 170 MB in every process that computes. Tests compare all of them with torchvision's.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from padim_ray.features.trunks.resnet import ResNet
 
 
 def build_stages(resnet: ResNet, levels: Sequence[str]) -> nn.Sequential:
-    """The stages up to the deepest of `levels`: conv1, bn1, relu, maxpool, layer1, ….
+    """The stages up to the deepest of `levels`: conv1, bn1, relu, maxpool, layer1, …
 
-    Parameters are on the meta device: they take no memory before weights are loaded.
+    Parameters are on the meta device: they take no memory until weights are loaded.
     """
     deepest = max(levels, key=list(resnet.levels).index)
     with torch.device("meta"):
@@ -43,6 +43,8 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, width: int, outputs: int, stride: int, resnet: ResNet) -> None:
         super().__init__()
+        self.conv3: nn.Conv2d | None = None
+        self.bn3: nn.BatchNorm2d | None = None
         if resnet.bottleneck:
             self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
             self.bn1 = nn.BatchNorm2d(width)
@@ -57,8 +59,7 @@ class Block(nn.Module):
             self.bn1 = nn.BatchNorm2d(outputs)
             self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
             self.bn2 = nn.BatchNorm2d(outputs)
-            self.conv3 = self.bn3 = None
-        self.downsample = None
+        self.downsample: nn.Sequential | None = None
         if stride > 1 or inputs != outputs:
             self.downsample = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
@@ -73,6 +74,6 @@ class Block(nn.Module):
         """(B, inputs, H, W) → (B, outputs, H / stride, W / stride)."""
         residual = self.downsample(x) if self.downsample else x
         x = self.bn2(self.conv2(torch.relu_(self.bn1(self.conv1(x)))))
-        if self.conv3 is not None:
+        if self.conv3 is not None and self.bn3 is not None:
             x = self.bn3(self.conv3(torch.relu_(x)))
         return torch.relu_(x.add_(residual))
