@@ -5,6 +5,9 @@ presigned or hold a password, those columns have *** for it, and `fetch_uri` and
 hold what to fetch, in memory and never in a file.
 """
 
+from collections.abc import Sequence
+from typing import Literal, overload
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -35,7 +38,15 @@ def hide_credentials(manifest: pa.Table, name: str = "uri") -> pa.Table:
     return manifest.set_column(index, name, told).append_column(FETCHED[name], uris)
 
 
-def uris_to_fetch(images: pa.Table, name: str = "uri") -> list[str | None]:
+@overload
+def uris_to_fetch(images: pa.Table) -> list[str]: ...
+
+
+@overload
+def uris_to_fetch(images: pa.Table, name: Literal["mask_uri"]) -> list[str | None]: ...
+
+
+def uris_to_fetch(images: pa.Table, name: str = "uri") -> Sequence[str | None]:
     """The column `name` as it is to be fetched."""
     fetched = FETCHED[name]
     return images[fetched if fetched in images.column_names else name].to_pylist()
