@@ -199,8 +199,8 @@ def _warn_of_images(found: Survey, sampled: Sampled, known: frozenset[str] | Non
     warnings = []
     if sampled.failed:
         warnings.append(
-            f"{len(sampled.failed)} of the {found.sample.num_rows} sampled images failed, the first "
-            f"with: {sampled.failed[0]}"
+            f"{len(sampled.failed)} of the {found.sample.num_rows} sampled images failed, the "
+            f"first with: {sampled.failed[0]}"
         )
     if sampled.decode_rate is None:
         warnings.append("No sampled image could be decoded, so hours are unknown: see --sample")

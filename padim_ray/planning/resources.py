@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def decode_tasks(self) -> int | None:
-        """Maximum number of decoding tasks at a time; None on a cluster that grows: all that fit."""
+        """Decoding tasks at a time, at most; None on a cluster that grows: all that fit."""
         return None if self.decoders is None else decoding_tasks(self.decoders)
 
     @property

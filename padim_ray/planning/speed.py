@@ -83,7 +83,7 @@ class ActorSpeed:
 def measure_actor(
     spec: ModelSpec, pixels: np.ndarray, device: str, threads: int | None
 ) -> ActorSpeed:
-    """Measure what an actor does with images; weights are random, since times don't depend on them.
+    """Measure what an actor does with images. Times don't depend on weights, so these are random.
 
     Args:
         spec: the model's.

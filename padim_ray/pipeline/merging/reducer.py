@@ -182,7 +182,7 @@ class Reducer:
         self._group_rows = self._group_failed = 0
 
     def finish_base(self, share: Share) -> None:
-        """Write the base's groups that are copied or rewritten although none of their images changed.
+        """Write the base's groups that are copied, or rewritten without a change of images.
 
         Every few groups a round is committed.
         """
