@@ -5,6 +5,9 @@ these columns are redacted, and `fetch_uri` and `fetch_mask_uri` hold the comple
 only, never in a file.
 """
 
+from collections.abc import Sequence
+from typing import Literal, overload
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -36,10 +39,18 @@ def hide_credentials(manifest: pa.Table, name: str = "uri") -> pa.Table:
     return manifest.set_column(index, name, redacted).append_column(FETCHED[name], uris)
 
 
-def uris_to_fetch(images: pa.Table, name: str = "uri") -> list[str | None]:
-    """The complete URIs of the column `name`."""
-    complete = FETCHED[name]
-    return images[complete if complete in images.column_names else name].to_pylist()
+@overload
+def uris_to_fetch(images: pa.Table) -> list[str]: ...
+
+
+@overload
+def uris_to_fetch(images: pa.Table, name: Literal["mask_uri"]) -> list[str | None]: ...
+
+
+def uris_to_fetch(images: pa.Table, name: str = "uri") -> Sequence[str | None]:
+    """The column `name` as it is to be fetched."""
+    fetched = FETCHED[name]
+    return images[fetched if fetched in images.column_names else name].to_pylist()
 
 
 def without_sources(images: pa.Table) -> pa.Table:

@@ -1,1 +1,1 @@
-"""Everything that imports Ray."""
+"""The distributed jobs: everything that imports Ray."""

@@ -1,25 +1,24 @@
-"""The jobs' graphs, whole: which stage feeds which, by tasks or by actors.
+"""The Ray Data graphs of the jobs: which stage feeds which, and whether tasks or actors run it.
 
 fit    manifest ─ fetch and decode (tasks) ─ trunk and statistics (actors) ─ partial sums
 score  manifest ─ fetch and decode (tasks) ─ detector (actors) ─ verdicts, Parquet (tasks)
 
-What follows partial sums is in `merging`, what follows results in `jobs`.
-"""
+`merging` consumes the partial sums, and `jobs` the results."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from itertools import pairwise
 
 import pyarrow as pa
+import ray
 import ray.data
 import torch
-from ray.types import ObjectRef
 
 from padim_ray.images.shards import shard_rows, shard_table
 from padim_ray.model.spec import ModelSpec
 from padim_ray.model.version import ModelVersion
-from padim_ray.pipeline.cluster.pools import actor_pool, decoding_tasks
+from padim_ray.pipeline.cluster.pools import actor_pool, decoding_pool
 from padim_ray.pipeline.cluster.ray_internals import block_refs, map_whole_blocks
 from padim_ray.pipeline.cluster.session import data_context
 from padim_ray.pipeline.stages.actors import PartialSums, ScoreImages
@@ -37,10 +36,18 @@ Stage = Callable[[pa.Table], pa.Table]
 
 def partial_sums_of(
     manifest: pa.Table, spec: ModelSpec, root: Location, options: RoundOptions, plan: Plan
-) -> Iterator[list[ObjectRef]]:
-    """A fit's graph: references to blocks of partial sums, group after group.
+) -> Generator[list[ray.ObjectRef]]:
+    """The graph of `fit`: yield references to blocks of partial sums, group after group.
 
-    In the manifest's order they are of the same images in every run: results repeat.
+    Blocks come in the manifest's order, so every run makes the same partial sums, and results are
+    reproducible.
+
+    Args:
+        manifest: the images, sorted.
+        spec: of the model that is fitted.
+        root: of the model, which holds the trunk's weights.
+        options: of the run.
+        plan: how the cluster is divided.
     """
     with data_context(preserve_order=True):
         per_shard = images_per_shard(manifest.num_rows, spec.preprocessing)
@@ -70,24 +77,24 @@ def scored_shards(
     *,
     leave_one_out: bool = False,
 ) -> ray.data.Dataset:
-    """A scoring job's graph, and calibration's: a block of rows per shard of the manifest.
+    """The graph of scoring and of calibration: a data set with one block per shard.
 
     Args:
-        shards: see `shard_table`.
+        shards: the manifest's shards, see `shard_table`.
         version: of the model.
         options: of the run.
         plan: how the cluster is divided.
-        then: what tasks do with each shard's scored rows: commit or count them.
+        then: a stage that commits or counts each shard's scored rows, run by tasks.
         leave_one_out: see `ScoreImages`.
     """
     _warn_of_small_cache(version.spec, options)
     actors = min(plan.asked_actors, len(shards))
-    following = following_groups([shard["group"][0].as_py() for shard in shards], actors)
+    next_groups = find_next_groups([shard["group"][0].as_py() for shard in shards], actors)
     decoded = _decoded(shards, version.spec, options, plan)
     scored = map_whole_blocks(
         decoded,
         ScoreImages,
-        fn_constructor_args=[version, plan, options.batch_size, following],
+        fn_constructor_args=[version, plan, options.batch_size, next_groups],
         fn_constructor_kwargs={
             "leave_one_out": leave_one_out,
             "group_memory": options.group_memory,
@@ -104,36 +111,36 @@ def scored_shards(
 def _decoded(
     shards: list[pa.Table], spec: ModelSpec, options: RunOptions, plan: Plan
 ) -> ray.data.Dataset:
-    """The first stage of both: a block of decoded images per shard of the manifest."""
-    # `from_arrow` would ask for each block's size by a task
+    """The first stage of both graphs: a data set with one block of decoded images per shard."""
+    # `from_arrow` would start a task per block to learn its size
     return ray.data.from_blocks(shards).map_batches(
         FetchAndDecode(spec.preprocessing, fetcher(options), options.max_image_pixels),
         batch_size=None,
         batch_format="pyarrow",
-        compute=decoding_tasks(plan, len(shards)),
+        compute=decoding_pool(plan, len(shards)),
         **plan.decode.options,
     )
 
 
-def following_groups(groups: list[str], actors: int) -> dict[str, str]:
-    """The group that an actor is asked for after another, where that is as good as certain.
+def find_next_groups(groups: list[str], actors: int) -> dict[str, str]:
+    """For each group, the next one, if every actor is nearly certain to get a shard of it.
 
-    A group with fewer shards than there are actors is for some of them only: others would load it
-    for nothing.
+    Only some of the actors get a shard of a group that has fewer shards than there are actors; the
+    others would load its density in vain.
 
     Args:
-        groups: of each shard, in order.
-        actors: their number.
+        groups: the group of each shard, in order.
+        actors: number of actors.
     """
     shards = Counter(groups)
-    return {now: after for now, after in pairwise(shards) if shards[after] >= actors}
+    return {group: after for group, after in pairwise(shards) if shards[after] >= actors}
 
 
 def _warn_of_small_cache(spec: ModelSpec, options: RunOptions) -> None:
     size = spec.density.empty_fitted(spec.grid, torch.device("meta")).nbytes
     if size > options.group_memory:
         log.warning(
-            "--group-memory is %d, and one group's density takes %d bytes: actors hold one group "
-            "at a time, and wait for the next",
+            "--group-memory is %d, and one group's density takes %d bytes: each actor holds one "
+            "group at a time, and waits while the next is loaded",
             *(options.group_memory, size),
         )

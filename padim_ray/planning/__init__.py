@@ -1,1 +1,1 @@
-"""What a job would take, before it costs money: survey, speed, formulas. No Ray."""
+"""Forecasts of jobs, and how jobs divide a cluster and their work. No Ray."""

@@ -1,22 +1,34 @@
-"""How many images one partial sum is made of, and how many sums are merged at once."""
+"""Sizes of the units of work: images per shard, images per partial sum, sums per merge."""
 
 import math
 
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.model.spec import ModelSpec
 
-WEIGHT = 10  # times a partial sum's bytes: its images', where there are enough
-WORTH = 16  # this part of a partial sum's bytes in images takes as long as merging it
-MIN_PARTIAL_IMAGES = 512  # unless there are fewer for an actor
-FAN_IN = 4  # sums that one task merges
-MAX_PARTIAL_BYTES = 2**30  # of the decoded images that one partial sum is made of
+PIXELS_PER_STATE = 10
+"""Bytes of pixels in a partial sum per byte of its statistics, on large sets."""
+MERGING_SPEED = 16
+"""Bytes of statistics that are merged in the time in which one byte of pixels is embedded."""
+MIN_PARTIAL_IMAGES = 512
+"""Lower bound of a partial sum's images, unless an actor's share is smaller."""
+MAX_PARTIAL_BYTES = 2**30
+"""Maximum bytes of decoded pixels in a partial sum."""
+FAN_IN = 4
+"""Sums that one task merges."""
+
+SHARD_BYTES = 48 * 2**20
+"""Maximum bytes of decoded pixels in a shard. Ray Data splits larger blocks."""
+MIN_SHARD_IMAGES, MAX_SHARD_IMAGES = 128, 256
+EVEN_SHARDS = 256
+"""Shards that are enough to balance the work of any cluster."""
 
 
 def images_per_batch(images: int, actors: int, spec: ModelSpec, round_images: int) -> int:
-    """What Ray Data is to give an actor at once, at most `round_images`.
+    """How many images Ray Data gives to an actor per call of `fit`, at most `round_images`.
 
-    A task gets as many whole shards as hold a batch; of what is left over in the last of them, the
-    actor would make another partial sum. So batches are of whole shards.
+    A batch is a multiple of the shard's length. Ray Data's task for an actor holds as many whole
+    shards as fill a batch; if a batch ended inside a shard, the rest would make a second, small
+    partial sum.
     """
     shard = images_per_shard(images, spec.preprocessing)
     wanted = -(-images_per_partial(images, actors, spec) // shard) * shard
@@ -24,29 +36,29 @@ def images_per_batch(images: int, actors: int, spec: ModelSpec, round_images: in
 
 
 def images_per_partial(images: int, actors: int, spec: ModelSpec) -> int:
-    """How many images one partial sum is made of.
+    """How many images one partial sum should hold.
 
-    So many that their bytes are a multiple of the sum's, up to a GiB of them; on small sets as few
-    as share the work among the actors, but not so few that merging takes longer than summing up.
+    On large sets the pixels are a multiple of the statistics' bytes, but at most 1 GiB. On small
+    sets the images are divided among the actors, unless merging would then take longer than
+    embedding.
     """
     height, width = spec.preprocessing.size
     image_bytes = 3 * height * width
-    as_heavy = spec.density.state_bytes(spec.grid) / image_bytes  # images, as one partial sum
-    most = min(max(WEIGHT * as_heavy, MIN_PARTIAL_IMAGES), MAX_PARTIAL_BYTES / image_bytes)
-    shared = max(images / actors, as_heavy / WORTH)
-    return max(1, math.ceil(min(most, shared)))
-
-
-SHARD_BYTES = 48 * 2**20  # of decoded pixels: well below the size at which Ray Data splits blocks
-MIN_SHARD_IMAGES, MAX_SHARD_IMAGES = 128, 256
-FAIR_SHARDS = 256
+    state_images = spec.density.state_bytes(spec.grid) / image_bytes  # the statistics' size
+    most = min(
+        max(PIXELS_PER_STATE * state_images, MIN_PARTIAL_IMAGES),
+        MAX_PARTIAL_BYTES / image_bytes,
+    )
+    share = max(images / actors, state_images / MERGING_SPEED)
+    return max(1, math.ceil(min(most, share)))
 
 
 def images_per_shard(images: int, preprocessing: Preprocessing) -> int:
-    """A shard's length: a bounded block of pixels, and on small sets enough shards to share out.
+    """How many images one shard holds.
 
-    It doesn't depend on the cluster: a run may be continued on another one.
+    A shard's decoded pixels are bounded, and a small set makes enough shards to balance the work.
+    The length doesn't depend on the cluster, because a run may be continued on another one.
     """
     height, width = preprocessing.size
-    fair = max(-(-images // FAIR_SHARDS), MIN_SHARD_IMAGES)
-    return max(1, min(fair, MAX_SHARD_IMAGES, SHARD_BYTES // (3 * height * width)))
+    even = max(-(-images // EVEN_SHARDS), MIN_SHARD_IMAGES)
+    return max(1, min(even, MAX_SHARD_IMAGES, SHARD_BYTES // (3 * height * width)))

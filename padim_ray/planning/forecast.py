@@ -1,7 +1,7 @@
-"""What a job will take: from what is known before it is begun, by arithmetic. No clock.
+"""Forecast a job's time, traffic and memory by arithmetic, from what is known before it starts.
 
-Every formula says why it is so; `tests/planning/test_forecast_of_jobs.py` holds those that need no
-clock against jobs. All sizes are in bytes, all times in seconds.
+Every formula says why it holds. `tests/planning/test_forecast_of_jobs.py` compares those that need
+no clock with real jobs. Sizes are in bytes, times in seconds.
 """
 
 from collections import Counter
@@ -17,37 +17,44 @@ from padim_ray.features.trunk import CPU_PASS, GPU_PASS
 from padim_ray.features.trunks import find_trunk
 from padim_ray.model.layout import state_shards
 from padim_ray.model.spec import ModelSpec
-from padim_ray.planning.batches import FAN_IN, WORTH, images_per_batch, images_per_shard
-from padim_ray.planning.resources import Plan
+from padim_ray.planning.batches import FAN_IN, MERGING_SPEED, images_per_batch, images_per_shard
+from padim_ray.planning.resources import Plan, decoding_tasks
 from padim_ray.runs.options.common import GROUP_MEMORY
 from padim_ray.scoring.histogram import BINS
 
 GIB = 2**30
-PROCESS = 650 * 2**20
-"""Of a worker that has imported PyTorch and Ray Data, before it does anything (measured)."""
-CUDA_CONTEXT = 600 * 2**20
-"""Of a GPU's memory: CUDA's own, and its libraries' kernels."""
+PROCESS_BYTES = 650 * 2**20
+"""Memory of a worker that has imported PyTorch and Ray Data, before it does anything (measured)."""
+CUDA_CONTEXT_BYTES = 600 * 2**20
+"""GPU memory of CUDA itself and of its libraries' kernels."""
 ASSUMED_GPU_MEMORY = 16 * GIB
-"""Where neither the user nor a GPU here says how much there is: the least that clouds rent out."""
+"""Used where neither the user nor a GPU of this machine says how much there is: the smallest GPU
+that clouds rent out."""
 DRIVER_PER_SHARD = 0.046
-"""Of one core, for each shard: Ray's and ours. docs/scaling.md measures 35 to 46 ms."""
+"""Seconds of one core that Ray and the driver take per shard. docs/scaling.md measures 35 to 46 ms.
+"""
 IN_FLIGHT = 2
 """Tasks that Ray Data sends an actor ahead, so that it needn't wait for input."""
-ROW = 40
-"""Of a decoded or scored row, beside the manifest's columns and its pixels or distances."""
-ACTOR = 40
-"""Of a scored row besides: whose work it was, and what that loaded."""
-RESULT_ROW, RESULT_FILE = 150, 32 * 1024
-"""At most, of a row of results, beside the manifest's columns, and of a Parquet file around it."""
-MERGED = -1  # rank of what a round has merged
+ROW_BYTES = 40
+"""Columns that decoding or scoring adds to a row, besides pixels or distances."""
+ACTOR_COLUMNS_BYTES = 40
+"""Columns of a scored row that name its actor and the groups that the actor loaded."""
+RESULT_ROW_BYTES = 150
+"""Maximum size of a row of results without the manifest's columns."""
+RESULT_FILE_BYTES = 32 * 1024
+"""Maximum size of what a Parquet file holds besides its rows."""
+MERGED_RANK = -1
+"""Rank of the statistics that earlier rounds merged."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The images that are to be read.
+    """The images that a job reads.
 
-    `groups`: images of each. `bytes`: of all files on storage. `manifest_bytes`: of their list, as
-    an Arrow table.
+    Attributes:
+        groups: number of images per group.
+        bytes: total size of their files.
+        manifest_bytes: size of their list as an Arrow table.
     """
 
     groups: Mapping[str, int]
@@ -61,10 +68,14 @@ class Archive:
 
 @dataclass(frozen=True)
 class Rates:
-    """Images/s of one core that decodes, and of one actor that sums up (fit) or scores.
+    """Speeds of single workers; None where unknown.
 
-    `factorise`: seconds of one core for a group's Gaussians; not counted where unknown (None).
-    `source`: where they come from, in words.
+    Attributes:
+        decode: images/s of one core.
+        fit: images/s of one actor that adds images to statistics.
+        score: images/s of one actor that scores.
+        factorise: seconds of one core to fit a group's density; not counted if unknown.
+        source: where the rates come from, in words.
     """
 
     decode: float | None = None
@@ -76,15 +87,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class State:
-    """Bytes of one group.
+    """Bytes of one group's statistics and density.
 
     Attributes:
-        statistics: of the images, in memory.
-        density: fitted, in memory.
-        stored_statistics, stored_density: in files, packed.
-        merged: statistics in the precision in which they are merged, and pooled ones with each
-            shard.
-        shards: the number of parts that they are cut into.
+        statistics: statistics in memory.
+        density: fitted density in memory.
+        stored_statistics: statistics in files.
+        stored_density: density in files.
+        merged: statistics in the precision in which they are merged, and each shard's pooled ones.
+        shards: number of shards that they are cut into.
     """
 
     statistics: int
@@ -96,7 +107,7 @@ class State:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> "State":
-        """As the density itself makes them, on PyTorch's meta device: without memory."""
+        """Measure the density's own tensors, built on PyTorch's meta device without memory."""
         density, shards = spec.density, len(state_shards(spec))
         statistics = density.empty(spec.grid, "meta")
         fitted = density.empty_fitted(spec.grid, "meta")
@@ -111,33 +122,39 @@ class State:
 
 
 def _nbytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    # a count is a number in the file's header, of no size that matters
+    # scalars, such as the count, are stored in the file's header
     return sum(tensor.nbytes for tensor in tensors.values() if tensor.ndim)
 
 
 @dataclass(frozen=True)
-class Sums:
-    """What a fit sums up and merges: numbers of `partials`, of `merges` of up to `FAN_IN` of them,
-    and of `saves` of an unfinished group's moments when a round is committed."""
+class SumCounts:
+    """Numbers of a fit's partial sums and of what happens to them.
+
+    Attributes:
+        partials: partial sums.
+        merges: merges of up to `FAN_IN` of them.
+        saves: times that an unfinished group's moments are saved with a round.
+    """
 
     partials: int = 0
     merges: int = 0
     saves: int = 0
 
 
-def count_sums(groups: Mapping[str, int], shard: int, batch: int, round_images: int) -> Sums:
+def count_sums(groups: Mapping[str, int], shard: int, batch: int, round_images: int) -> SumCounts:
     """Follow the images through the partial sums, the merge tree and the rounds.
 
     Args:
-        groups: images of each, in the manifest's order.
-        shard: images in each but a group's last.
-        batch: see `images_per_batch`.
+        groups: number of images per group, in the manifest's order.
+        shard: images per shard; a group's last one may have fewer.
+        batch: images per batch, see `images_per_batch`.
+        round_images: images after which a round is committed.
     """
     partials = merges = saves = rows = committed = 0
-    waiting: Counter[int] = Counter()  # sums of each rank of the group at hand
+    waiting: Counter[int] = Counter()  # the current group's sums, by rank
     current: str | None = None
 
-    def merge_what_is_left() -> int:
+    def merge_rest() -> int:
         left = waiting.total()
         waiting.clear()
         return int(left > 1)
@@ -145,26 +162,26 @@ def count_sums(groups: Mapping[str, int], shard: int, batch: int, round_images: 
     for group, images in _partial_sums(groups, shard, batch):
         partials += 1
         if group != current:
-            merges += merge_what_is_left()
+            merges += merge_rest()
         if rows - committed >= round_images:
             committed = rows
             if waiting:
-                merges, saves = merges + merge_what_is_left(), saves + 1
-                waiting[MERGED] = 1  # until its group ends
+                merges, saves = merges + merge_rest(), saves + 1
+                waiting[MERGED_RANK] = 1  # until its group ends
         current, rows, rank = group, rows + images, 0
         waiting[0] += 1
         while waiting[rank] == FAN_IN:
             del waiting[rank]
             merges, rank = merges + 1, rank + 1
             waiting[rank] += 1
-    return Sums(partials, merges + merge_what_is_left(), saves)
+    return SumCounts(partials, merges + merge_rest(), saves)
 
 
 def _partial_sums(groups: Mapping[str, int], shard: int, batch: int) -> Iterator[tuple[str, int]]:
-    """Group and images of each partial sum.
+    """Yield group and number of images of each partial sum.
 
-    A task has as many whole shards as hold a batch. The actor gets its rows batch by batch, and
-    makes a sum of each group in one.
+    A task for an actor holds as many whole shards as fill a batch. The actor gets its rows batch by
+    batch, and makes one partial sum per group in a batch.
     """
     task: dict[str, int] = {}
 
@@ -188,15 +205,26 @@ def _partial_sums(groups: Mapping[str, int], shard: int, batch: int) -> Iterator
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one job takes.
+    """One job's forecast.
 
-    `hours`: None if a rate is unknown; `bound`: what sets the pace. `read_bytes`, `reads`: of
-    images, from storage. `object_store_bytes`: put into Ray's object store over the whole job;
-    `object_store_at_once`: of that, what should fit into all nodes' together, or it spills to disk.
-    `state_bytes`: moments and Gaussians read (score) or written (fit) on storage. `written_bytes`:
-    everything else that is written. `actor_bytes`: of an actor's process; `device_bytes`: of its
-    GPU. `driver_bytes`: the list of images, and what is kept of each. `partial_sums`, `merges`: of
-    a fit.
+    Attributes:
+        job: "fit" or "score".
+        images: images of the archive.
+        hours: duration; None if a rate is unknown.
+        bound: the stage that sets the pace.
+        read_bytes: bytes of images read from storage.
+        reads: number of images read from storage.
+        bytes_per_second: mean rate of these reads.
+        object_store_bytes: bytes put into Ray's object store over the whole job.
+        object_store_at_once: bytes that are there at the same time. If the nodes' object stores
+            together are smaller, Ray spills to disk.
+        state_bytes: statistics and densities written to storage (fit) or read from it (score).
+        written_bytes: everything else that is written.
+        actor_bytes: memory of an actor's process.
+        device_bytes: GPU memory of an actor.
+        driver_bytes: the driver's memory for the list of images and their outcomes.
+        partial_sums: number of a fit's partial sums.
+        merges: number of their merges.
     """
 
     job: str
@@ -225,7 +253,16 @@ def forecast_fit(
     calibration_images: int,
     round_images: int,
 ) -> Forecast:
-    """What `fit` takes."""
+    """Forecast `fit`.
+
+    Args:
+        archive: the images.
+        spec: of the model that is fitted.
+        plan: how a cluster that doesn't grow is divided.
+        rates: speeds of single workers.
+        calibration_images: maximum number per group.
+        round_images: images after which a round is committed.
+    """
     state, pixels = State.of(spec), image_bytes(spec)
     shard = images_per_shard(archive.images, spec.preprocessing)
     batch = images_per_batch(archive.images, plan.actors, spec, round_images)
@@ -233,23 +270,24 @@ def forecast_fit(
     sample = sum(min(images, calibration_images) for images in archive.groups.values())
     row = archive.manifest_bytes / archive.images
     groups = len(archive.groups)
-    # the list travels as blocks, and comes back beside each image's pixels
-    summed = archive.images * (2 * (row + ROW) + pixels) + sums.partials * state.statistics
-    scored = sample * (3 * (row + ROW) + ACTOR + pixels + distance_bytes(spec))
+    # a row is stored twice: in the manifest's block, and beside its decoded pixels
+    summed = archive.images * (2 * (row + ROW_BYTES) + pixels) + sums.partials * state.statistics
+    scored = sample * (3 * (row + ROW_BYTES) + ACTOR_COLUMNS_BYTES + pixels + distance_bytes(spec))
     at_once = (
         archive.manifest_bytes
         + plan.actors * IN_FLIGHT * batch * pixels
-        + plan.decode_tasks * shard * pixels
+        + decoding_tasks(plan.fixed_decoders) * shard * pixels
         + _waiting(sums, groups, state)
     )
     compute = None
     if rates.fit and rates.score:
-        # on the cores that merge, a sum takes as long as so many images
-        merging = sums.partials * state.statistics / pixels / WORTH if not plan.actor.gpus else 0
-        summing = (archive.images + merging) / rates.fit + sample / rates.score
-        # by tasks of one core each
-        finishing = groups * (rates.factorise or 0) / plan.decoders
-        compute = summing / plan.actors + finishing
+        # CPU actors share their cores with merging, which counts as images here
+        merging = (
+            sums.partials * state.statistics / pixels / MERGING_SPEED if not plan.actor.gpus else 0
+        )
+        embedding = (archive.images + merging) / rates.fit + sample / rates.score
+        finishing = groups * (rates.factorise or 0) / plan.fixed_decoders  # tasks of one core
+        compute = embedding / plan.actors + finishing
     tasks = _shards(archive.groups, shard) + _shards(
         {group: min(images, calibration_images) for group, images in archive.groups.items()}, shard
     )
@@ -269,16 +307,16 @@ def forecast_fit(
         written_bytes=round(
             sums.saves * state.stored_statistics
             # listed.parquet and manifest.parquet
-            + 2 * (archive.images * (row + ROW) + RESULT_FILE)
+            + 2 * (archive.images * (row + ROW_BYTES) + RESULT_FILE_BYTES)
             + trunk_parameters(spec) * 4
-            # calibrations: scores, and the histogram of their maps' values
+            # calibrations: scores, and a histogram of the maps' values
             + 4 * sample
-            + groups * (12 * BINS + 2 * RESULT_FILE)
+            + groups * (12 * BINS + 2 * RESULT_FILE_BYTES)
         ),
         actor_bytes=_process(spec, plan)
         + (0 if plan.actor.gpus else state.statistics)
-        + 2 * state.statistics // state.shards,  # what is serialised, and the copy of it
-        device_bytes=device_bytes(spec, state.statistics),  # calibration has no kernels
+        + 2 * state.statistics // state.shards,  # a serialised shard and its copy
+        device_bytes=device_bytes(spec, state.statistics),  # calibration doesn't use the kernels
         driver_bytes=2 * archive.manifest_bytes + 4 * archive.images,
         partial_sums=sums.partials,
         merges=sums.merges,
@@ -286,12 +324,19 @@ def forecast_fit(
 
 
 def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) -> Forecast:
-    """What `score` takes, without heatmaps: these are of the images that are flagged."""
+    """Forecast `score` without heatmaps, whose number depends on the scores.
+
+    Args:
+        archive: the images.
+        spec: the model's.
+        plan: how a cluster that doesn't grow is divided.
+        rates: speeds of single workers.
+    """
     state, pixels = State.of(spec), image_bytes(spec)
     shard = images_per_shard(archive.images, spec.preprocessing)
     row = archive.manifest_bytes / archive.images
     tasks = _shards(archive.groups, shard)
-    per_image = 3 * (row + ROW) + ACTOR + pixels + distance_bytes(spec)
+    per_image = 3 * (row + ROW_BYTES) + ACTOR_COLUMNS_BYTES + pixels + distance_bytes(spec)
     compute = archive.images / rates.score / plan.actors if rates.score else None
     seconds, bound = _pace(archive.images, compute, tasks, plan, rates)
     cached = cached_gaussians(len(archive.groups), state.density)
@@ -306,14 +351,14 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
         object_store_bytes=round(archive.images * per_image),
         object_store_at_once=round(
             archive.manifest_bytes
-            + (plan.actors * IN_FLIGHT + plan.decode_tasks) * shard * pixels
+            + (plan.actors * IN_FLIGHT + decoding_tasks(plan.fixed_decoders)) * shard * pixels
             + plan.actors * shard * distance_bytes(spec)
         ),
         state_bytes=state.stored_density * state_loads(archive.groups, shard, plan.actors),
         written_bytes=round(
-            archive.images * (row + RESULT_ROW)
-            + tasks * RESULT_FILE
-            + archive.images * (row + ROW)  # listed.parquet
+            archive.images * (row + RESULT_ROW_BYTES)
+            + tasks * RESULT_FILE_BYTES
+            + archive.images * (row + ROW_BYTES)  # listed.parquet
         ),
         actor_bytes=_process(spec, plan) + (0 if plan.actor.gpus else cached * state.density),
         device_bytes=device_bytes(
@@ -324,31 +369,31 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
 
 
 def state_loads(groups: Mapping[str, int], shard: int, actors: int) -> int:
-    """How often a group's Gaussians are read from storage.
+    """How often groups' densities are read from storage, at most.
 
-    Shards come group after group, and an actor keeps a group for as long as it gets shards of it:
-    so at most once per actor, and not more often than there are shards.
+    Shards come group after group, and an actor keeps a density while it gets shards of its group.
+    So a density is read at most once per actor and at most once per shard.
     """
     return sum(min(actors, -(-images // shard)) for images in groups.values())
 
 
 def cached_gaussians(groups: int, size: int) -> int:
-    """How many groups' Gaussians an actor holds."""
+    """How many groups' densities of this size an actor holds."""
     return min(groups, max(1, GROUP_MEMORY // size))
 
 
 def image_bytes(spec: ModelSpec) -> int:
-    """Of a decoded image: uint8 RGB of the model's input size."""
+    """Bytes of a decoded image: uint8 RGB of the model's input size."""
     return 3 * prod(spec.preprocessing.size)
 
 
 def distance_bytes(spec: ModelSpec) -> int:
-    """Of a scored image: a float32 distance for each patch."""
+    """Bytes of a scored image's distances: one float32 per cell."""
     return 4 * spec.grid.cells[0]
 
 
 def trunk_parameters(spec: ModelSpec) -> int:
-    """Numbers in the trunk's weights."""
+    """Number of the trunk's weights."""
     return _trunk_parameters(spec.backbone, tuple(spec.channels))
 
 
@@ -358,29 +403,31 @@ def _trunk_parameters(backbone: str, layers: tuple[str, ...]) -> int:
 
 
 def embedding_numbers(spec: ModelSpec) -> int:
-    """Features of an image, each level's on its own grid."""
+    """Number of an image's features, with each level on its own grid."""
     return sum(p * c for p, c in zip(spec.grid.cells, spec.grid.channels, strict=True))
 
 
 def device_bytes(spec: ModelSpec, state: int, *, kernels: bool = False) -> int:
-    """Of a GPU's memory, with so many bytes of moments or Gaussians on it. Not measured.
+    """GPU memory of an actor: an estimate that isn't checked by measurement.
 
     Args:
-        kernels: features are read as they are (`kernels`), and not copied to other forms.
+        spec: the model's.
+        state: bytes of statistics or densities on the GPU.
+        kernels: scoring uses the fused kernels, which read features in place.
     """
     item = _item(spec)
     height, width = spec.preprocessing.size
-    # input, output and residual of a layer at once
+    # a layer's input, output and residual are alive together
     largest = find_trunk(spec.backbone).largest
     cells = (height // largest.stride) * (width // largest.stride)
     activations = GPU_PASS * 3 * item * largest.channels * cells
-    # else also transposed, in float32, and centred or multiplied
+    # without the kernels there is a transposed copy, and two in float32
     features = GPU_BATCH * embedding_numbers(spec) * (item if kernels else 2 * item + 8)
-    # distances brought to the image's size, and smoothed in two directions
+    # distances at the image's size, and smoothed in two directions
     maps = GPU_BATCH * (distance_bytes(spec) + 3 * 4 * height * width)
-    images = GPU_PASS * image_bytes(spec) * (3 + 4)  # under way as bytes, one in float32
+    images = GPU_PASS * image_bytes(spec) * (3 + 4)  # three as bytes in transfer, one in float32
     return (
-        CUDA_CONTEXT
+        CUDA_CONTEXT_BYTES
         + item * trunk_parameters(spec)
         + state
         + activations
@@ -395,23 +442,24 @@ def _item(spec: ModelSpec) -> int:
 
 
 def _process(spec: ModelSpec, plan: Plan) -> int:
-    """An actor's process, without moments or Gaussians: imports, trunk, images and features.
+    """Memory of an actor's process without statistics and densities.
 
-    On a GPU the features are there, and the process holds the images only, on their way.
+    It holds imports, trunk, images and features. With a GPU, features are in the GPU's memory.
     """
     weights = _item(spec) * trunk_parameters(spec)
     if plan.actor.gpus:
-        return PROCESS + weights + GPU_BATCH * image_bytes(spec)
+        return PROCESS_BYTES + weights + GPU_BATCH * image_bytes(spec)
     features = CPU_BATCH * (embedding_numbers(spec) * _item(spec) + 2 * distance_bytes(spec))
-    # of the images that a thread computes on together
+    # a thread computes on CPU_PASS images together
     activations = plan.threads * CPU_PASS * image_bytes(spec) * 4 * 4
-    return PROCESS + weights + CPU_BATCH * image_bytes(spec) + features + activations
+    return PROCESS_BYTES + weights + CPU_BATCH * image_bytes(spec) + features + activations
 
 
-def _waiting(sums: Sums, groups: int, state: State) -> float:
-    """Sums that wait for others of their rank, at the most, of one group: they follow each other.
+def _waiting(sums: SumCounts, groups: int, state: State) -> float:
+    """Maximum bytes of sums that wait in the merge tree for others of their rank.
 
-    Of each rank but the first, they are merged ones; one merge more is under way.
+    Groups follow each other, so only one group's sums wait. Those of all ranks but the first are
+    merged ones, and one more merge is running.
     """
     if not sums.partials:
         return 0
@@ -430,12 +478,12 @@ def _shards(groups: Mapping[str, int], shard: int) -> int:
 def _pace(
     images: int, compute: float | None, tasks: int, plan: Plan, rates: Rates
 ) -> tuple[float | None, str]:
-    """Seconds, and what they are bound by.
+    """The job's seconds, and the name of the stage that sets the pace.
 
-    Stages overlap, so the slowest sets the pace; on CPUs actors and decoding share the cores, so
+    Stages overlap, so the slowest sets the pace. On CPUs actors and decoding share the cores, so
     their times add up. Start-up, some 20 s, isn't counted.
     """
-    decode = images / rates.decode / plan.decoders if rates.decode else None
+    decode = images / rates.decode / plan.fixed_decoders if rates.decode else None
     if compute is None or decode is None:
         return None, "unknown"
     stages = {"driver": tasks * DRIVER_PER_SHARD}

@@ -1,4 +1,4 @@
-"""What jobs over an archive would take, and what to know before they cost money."""
+"""Plan jobs over an archive: what they take, and what to know before they cost money."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -27,21 +27,33 @@ from padim_ray.planning.forecast import (
 from padim_ray.planning.resources import Node, Plan, plan_resources
 from padim_ray.planning.speed import Sampled, measure_actor, read_sample
 from padim_ray.planning.survey import Survey, survey
-from padim_ray.runs.options.model import ModelOptions
+from padim_ray.runs.options.model import ModelOptions, pair
 from padim_ray.runs.options.plan import PlanOptions
 from padim_ray.storage.credentials import hidden_credentials
 from padim_ray.storage.location import Location
 
-SHOWN = 3  # names in a warning
+MAX_SHOWN = 3  # names in a warning
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """What `plan` tells.
+    """The result of `plan`.
 
-    `features`: the model's, and its `state` of one group. `plan`: how the cluster is divided.
-    `fetch_rate`: bytes/s that the sample came with, here. `gpu_memory`: bytes, and where that comes
-    from. `decode_cores_per_gpu`: what keeps one busy.
+    Attributes:
+        images: number of images.
+        groups: number of groups.
+        bytes: total size of the images; None if unknown.
+        manifest_bytes: size of the list of images in memory.
+        features: the model's trunk, channels, input size and precision.
+        state: bytes of one group's statistics and density.
+        plan: how the cluster is divided.
+        rates: speeds of single workers.
+        fetch_rate: bytes/s at which this machine read the sample; None without images.
+        gpu_memory: bytes of a GPU's memory.
+        gpu_memory_source: where that figure comes from, in words.
+        decode_cores_per_gpu: cores whose decoding keeps one GPU busy; None if unknown.
+        jobs: forecasts of fit and score.
+        warnings: sentences for the user.
     """
 
     images: int
@@ -64,7 +76,7 @@ class PlanReport:
 
 
 def make_plan(options: PlanOptions) -> PlanReport:
-    """Survey the archive, measure a little, and work out the rest.
+    """Survey the archive, measure this machine briefly, and forecast the jobs.
 
     Raises:
         PadimError: for a mistake in the options, or if there are no images.
@@ -80,18 +92,20 @@ def _make_plan(options: PlanOptions) -> PlanReport:
         spec, known = version.spec, frozenset(version.groups)
     else:
         spec = _spec(options)
-    found = survey(options)
+    archive_survey = survey(options)
     sampled = read_sample(
-        found.sample,
+        archive_survey.sample,
         ModelInput(spec.preprocessing, options.max_image_pixels),
         Fetcher(options.storage_options or {}, options.max_image_bytes),
     )
     cores = options.cpus or os.cpu_count() or 1
     plan = plan_resources([Node(cores, options.gpus)])
     rates = _rates(options, spec, plan, sampled)
-    size = found.bytes / found.sized if found.sized else sampled.bytes
-    images = sum(found.groups.values())
-    archive = Archive(found.groups, round((size or 0) * images), found.manifest_bytes)
+    size = archive_survey.bytes / archive_survey.sized if archive_survey.sized else sampled.bytes
+    images = sum(archive_survey.groups.values())
+    archive = Archive(
+        archive_survey.groups, round((size or 0) * images), archive_survey.manifest_bytes
+    )
     jobs = (
         forecast_fit(archive, spec, plan, rates, options.calibration_images, options.round_images),
         forecast_score(archive, spec, plan, rates),
@@ -100,9 +114,9 @@ def _make_plan(options: PlanOptions) -> PlanReport:
     per_gpu = rates.score / rates.decode if rates.score and rates.decode and options.gpus else None
     return PlanReport(
         images=images,
-        groups=len(found.groups),
+        groups=len(archive_survey.groups),
         bytes=None if size is None else archive.bytes,
-        manifest_bytes=found.manifest_bytes,
+        manifest_bytes=archive_survey.manifest_bytes,
         features={
             "backbone": spec.backbone,
             "channels": sum(spec.grid.channels),
@@ -118,7 +132,7 @@ def _make_plan(options: PlanOptions) -> PlanReport:
         decode_cores_per_gpu=per_gpu,
         jobs=jobs,
         warnings=(
-            *_warn_of_images(found, sampled, known),
+            *_warn_of_images(archive_survey, sampled, known),
             *(_warn_of_gpus(jobs, plan, memory, source, per_gpu) if options.gpus else ()),
             *((rates.source,) if rates.fit is None else ()),
         ),
@@ -126,7 +140,8 @@ def _make_plan(options: PlanOptions) -> PlanReport:
 
 
 def _spec(options: PlanOptions) -> ModelSpec:
-    """A model of these features, without weights: sizes and times don't depend on them."""
+    """A model of these options without weights: sizes and times don't depend on them."""
+    assert options.layers is not None  # the options have filled in the trunk's
     channels = choose_channels(options.backbone, options.layers, options.n_features, options.seed)
     precision = options.precision
     if precision == "auto":
@@ -138,7 +153,11 @@ def _spec(options: PlanOptions) -> ModelSpec:
         weights="",
         weights_sha256="",
         channels=channels,
-        preprocessing=Preprocessing(options.image_size, options.crop, options.scaled_jpeg),
+        preprocessing=Preprocessing(
+            pair("image_size", options.image_size),
+            None if options.crop is None else pair("crop", options.crop),
+            options.scaled_jpeg,
+        ),
         density=density_of_options(ModelOptions(density=options.density)),
         precision=precision,
         sigma=4.0,
@@ -146,14 +165,14 @@ def _spec(options: PlanOptions) -> ModelSpec:
 
 
 def _rates(options: PlanOptions, spec: ModelSpec, plan: Plan, sampled: Sampled) -> Rates:
-    """Given, else measured here, where there is such a device."""
+    """The rates that the user gives, else those measured on this machine if it has the device."""
     if options.rate is not None:
         return Rates(sampled.decode_rate, options.rate, options.rate, source="given by --rate")
     if plan.device == "cuda" and not torch.cuda.is_available():
         return Rates(
             sampled.decode_rate,
-            source="Hours are unknown: there is no GPU here to measure. Give --rate, which "
-            "`python -m benchmarks.gpu` measures on a machine that has one",
+            source="Hours are unknown: this machine has no GPU to measure. Give --rate; "
+            "`python -m benchmarks.gpu` measures it on a machine with a GPU",
         )
     threads = min(plan.threads, os.cpu_count() or 1)
     speed = measure_actor(spec, sampled.pixels, plan.device, threads)
@@ -172,7 +191,7 @@ def _gpu_memory(options: PlanOptions) -> tuple[int, str]:
     if options.gpu_memory is not None:
         return round(options.gpu_memory * GIB), "given by --gpu-memory"
     if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory, "the GPU's here"
+        return torch.cuda.get_device_properties(0).total_memory, "of this machine's GPU"
     return ASSUMED_GPU_MEMORY, "assumed; see --gpu-memory"
 
 
@@ -180,17 +199,17 @@ def _warn_of_images(found: Survey, sampled: Sampled, known: frozenset[str] | Non
     warnings = []
     if sampled.failed:
         warnings.append(
-            f"{len(sampled.failed)} of the {found.sample.num_rows} sampled images fail, the first "
-            f"with: {sampled.failed[0]}"
+            f"{len(sampled.failed)} of the {found.sample.num_rows} sampled images failed, the "
+            f"first with: {sampled.failed[0]}"
         )
     if sampled.decode_rate is None:
-        warnings.append("No image was decoded here, so hours are unknown: see --sample")
+        warnings.append("No sampled image could be decoded, so hours are unknown: see --sample")
     small = [group for group, images in found.groups.items() if images < 2]
     if small:
         warnings.append(f"A fit needs at least 2 images of each group; {_named(small)} have fewer")
-    strangers = [group for group in found.groups if known is not None and group not in known]
-    if strangers:
-        warnings.append(f"The model doesn't know {_named(strangers)}: score would refuse them")
+    unknown = [group for group in found.groups if known is not None and group not in known]
+    if unknown:
+        warnings.append(f"The model has no group {_named(unknown)}: score would refuse the images")
     return warnings
 
 
@@ -203,14 +222,15 @@ def _warn_of_gpus(
         for job in jobs
         if job.device_bytes > memory
     ]
-    if per_gpu is not None and per_gpu * plan.actors > plan.decoders:
+    decoders = plan.fixed_decoders
+    if per_gpu is not None and per_gpu * plan.actors > decoders:
         warnings.append(
-            f"Decoding can't keep up: a GPU scores what {per_gpu:.0f} cores decode, and there are "
-            f"{plan.decoders / plan.actors:.1f} for each. Take more CPUs or fewer GPUs"
+            f"Decoding can't keep up: {per_gpu:.0f} cores are needed to decode for one GPU, and "
+            f"there are {decoders / plan.actors:.1f} per GPU. Take more CPUs or fewer GPUs"
         )
     return warnings
 
 
 def _named(groups: list[str]) -> str:
-    more = len(groups) - SHOWN
-    return ", ".join(map(repr, groups[:SHOWN])) + (f" and {more} more" if more > 0 else "")
+    more = len(groups) - MAX_SHOWN
+    return ", ".join(map(repr, groups[:MAX_SHOWN])) + (f" and {more} more" if more > 0 else "")

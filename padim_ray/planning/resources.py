@@ -1,14 +1,14 @@
-"""How a job divides a cluster between actors, decoding tasks and helper tasks.
+"""Divide a cluster between actors, decoding tasks and helper tasks.
 
 Ray's CPUs are bookkeeping: they say how many tasks may run at once. Actors never ask for much more
-than half of a node's, so that decoding, writing and Ray Data's own helpers can always run beside
-them; a pool of actors that takes every CPU would wait for its input forever.
+than half of a node's CPUs, so that decoding, writing and Ray Data's own helpers can always run
+beside them. A pool of actors that takes every CPU would wait for its input forever.
 
-With a decode resource, everything but the actors runs on the nodes that have it: decoding, and also
-merging, factorising, counting, drawing and writing. GPU nodes then hold nothing but actors, so an
-autoscaler can take them away as soon as these are gone, and the loss of one loses no results. It is
-a custom resource, and not a label of the nodes, since every autoscaler of Ray knows resources, but
-only its second version labels.
+With a decode resource, everything but the actors runs on the nodes that have it: decoding, merging,
+factorising, counting, drawing and writing. GPU nodes then hold actors only, so an autoscaler can
+remove them as soon as the actors end, and the loss of one loses no results. It is a custom resource
+and not a label of the nodes, because every autoscaler of Ray supports resources, but only the
+second version supports labels.
 """
 
 import math
@@ -18,10 +18,10 @@ from typing import Any
 
 from padim_ray.errors import PadimError
 
-CORES_PER_CPU_ACTOR = 8  # a convolution's threads pay up to about here; further actors pay more
-TASKS_PER_CORE = 4 / 3  # Ray Data takes up to 0.2 s to follow a task with the next one
-DECODE_UNIT = 0.001  # of the decode resource, for each task
-MORE_THAN_HALF = 0.0001
+CORES_PER_CPU_ACTOR = 8  # beyond that, another actor gains more than threads in a convolution
+TASKS_PER_CORE = 4 / 3  # Ray Data takes up to 0.2 s to start the next task after one ends
+DECODE_UNIT = 0.001  # a task's amount of the decode resource
+MORE_THAN_HALF = 0.0001  # Ray's smallest unit, added to half of a node
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Share:
-    """What a task or an actor asks Ray for; `resource` is the decode resource's name."""
+    """The resources that a task or an actor asks Ray for.
+
+    Attributes:
+        cpus: logical CPUs.
+        gpus: logical GPUs.
+        resource: name of the decode resource, if it needs it.
+    """
 
     cpus: float
     gpus: float = 0
@@ -43,20 +49,25 @@ class Share:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Named as by Ray's `options` and Ray Data's `map_batches`."""
+        """Keyword arguments for Ray's `options` and Ray Data's `map_batches`."""
         resources = {self.resource: DECODE_UNIT} if self.resource else {}
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": resources}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to ask Ray for.
+    """How a cluster is divided.
 
-    `actors`: those there is room for. `most_actors`: as many as there may be when nodes join; None:
-    as many as the work is worth. `asked_actors`: to be asked for before there is room, so that an
-    autoscaler adds nodes. `threads`: compute threads of one actor. `decoders`: cores that
-    decode, in the cluster; None: as many as fit. `finish`: of a task that runs when the actors are
-    gone.
+    Attributes:
+        actors: actors that there is room for now.
+        most_actors: maximum number of actors when nodes join; None: as many as the work is worth.
+        asked_actors: actors to ask for at once, so that an autoscaler adds nodes for them.
+        actor: resources of an actor.
+        threads: compute threads of an actor.
+        decoders: the cluster's cores that decode; None on a cluster that grows: all that fit.
+        decode: resources of a decoding task.
+        helper: resources of a task that merges, counts, draws or writes beside the actors.
+        finish: resources of such a task when the actors have ended.
     """
 
     actors: int
@@ -75,8 +86,14 @@ class Plan:
 
     @property
     def decode_tasks(self) -> int | None:
-        """Decoding tasks at once, in the cluster; None: as many as fit."""
-        return self.decoders and _tasks(self.decoders)
+        """Decoding tasks at a time, at most; None on a cluster that grows: all that fit."""
+        return None if self.decoders is None else decoding_tasks(self.decoders)
+
+    @property
+    def fixed_decoders(self) -> int:
+        """`decoders` of a cluster that doesn't grow."""
+        assert self.decoders is not None, "the cluster may grow"
+        return self.decoders
 
 
 def plan_resources(
@@ -89,19 +106,21 @@ def plan_resources(
 ) -> Plan:
     """Divide the nodes' CPUs and GPUs.
 
-    On each node half of the CPUs are for actors, a quarter for decoding and a quarter for helpers,
-    asked for in fractions where a node is small. With GPUs, one actor has each, and asks for little
-    CPU: nearly all CPUs decode.
+    On each node half of the CPUs are for actors, a quarter for decoding and a quarter for helpers;
+    on small nodes these are fractions of a CPU. With GPUs, each has one actor, which asks for
+    little CPU, so nearly all CPUs decode.
 
     Args:
-        actors: exactly so many, instead of one per GPU or per 8 cores.
-        gpus: how many to use at the most, whether they are there yet or not; 0: compute on CPUs.
-            None: those that are there, and those that join.
-        decode_resource: what nodes that decode have, if not all do.
+        nodes: the nodes that are alive.
+        actors: number of actors, instead of one per GPU or per 8 cores.
+        gpus: maximum number of GPUs, including those that join later; 0: compute on CPUs; None: all
+            that there are, and all that join.
+        decode_resource: name of the resource of the nodes that decode; None: all nodes decode.
         grows: whether nodes may join.
 
     Raises:
-        PadimError: if there is nothing to run on.
+        PadimError: if no node has CPUs and the decode resource, or GPUs are asked for where there
+            are none and no node joins.
     """
     there = int(sum(node.gpus for node in nodes))
     cpus_per_gpu = [node.cpus / node.gpus for node in nodes if node.gpus]
@@ -126,7 +145,7 @@ def plan_resources(
     if usable:
         count = actors or min(usable, there)
         asked = actors or usable
-        # none where nothing else runs: nodes may then be started without CPUs
+        # with a decode resource actors ask for no CPU: GPU nodes may be started without any
         cpus = 0 if decode_resource else min(1, min(cpus_per_gpu, default=1) / 2)
         decoders = max(1, cores - (0 if decode_resource else usable))
         return Plan(
@@ -139,7 +158,9 @@ def plan_resources(
             ),
             threads=1,
             decoders=None if grows else decoders,
-            decode=share(min(0.75, smallest / 4) * (1 if grows else decoders / _tasks(decoders))),
+            decode=share(
+                min(0.75, smallest / 4) * (1 if grows else decoders / decoding_tasks(decoders))
+            ),
             helper=share(min(0.25, smallest / 4)),
             finish=share(min(1.0, smallest)),
         )
@@ -153,24 +174,26 @@ def plan_resources(
         actors=count,
         most_actors=None if can_grow else count,
         asked_actors=count,
-        # where they may become more, no second one fits beside the first
+        # on a growing cluster more than half: no second actor must fit on the same node
         actor=Share(_floor(part / 2) + (MORE_THAN_HALF if can_grow else 0)),
         threads=max(1, int(part)),
         decoders=None if can_grow else cores,
-        # without a limit to their number, as many as there are cores fit beside actors and helpers
+        # without a limit to their number, one task per core fits beside actors and helpers
         decode=share(
-            min(3 / 8, smallest / 4) if can_grow else min(1.0, smallest) / 4 * cores / _tasks(cores)
+            min(3 / 8, smallest / 4)
+            if can_grow
+            else min(1.0, smallest) / 4 * cores / decoding_tasks(cores)
         ),
         helper=share(min(1.0, smallest / 4)),
         finish=share(min(1.0, smallest)),
     )
 
 
-def _tasks(cores: int) -> int:
-    """How many tasks keep so many cores decoding."""
+def decoding_tasks(cores: int) -> int:
+    """The number of tasks that keeps this many cores busy with decoding."""
     return math.ceil(cores * TASKS_PER_CORE)
 
 
 def _floor(share: float) -> float:
-    """Ray counts resources in ten-thousandths; never round up to more than there is."""
-    return max(math.floor(share * 10_000 + 1e-6), 1) / 10_000  # 0.5005 times 10,000 is 5005
+    """Round down to Ray's unit of 0.0001, but not to 0. Rounded up, the shares wouldn't fit."""
+    return max(math.floor(share * 10_000 + 1e-6), 1) / 10_000  # 0.5005 * 10_000 < 5005

@@ -1,4 +1,4 @@
-"""How fast this machine is: fetching and decoding an archive's images, embedding, measuring."""
+"""Measure this machine: fetching, decoding, embedding and scoring an archive's images."""
 
 import time
 from collections.abc import Callable
@@ -19,16 +19,20 @@ from padim_ray.images.sources import uris_to_fetch
 from padim_ray.model.detector import Detector, fit_density
 from padim_ray.model.spec import ModelSpec
 
-ENOUGH = 1.0  # seconds, to have measured something
-SLOW = 5.0  # seconds: what takes as long isn't done once more to warm up
+MIN_SECONDS = 1.0  # of a measurement
+SLOW_SECONDS = 5.0  # work that takes this long isn't repeated after a warm-up
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Images that were fetched and decoded.
+    """A sample of images, fetched and decoded.
 
-    `bytes`: mean, of a file. `pixels` (n, H, W, 3) uint8. `failed`: error of each that couldn't be
-    read. `fetch_rate`: bytes/s, all at once; `decode_rate`: images/s of one core. None: no image.
+    Attributes:
+        bytes: mean size of a file; None if none was fetched.
+        pixels: the decoded images, (n, H, W, 3) uint8.
+        failed: errors of the images that couldn't be read.
+        fetch_rate: bytes/s of fetching them all concurrently; None if none was fetched.
+        decode_rate: images/s of one core; None if none was decoded.
     """
 
     bytes: float | None
@@ -39,7 +43,7 @@ class Sampled:
 
 
 def read_sample(sample: pa.Table, wanted: ModelInput, fetch: Fetcher) -> Sampled:
-    """Fetch and decode the images in some of a manifest's rows."""
+    """Fetch and decode the images of some of a manifest's rows."""
     listed = [sample[name].to_pylist() for name in ("size", "version_tag")]
     started = time.perf_counter()
     contents = fetch(uris_to_fetch(sample), *listed) if sample.num_rows else []
@@ -63,7 +67,13 @@ def read_sample(sample: pa.Table, wanted: ModelInput, fetch: Fetcher) -> Sampled
 
 @dataclass(frozen=True)
 class ActorSpeed:
-    """Images/s that one actor sums up and scores; seconds of one core for a group's Gaussians."""
+    """Speeds of one actor, and of the task that fits a density.
+
+    Attributes:
+        fit: images/s that the actor adds to statistics.
+        score: images/s that it scores.
+        factorise: seconds of one core to fit a group's density.
+    """
 
     fit: float
     score: float
@@ -73,13 +83,13 @@ class ActorSpeed:
 def measure_actor(
     spec: ModelSpec, pixels: np.ndarray, device: str, threads: int | None
 ) -> ActorSpeed:
-    """Do what an actor does with images, with random weights: times don't depend on them.
+    """Measure what an actor does with images. Times don't depend on weights, so these are random.
 
     Args:
         spec: the model's.
-        pixels: (n, H, W, 3) uint8, some images; with none, noise takes their place.
-        device: to compute on.
-        threads: see `Workers`.
+        pixels: some images, (n, H, W, 3) uint8; if there are none, noise takes their place.
+        device: PyTorch's name of the device to compute on.
+        threads: compute threads of the actor.
     """
     before = torch.get_num_threads()
     try:
@@ -94,7 +104,7 @@ def _measure(detector: Detector, pixels: np.ndarray) -> ActorSpeed:
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (8, *spec.preprocessing.size, 3), np.uint8)
     images = as_images(np.resize(pixels, (count, *pixels.shape[1:])))
-    # copies of a few images have no covariance of full rank, and so no likely times
+    # without noise, copies of a few images would have a singular covariance and untypical times
     images = (images.int() + torch.randint(-8, 9, images.shape)).clamp_(0, 255).byte()
     statistics = detector.empty_statistics()
 
@@ -115,7 +125,7 @@ def _measure(detector: Detector, pixels: np.ndarray) -> ActorSpeed:
 
 
 def _fit(spec: ModelSpec, statistics: Statistics) -> tuple[float, Fitted]:
-    """Seconds that fitting a group's density takes on one core, as its tasks do it; and it."""
+    """Fit a group's density on one core, as the tasks do; return the seconds and the density."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -132,7 +142,7 @@ def _finished(detector: Detector, count: int) -> int:
 
 
 def random_weights(spec: ModelSpec) -> StateDict:
-    """Weights of the trunk's shapes, under which features neither vanish nor explode."""
+    """Random weights for the trunk, under which features neither vanish nor explode."""
     weights = {}
     trunk = find_trunk(spec.backbone).build(list(spec.channels))
     for name, tensor in trunk.state_dict().items():
@@ -146,13 +156,13 @@ def random_weights(spec: ModelSpec) -> StateDict:
 
 
 def _rate(work: Callable[[], int]) -> float:
-    """Images/s of something that says how many it did; what it does first isn't counted."""
+    """Images/s of `work`, which returns the number of images; its first call is a warm-up."""
     started = time.perf_counter()
     count = work()
     seconds = time.perf_counter() - started
-    if seconds > SLOW:
+    if seconds > SLOW_SECONDS:
         return count / seconds
     started, count = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - started) < ENOUGH or not count:
+    while (seconds := time.perf_counter() - started) < MIN_SECONDS or not count:
         count += work()
     return count / seconds

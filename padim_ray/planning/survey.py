@@ -1,8 +1,7 @@
-"""What an archive is: how many images in which groups, and how large; with a sample to look at.
+"""Survey an archive: its groups, their sizes in images and bytes, and a sample of rows.
 
-A manifest may be an inventory of a hundred million rows: of its columns only `group` and `size` are
-read whole, a piece at a time, and the others in one place.
-"""
+A manifest may be an inventory of a hundred million rows. So only its columns `group` and `size` are
+read completely, batch by batch; the other columns are read from a single place."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -24,16 +23,20 @@ from padim_ray.images.template import UriTemplate, list_images
 from padim_ray.runs.options.plan import PlanOptions
 from padim_ray.storage.location import Location
 
-ROWS_TOGETHER = 2**20  # read of a manifest at once
-SAMPLED_ROWS = 10_000  # which tell the width of all
+BATCH_ROWS = 2**20
+SAMPLED_ROWS = 10_000  # rows from which the mean size of a row is estimated
 
 
 @dataclass(frozen=True)
 class Survey:
     """An archive as it is listed.
 
-    `groups`: images of each, in the manifest's order. `bytes`: of the images whose size is listed,
-    `sized`: how many these are. `manifest_bytes`: of the list in memory. `sample`: some rows.
+    Attributes:
+        groups: number of images per group, in the manifest's order.
+        bytes: total size of the images whose size is listed.
+        sized: number of images whose size is listed.
+        manifest_bytes: size of the list in memory.
+        sample: rows from all over the list.
     """
 
     groups: dict[str, int]
@@ -44,10 +47,10 @@ class Survey:
 
 
 def survey(options: PlanOptions) -> Survey:
-    """List the images, or read what matters of a manifest.
+    """List the images of --images, or survey the --manifest.
 
     Raises:
-        PadimError: if there is nothing to read, or it can't be read.
+        PadimError: if there are no images, or they can't be listed.
     """
     if options.manifest is not None:
         return survey_manifest(
@@ -66,15 +69,14 @@ def survey(options: PlanOptions) -> Survey:
 
 
 def survey_manifest(location: Location, sample: int) -> Survey:
-    """Read what matters of a Parquet file.
-
-    That no image is named twice isn't checked: a job does.
+    """Survey a manifest. Duplicate URIs aren't detected here, but by the jobs.
 
     Args:
-        sample: how many rows to return.
+        location: of the Parquet file.
+        sample: number of rows to return as a sample.
 
     Raises:
-        PadimError: if it isn't there, or isn't a manifest.
+        PadimError: if the file doesn't exist, or isn't a manifest.
     """
     groups: Counter[str | None] = Counter()
     size = sized = 0
@@ -86,7 +88,7 @@ def survey_manifest(location: Location, sample: int) -> Survey:
         columns, rows = parquet.schema_arrow.names, parquet.metadata.num_rows
         check_manifest(columns, rows, location)
         wanted = [name for name in ("group", "size") if name in columns]
-        for batch in parquet.iter_batches(ROWS_TOGETHER, columns=wanted) if wanted else []:
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted) if wanted else []:
             part = complete_manifest(
                 pa.table(batch).append_column("uri", _no_uris(batch)), location
             )
@@ -95,8 +97,8 @@ def survey_manifest(location: Location, sample: int) -> Survey:
             size += pc.sum(part["size"]).as_py() or 0
             sized += part.num_rows - part["size"].null_count
         middle = parquet.num_row_groups // 2
-        some = next(parquet.iter_batches(SAMPLED_ROWS, row_groups=[middle]))
-    kept = normalise_uris(complete_manifest(pa.table(some), location), "uri")
+        middle_rows = next(parquet.iter_batches(SAMPLED_ROWS, row_groups=[middle]))
+    kept = normalise_uris(complete_manifest(pa.table(middle_rows), location), "uri")
     if not wanted:
         groups[DEFAULT_GROUP] = rows
     return Survey(
@@ -113,6 +115,6 @@ def _no_uris(batch: pa.RecordBatch) -> pa.Array:
 
 
 def _spread(table: pa.Table, count: int) -> pa.Table:
-    """Rows from all over the table."""
+    """At most `count` evenly spaced rows of a table."""
     count = min(count, table.num_rows)
     return table.take(np.linspace(0, table.num_rows - 1, count).round().astype(int))

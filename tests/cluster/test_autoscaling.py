@@ -88,7 +88,7 @@ def test_a_job_gets_the_nodes_that_it_asks_for_where_there_are_none(
         actors_at_work.release()
     assert driver.returncode == 0, log.read_text()
     assert "no CPUs with the resource 'padim_decode' yet" in log.read_text()
-    assert "0 of 2 GPUs are there" in log.read_text()
+    assert "0 of 2 GPUs are available" in log.read_text()
     found = compare_results(read_results(many), read_results(store.root / "out/scaled"))
     assert found == Differences()
     assert sum("GPU" in node for node in ask_nodes(scaling_cluster)) == 2  # of 3 that may come

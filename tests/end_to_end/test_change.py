@@ -50,8 +50,9 @@ def test_an_update_equals_fitting_to_all(line, caplog):
     Location.of(nuts[0], line.root.options).write(b"another image")
     again = line.change(padim_ray.update, "updated", *bolts, *nuts, *washers[1:])
     assert (again.listed, current_number(root)) == (0, 2)
-    assert f"1 of them changed since; the model keeps what they were, such as {nuts[0]}" in (
-        caplog.text
+    assert (
+        f"1 of them have changed since then, such as {nuts[0]}; the model keeps their old content"
+        in (caplog.text)
     )
     # what a kept version refers to is not deleted, and the version before is as it was
     prune(root, keep=1)

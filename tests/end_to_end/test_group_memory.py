@@ -60,7 +60,7 @@ def test_each_actor_loads_a_tiny_group_once(ray_cluster, model, tmp_path, weight
     padim_ray.score(**job, out=str(tmp_path / "one"), actors=1, group_memory=1)
     told = json.loads((tmp_path / "one/run.json").read_text())["groups"]
     assert {(each["loads"], each["loading_actors"]) for each in told.values()} == {(1, 1)}
-    assert "--group-memory is 1, and one group's Gaussians take" in caplog.text
+    assert "--group-memory is 1, and one group's density takes" in caplog.text
     # whatever is held, the scores are those of the library
     scores = pq.read_table(tmp_path / "two/results").to_pandas().set_index("uri")["score"]
     again = pq.read_table(tmp_path / "one/results").to_pandas().set_index("uri")["score"]

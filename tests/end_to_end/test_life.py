@@ -180,10 +180,10 @@ def test_models_from_python_are_merged_with_the_first_ones_settings(line, weight
             rtol=1e-4,
         )
     for told in (
-        "second@1 has regularization paper (epsilon 0.01); the merged model has the first one's",
-        "second@1 has sigma 2; the merged model has the first one's, 4",
+        "second@1 has regularization paper (epsilon 0.01); the merged model uses the first model's",
+        "second@1 has sigma 2; the merged model uses the first model's, 4",
         "12 images of ",
-        "Group 'nut' has no thresholds and no p-values: its images came as tensors",
+        "Group 'nut' has no thresholds and no p-values: its images were fitted as tensors",
     ):
         assert told in caplog.text
 
@@ -195,7 +195,7 @@ def test_what_cant_be_merged_is_named(line, weights):
     with pytest.raises(ModelError, match=r"other@1 can't be merged with .*channels of layer1 \("):
         merge(line, "refused", "hamburg@1", "other")
     for few in (["hamburg@1"], ["hamburg@1", "hamburg@1"]):
-        with pytest.raises(PadimError, match="takes two or more models, each once"):
+        with pytest.raises(PadimError, match="takes two or more different models"):
             merge(line, "refused", *few)
     with pytest.raises(ModelError, match="has no version 7; it has 1"):
         merge(line, "refused", "hamburg@7", "lyon@1")
@@ -359,7 +359,8 @@ def test_images_that_only_the_other_site_can_read_are_merged_without(line, caplo
         "washer": 5,
     }
     assert (
-        "Groups that are added up (1) have no thresholds and no p-values, as asked" in caplog.text
+        "1 merged groups have no thresholds and no p-values, because of --calibrate none"
+        in caplog.text
     )
     # what both have, and can't be read, can't be counted once
     with pytest.raises(ModelError, match=r"2 images can't be taken out .*not found"):

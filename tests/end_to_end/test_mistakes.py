@@ -172,7 +172,7 @@ def test_masks_that_capture_what_images_do_not(evaluate):
 
 
 def test_masks_that_capture_nothing(evaluate):
-    assert evaluate("x/*.png").startswith("--masks captures nothing that says which image")
+    assert evaluate("x/*.png").startswith("--masks captures no name that would match a mask")
 
 
 def test_masks_that_are_not_there(evaluate, tmp_path):
@@ -185,14 +185,15 @@ def test_masks_of_other_images(evaluate, tmp_path):
     (tmp_path / "other_mask.png").write_bytes(b"")
     sentence = evaluate(f"{tmp_path}/{{name}}_mask.png")
     assert sentence == (
-        "--masks finds 1 masks, but none of them belongs to an image: an image's mask has the same "
+        "--masks finds 1 masks, but none matches an image: an image and its mask must have the "
+        "same "
         "name"
     )
 
 
 def test_one_mask_for_several_images(evaluate, tmp_path):
     (tmp_path / "000_mask.png").write_bytes(b"")
-    assert "one mask for several images" in evaluate(f"{tmp_path}/{{name}}_mask.png")
+    assert "the same mask for several images" in evaluate(f"{tmp_path}/{{name}}_mask.png")
 
 
 def test_two_masks_for_one_image(evaluate, tmp_path):
@@ -216,7 +217,7 @@ def test_masks_for_a_manifest(mistake, model, tmp_path):
         ({}, "Nothing says which images are good"),
         ({"defect": ["good", None]}, "The manifest {} has an image without a defect"),
         ({"defect": [[1], [2]]}, "The manifest {} has a column 'defect' that is not string"),
-        ({"defect": ["ok", "crack"]}, "No image is 'good', which is what --normal means: the def"),
+        ({"defect": ["ok", "crack"]}, "No image has the defect 'good', which --normal says"),
         ({"defect": ["good", "x"], "mask_uri": [[1], [2]]}, "a column 'mask_uri' that is not"),
         ({"defect": ["good", "x"], "mask_uri": ["", "ftq://a/b"]}, "which no known file system"),
     ],

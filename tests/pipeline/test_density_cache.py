@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from padim_ray.densities.gaussian.whitening import Gaussian
 from padim_ray.errors import ModelError
-from padim_ray.pipeline.graphs import following_groups
+from padim_ray.pipeline.graphs import find_next_groups
 from padim_ray.pipeline.stages.density_cache import DensityCache
 
 GROUPS = ["a", "b", "c", "d"]
@@ -96,9 +96,9 @@ def test_what_was_loaded_ahead_for_another_group_is_kept():
 
 def test_a_group_is_loaded_ahead_only_by_actors_that_are_sure_to_need_it():
     shards = ["a", "b", "b", "c", "d", "d", "d"]
-    assert following_groups(shards, 1) == {"a": "b", "b": "c", "c": "d"}
-    assert following_groups(shards, 2) == {"a": "b", "c": "d"}
-    assert following_groups(shards, 4) == {}
+    assert find_next_groups(shards, 1) == {"a": "b", "b": "c", "c": "d"}
+    assert find_next_groups(shards, 2) == {"a": "b", "c": "d"}
+    assert find_next_groups(shards, 4) == {}
 
 
 def test_in_order_each_group_is_loaded_once():

@@ -1,4 +1,4 @@
-"""Metrics stay bounded: in number, and in what they cost."""
+"""Metrics: labels and calls stay bounded, and counts are right."""
 
 import ast
 from collections import Counter, defaultdict
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import padim_ray
 from padim_ray.images.limits import FORMATS
 from padim_ray.pipeline.cluster import prometheus
-from padim_ray.pipeline.cluster.prometheus import MOST_GROUPS, OTHERS, JobMetrics, label, stage
+from padim_ray.pipeline.cluster.prometheus import MAX_GROUPS, OTHERS, JobMetrics, label, stage
 from padim_ray.runs.failures import KNOWN_CAUSES, bounded_cause
 from tests.faults.processes import wait_until
 
@@ -53,25 +53,23 @@ def test_a_shard_costs_the_same_however_many_images_it_has(recorder):
     assert calls[0] == calls[1] <= len(prometheus.SCORE_EDGES) + 4
 
 
-@pytest.mark.parametrize("count", [3, MOST_GROUPS, MOST_GROUPS + 1, 5000])
+@pytest.mark.parametrize("count", [3, MAX_GROUPS, MAX_GROUPS + 1, 5000])
 def test_thousands_of_groups_are_a_hundred_labels(recorder, count):
     groups = {f"line {number:04d}": 1 + number for number in range(count)}
     metrics = JobMetrics("score", "m", 1, groups, 10)
     for number, group in enumerate(groups):
         metrics.count_scored(group, np.array([5.0, np.nan, 7.0]), flagged=number % 2)
     scored = recorder.values["padim_images_scored_total"]
-    assert len(scored) == min(count, MOST_GROUPS)
+    assert len(scored) == min(count, MAX_GROUPS)
     assert sum(scored.values()) == 2 * count
     assert sum(recorder.values["padim_images_flagged_total"].values()) == count // 2
-    if count > MOST_GROUPS:
+    if count > MAX_GROUPS:
         others = scored["score", OTHERS]
-        assert others == 2 * (count - MOST_GROUPS + 1)
+        assert others == 2 * (count - MAX_GROUPS + 1)
         assert ("score", f"line {count - 1:04d}") in scored  # the largest has its own
         ratio = recorder.values["padim_flagged_ratio"]["score", OTHERS]
         assert ratio == recorder.values["padim_images_flagged_total"]["score", OTHERS] / others
-    assert max(map(len, recorder.values.values())) <= MOST_GROUPS * (
-        len(prometheus.SCORE_EDGES) + 1
-    )
+    assert max(map(len, recorder.values.values())) <= MAX_GROUPS * (len(prometheus.SCORE_EDGES) + 1)
 
 
 @given(st.lists(st.floats(0, 5000, width=32), min_size=1), st.integers(0, 5))
@@ -113,7 +111,7 @@ def test_whatever_a_library_says_is_one_of_few_labels(text):
 
 @given(st.text())
 def test_labels_are_short_and_ascii(text):
-    assert label(text).isascii() and len(label(text)) <= prometheus.LONGEST_LABEL
+    assert label(text).isascii() and len(label(text)) <= prometheus.MAX_LABEL_LENGTH
 
 
 def test_what_fails_is_not_timed(recorder):

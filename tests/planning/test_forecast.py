@@ -1,4 +1,4 @@
-"""The plan's formulas: against the tensors themselves, and in their tendencies."""
+"""Forecasts compared with the tensors themselves, and how they respond to larger inputs."""
 
 import dataclasses
 
@@ -64,7 +64,7 @@ def size_of(tensors):
 
 
 @given(specs)
-def test_a_states_bytes_are_its_tensors(spec):
+def test_state_holds_the_sizes_of_the_tensors(spec):
     state, density = State.of(spec), spec.density
     statistics, fitted = density.empty(spec.grid), density.empty_fitted(spec.grid)
     assert state.statistics == size_of(statistics.named.values())
@@ -79,7 +79,7 @@ def test_a_states_bytes_are_its_tensors(spec):
 
 
 @given(groups, st.integers(1, 300), st.integers(1, 3000), st.integers(1, 5000))
-def test_sums_are_as_many_as_the_images_need(counts, shard, batch, round_images):
+def test_the_number_of_sums_follows_from_the_images(counts, shard, batch, round_images):
     sums = count_sums(counts, shard, batch, round_images)
     least = sum(-(-images // batch) for images in counts.values())
     assert least <= sums.partials <= sum(counts.values())
@@ -88,7 +88,7 @@ def test_sums_are_as_many_as_the_images_need(counts, shard, batch, round_images)
 
 
 @given(st.dictionaries(st.text("abc", min_size=1), st.integers(1, 300), min_size=1))
-def test_merges_are_those_of_the_merge_tree(partials):
+def test_merges_are_counted_as_the_merge_tree_makes_them(partials):
     merged = []
     with pytest.MonkeyPatch.context() as context:
         context.setattr(
@@ -101,14 +101,14 @@ def test_merges_are_those_of_the_merge_tree(partials):
             for row in range(count):
                 tree.add((group, 0), None, row)
             tree.finish(group, 1)
-    # shards and batches of one image: each is a sum of its own
+    # shards and batches hold one image, so each image is a partial sum
     sums = count_sums(partials, 1, 1, round_images=10**9)
     assert sums.partials == sum(partials.values())
     assert sums.merges == sum(parts > 1 for parts in merged)
 
 
 @given(st.integers(1, 10**5), st.integers(1, 256), st.integers(1, 20))
-def test_batches_of_whole_shards_are_a_sum_each(images, shard, shards):
+def test_each_batch_of_whole_shards_is_one_sum(images, shard, shards):
     batch = shard * shards
     assert count_sums({"a": images}, shard, batch, 10**9).partials == -(-images // batch)
 
@@ -122,7 +122,7 @@ def forecasts(archive, spec, cluster, speed, actors=None):
 
 
 @given(archives, specs, rates, st.integers(1, 64), st.integers(0, 8), st.data())
-def test_more_images_take_no_less(archive, spec, speed, cpus, gpus, data):
+def test_more_images_never_take_less(archive, spec, speed, cpus, gpus, data):
     group = data.draw(st.sampled_from(sorted(archive.groups)))
     more = {**archive.groups, group: archive.groups[group] + data.draw(st.integers(1, 5000))}
     share = sum(more.values()) / archive.images
@@ -135,12 +135,12 @@ def test_more_images_take_no_less(archive, spec, speed, cpus, gpus, data):
         assert after.driver_bytes > before.driver_bytes
         if before.bound == after.bound == "decoding":
             assert after.hours > before.hours
-    # a larger archive's shards and sums may be larger, too: only of scoring nothing gets less
+    # a larger archive may have larger shards and fewer sums, so only scoring is monotonic
     assert large[1].object_store_bytes > small[1].object_store_bytes
 
 
 @given(archives, specs, rates, st.integers(1, 8), st.integers(9, 64))
-def test_more_gpus_and_faster_ones_take_no_longer(archive, spec, speed, gpus, cpus):
+def test_more_or_faster_gpus_never_take_longer(archive, spec, speed, gpus, cpus):
     before = forecasts(archive, spec, Node(cpus, gpus), speed)
     faster = dataclasses.replace(speed, score=2 * speed.score, fit=2 * speed.fit)
     for sooner in (
@@ -152,7 +152,7 @@ def test_more_gpus_and_faster_ones_take_no_longer(archive, spec, speed, gpus, cp
 
 
 @given(archives, specs, rates, st.integers(2, 64), st.integers(1, 8))
-def test_no_stage_can_be_faster_than_it_is_alone(archive, spec, speed, cpus, gpus):
+def test_a_job_is_never_faster_than_decoding_alone(archive, spec, speed, cpus, gpus):
     for job in forecasts(archive, spec, Node(cpus, gpus), speed):
         alone = job.reads / speed.decode / max(1, cpus - gpus)
         assert 3600 * job.hours >= alone * 0.999
@@ -168,14 +168,14 @@ def test_without_a_rate_hours_are_unknown(archive, spec):
 
 
 @given(groups, st.integers(1, 300), st.integers(1, 50))
-def test_gaussians_are_loaded_by_those_who_get_shards(counts, shard, actors):
+def test_only_actors_that_get_shards_load_a_density(counts, shard, actors):
     loads = state_loads(counts, shard, actors)
     assert len(counts) <= loads <= actors * len(counts)
     assert state_loads(counts, shard, 1) == len(counts)
 
 
 @given(specs, st.integers(0, 2**32))
-def test_a_gpu_holds_more_than_the_state(spec, state):
+def test_a_gpu_needs_more_than_the_state(spec, state):
     assert device_bytes(spec, state) > state
     assert device_bytes(spec, state + 1) == device_bytes(spec, state) + 1
     assert device_bytes(spec, state, kernels=True) < device_bytes(spec, state)

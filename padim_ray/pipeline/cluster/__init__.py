@@ -1,1 +1,1 @@
-"""Ray itself: sessions, nodes, pools, recovery, devices, memory, metrics."""
+"""The Ray cluster: session, nodes, pools, devices, memory, recovery and metrics."""

@@ -1,4 +1,4 @@
-"""Where an actor computes: what Ray gave it, as far as PyTorch can use it."""
+"""The device that an actor computes on: Ray's choice, as far as PyTorch can use it."""
 
 import os
 import platform
@@ -10,23 +10,28 @@ from padim_ray.errors import PadimError
 from padim_ray.planning.resources import Plan
 
 FAKE_GPUS = "PADIM_RAY_FAKE_GPUS"
-"""Set on nodes of tests, which tell Ray of GPUs that they don't have: their actors compute on the
-CPU."""
+"""Environment variable of test nodes that announce GPUs to Ray without having any. Their actors
+compute on the CPU."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """PyTorch's name of a device, and what is wrong with it."""
+    """A device of this process.
+
+    Attributes:
+        name: PyTorch's name, "cpu" or "cuda".
+        problem: why PyTorch can't use the GPU that Ray assigned; None if it can.
+    """
 
     name: str
     problem: str | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> "Device":
-        """The device of the process that asks.
+        """The device of this process.
 
-        With a problem it is the CPU, so that an actor can be made and raise it when it is called:
-        an error in its constructor would kill it, and then be Ray's error.
+        If PyTorch can't use the GPU, the device is the CPU with a `problem`, which the actor raises
+        when it is called. An error in the actor's constructor would surface as Ray's error.
         """
         if plan.device == "cpu" or os.environ.get(FAKE_GPUS):
             return cls("cpu")
@@ -39,6 +44,6 @@ class Device:
         )
 
     def check(self) -> None:
-        """Raises: PadimError if Ray's GPU is none for PyTorch."""
+        """Raises: PadimError if PyTorch can't use the GPU that Ray assigned."""
         if self.problem:
             raise PadimError(self.problem)

@@ -1,10 +1,9 @@
-"""Giving up actors that were lost with their node and for which there is no room elsewhere.
+"""Give up actors that were lost with their node and that no other node has room for.
 
 Ray restarts an actor of a lost node as soon as some node has room for it, and keeps the calls that
-it had for it. Without such a node they would wait forever, while the other actors have nothing left
-to do. Killed for good, it fails its stage instead, which `recovery` then does on the nodes that are
-left.
-"""
+were sent to it. Without such a node they would wait forever, after the other actors have done
+everything else. So the actor is killed for good and its stage fails; `recovery` then runs the stage
+again on the nodes that are left."""
 
 import logging
 import threading
@@ -23,14 +22,14 @@ from padim_ray.pipeline.cluster.ray_internals import (
 from padim_ray.pipeline.cluster.session import is_own_ray
 
 log = logging.getLogger("padim_ray")
-PATIENCE = 30.0  # seconds without room: a process that crashed is restarted where it was, at once
-PAUSE = 5.0
+PATIENCE = 30.0  # seconds without room; an actor that only crashed is restarted at once
+POLL_SECONDS = 5.0
 
 
 @contextmanager
 def giving_up_lost_actors() -> Iterator[None]:
     """Watch the job's actors until the block ends."""
-    if is_own_ray():  # its only node is this process's
+    if is_own_ray():  # the only node is this process's
         yield
         return
     stopped = threading.Event()
@@ -46,27 +45,27 @@ def giving_up_lost_actors() -> Iterator[None]:
 
 def _watch(job: ray.JobID, stopped: threading.Event) -> None:
     since: dict[str, float] = {}
-    while not stopped.wait(PAUSE):
+    while not stopped.wait(POLL_SECONDS):
         try:
             now, lost = time.monotonic(), _homeless(job)
             since = {actor: since.get(actor, now) for actor in lost}
             for actor in [actor for actor, start in since.items() if now - start >= PATIENCE]:
-                log.warning("There is no room for an actor of a lost node; its work is done again")
+                log.warning("No node has room for an actor of a lost node; its work starts again")
                 kill_actor_for_good(actor)
                 del since[actor]
-        except (RayError, OSError, RuntimeError) as error:  # the job itself will notice
-            log.debug("Actors can't be watched: %s", error)
+        except (RayError, OSError, RuntimeError) as error:  # the job itself will fail
+            log.debug("Watching actors failed: %s", error)
 
 
 def _homeless(job: ray.JobID) -> list[str]:
-    """IDs of the pools' actors that are to be restarted and have no process for it yet."""
+    """IDs of the pools' actors that wait for a restart and have no process for it yet."""
     restarting = {
-        actor: (told["Address"]["IPAddress"], told["Address"]["Port"])
-        for actor, told in restarting_actors(job).items()
-        if told["ActorClassName"].startswith(POOL_ACTOR)
+        actor: (state["Address"]["IPAddress"], state["Address"]["Port"])
+        for actor, state in restarting_actors(job).items()
+        if state["ActorClassName"].startswith(POOL_ACTOR)
     }
     if not restarting:
         return []
-    # until it has a process, its address is that of a node which was asked for one
+    # until an actor has a process, its address is that of the node that is to start one
     nodes = {(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()}
     return [actor for actor, address in restarting.items() if not address[1] or address in nodes]

@@ -1,4 +1,4 @@
-"""The nodes of the cluster that a job runs on, and the plan that follows from them."""
+"""The cluster's nodes, and the plan that follows from them."""
 
 import logging
 
@@ -10,14 +10,14 @@ from padim_ray.planning.resources import Node, Plan, Share, plan_resources
 from padim_ray.runs.options.common import RunOptions
 
 log = logging.getLogger("padim_ray")
-NODE_PATIENCE = 15 * 60  # seconds for an autoscaler to bring a first node
+NODE_TIMEOUT = 15 * 60  # seconds for an autoscaler to add the first node
 
 
 def plan_for(options: RunOptions) -> Plan:
-    """The plan for the nodes that are alive, and those that may join.
+    """Make the plan for the nodes that are alive and those that may join.
 
     Raises:
-        PadimError: if there is no node to run on, and none comes.
+        PadimError: if there is no node to run on, and none joins in time.
     """
     resource, grows = options.decode_resource, not is_own_ray()
     if grows and not any(node.cpus and node.decodes for node in cluster_nodes(resource)):
@@ -27,7 +27,7 @@ def plan_for(options: RunOptions) -> Plan:
     if grows and options.gpus and there < options.gpus:
         waits = "" if there else "; waiting for the first"
         log.info(
-            "%d of %d GPUs are there, an autoscaler may add some%s", there, options.gpus, waits
+            "%d of %d GPUs are available; an autoscaler may add more%s", there, options.gpus, waits
         )
     return plan_resources(
         nodes, options.actors, gpus=options.gpus, decode_resource=resource, grows=grows
@@ -48,24 +48,24 @@ def cluster_nodes(decode_resource: str | None = None) -> list[Node]:
 
 
 def is_only_node() -> bool:
-    """Whether all that the cluster computes is computed on this process's machine."""
+    """Whether this process's machine is the cluster's only node."""
     alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     return alive == [ray.get_runtime_context().get_node_id()]
 
 
 def _await_node(decode_resource: str | None) -> None:
-    """Have an autoscaler add a node, by a task that waits for it."""
+    """Wait for a node; the pending task makes an autoscaler add one."""
     what = f" with the resource {decode_resource!r}" if decode_resource else ""
     log.info("The Ray cluster has no CPUs%s yet; waiting for a node", what)
     share = Share(1, resource=decode_resource)
     arrival = _arrive.options(**share.options).remote()
-    if not ray.wait([arrival], timeout=NODE_PATIENCE)[0]:
+    if not ray.wait([arrival], timeout=NODE_TIMEOUT)[0]:
         ray.cancel(arrival)
         raise PadimError(
-            f"No node{what} joined the Ray cluster within {NODE_PATIENCE // 60} minutes; add one"
+            f"No node{what} joined the Ray cluster within {NODE_TIMEOUT // 60} minutes; add one"
         )
 
 
 @ray.remote(max_retries=-1)
 def _arrive() -> None:
-    """Nothing: that it runs says that there is a node."""
+    """Do nothing; that it runs shows that there is a node."""

@@ -1,18 +1,17 @@
-"""What jobs tell Prometheus, through Ray, whose nodes export it with `ray_` before each name.
+"""Metrics of jobs for Prometheus, exported by Ray's nodes with `ray_` before each name.
 
-Images are counted by the driver, when a shard or a round is committed: what Ray does twice, or a
-job does again that was killed, counts once. (A shard of images that couldn't be fetched is scored
+The driver counts images when a shard or a round is committed. So an image counts once, even if Ray
+repeats a task or a killed job is continued. (A shard with images that couldn't be fetched is scored
 again when its run is continued, and counts again.) Seconds of stages are counted where they are
-spent; what is done twice takes twice as long.
+spent, repetitions included.
 
-A name's labels are bounded: causes by `failures.KNOWN_CAUSES`, groups by `MOST_GROUPS`. Costs are
-those of a few calls per shard, none per image. Recording without Ray does nothing.
+The number of labels is bounded: causes by `failures.KNOWN_CAUSES`, groups by `MAX_GROUPS`. A shard
+costs a few calls, an image none. Recording without Ray does nothing.
 
-Ray ships values every 10 s (`RAY_metrics_report_interval_ms`), and when a process ends in peace; a
-killed one's last seconds are lost. Nodes keep counters for as long as they live, but drop a gauge
-that wasn't set for two of these intervals: so a job sets its gauges again and again, and those it
-ends with can be read for 20 s.
-"""
+Ray ships values every 10 s (`RAY_metrics_report_interval_ms`) and when a process exits normally; a
+killed process loses its last seconds. Nodes keep counters for as long as they live, but drop a
+gauge that wasn't set for two of these intervals. So a job sets its gauges repeatedly, and their
+last values can be read for 20 s after its end."""
 
 import threading
 import time
@@ -20,26 +19,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from padim_ray.redaction import redact
 from padim_ray.runs.failures import bounded_cause
 
-if TYPE_CHECKING:
-    from ray.util.metrics import Metric
-
-MOST_GROUPS = 100
-"""That have labels of their own: the largest. All others are one, `OTHERS`."""
+MAX_GROUPS = 100
+"""Maximum number of group labels. The largest groups have their own; all others share `OTHERS`."""
 OTHERS = "(other groups)"
 SCORE_EDGES = tuple(2 ** (quarter / 4) for quarter in range(4, 41))
-"""Upper ends of the score histogram's buckets, 2 to 1,024: quantiles are within a fifth."""
+"""Upper ends of the score histogram's buckets, 2 to 1,024; a quantile's error is below a fifth."""
 SHARD_SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-LONGEST_LABEL = 200  # characters
+MAX_LABEL_LENGTH = 200
 REFRESH_SECONDS = 5.0
 _NAMES = {
-    # kind, labels, what it is
+    # name: kind, labels, description
     "padim_images_scored_total": ("Counter", "command group", "Images scored and written."),
     "padim_images_flagged_total": ("Counter", "command group", "Images called anomalous."),
     "padim_images_fitted_total": (
@@ -68,8 +64,9 @@ _NAMES = {
 
 
 @cache
-def _metric(name: str) -> "Metric":
-    from ray.util import metrics  # those who need this module's formulas do without Ray
+def _metric(name: str) -> Any:
+    """The `Counter`, `Gauge` or `Histogram` of this name."""
+    from ray.util import metrics  # stages can be tested without Ray
 
     kind, labels, description = _NAMES[name]
     more = {"boundaries": list(SHARD_SECONDS)} if kind == "Histogram" else {}
@@ -83,32 +80,33 @@ def _count(name: str, number: float, **labels: str) -> None:
 
 def label(text: str) -> str:
     """A label's value: Ray takes ASCII only."""
-    return text.encode("ascii", "backslashreplace").decode()[:LONGEST_LABEL]
+    return text.encode("ascii", "backslashreplace").decode()[:MAX_LABEL_LENGTH]
 
 
 @contextmanager
 def stage(name: str, images: int) -> Iterator[None]:
-    """Count what a stage of a pipeline takes for so many images, if it ends well."""
+    """Count the block's seconds as a stage's work on these images, unless it raises."""
     started = time.perf_counter()
     yield
     count_stage(name, images, time.perf_counter() - started)
 
 
 def count_stage(name: str, images: int, seconds: float) -> None:
-    """See `stage`."""
+    """Count seconds that a stage worked on these images; see `stage`."""
     _count("padim_stage_seconds_total", seconds, stage=name)
     _count("padim_stage_images_total", images, stage=name)
     _metric("padim_shard_seconds").observe(seconds, {"stage": name})
 
 
 class JobMetrics:
-    """A job's own metrics, kept by its driver; gauges are there from `with` to the block's end.
+    """A job's own metrics, recorded by its driver; gauges are exported inside the `with` block.
 
     Args:
-        command: fit, update, forget, score, evaluate.
-        model: its URI. `version`: the one that is used, or made.
-        groups: images of each.
-        manifest_bytes: of their list.
+        command: fit, update, forget, merge, score or evaluate.
+        model: URI of the model.
+        version: number of the version that is used or made.
+        groups: number of images per group.
+        manifest_bytes: size of their list in memory.
     """
 
     def __init__(
@@ -117,8 +115,8 @@ class JobMetrics:
         self.command, self.model, self.version = command, label(redact(model)), version
         self.images, self.manifest_bytes = sum(groups.values()), manifest_bytes
         largest = sorted(groups, key=lambda group: (-groups[group], group))
-        few = len(groups) <= MOST_GROUPS
-        self._named = frozenset(largest[: MOST_GROUPS if few else MOST_GROUPS - 1])
+        few = len(groups) <= MAX_GROUPS
+        self._named = frozenset(largest[: MAX_GROUPS if few else MAX_GROUPS - 1])
         self._scored: Counter[str] = Counter()
         self._flagged: Counter[str] = Counter()
         self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
@@ -148,15 +146,17 @@ class JobMetrics:
                 _metric(name).set(value, dict(labels))
 
     def report_progress(self, done: int, failed: int) -> None:
-        """So many images are done, and of these failed, those of earlier attempts among them."""
+        """Set the numbers of done and failed images; both include those of earlier attempts."""
         self._set("padim_run_done_images", done)
         self._set("padim_run_failed_images", failed)
 
     def count_scored(self, group: str, scores: np.ndarray, flagged: int) -> None:
-        """A shard is committed.
+        """Count a shard that was committed.
 
         Args:
+            group: of its images.
             scores: (n,), NaN where an image failed.
+            flagged: number of anomalous images.
         """
         group = label(group) if group in self._named else OTHERS
         labels = {"command": self.command, "group": group}
@@ -165,7 +165,7 @@ class JobMetrics:
         self._flagged[group] += flagged
         _count("padim_images_scored_total", len(scores), **labels)
         _count("padim_images_flagged_total", flagged, **labels)
-        # not Ray's Histogram: its nodes record image by image, at the middle of each one's bucket
+        # Ray's Histogram takes one call per image, and records the middle of its bucket
         below = np.searchsorted(np.sort(scores), SCORE_EDGES, side="right")
         for edge, count in zip(SCORE_EDGES, below.tolist(), strict=True):
             _count("padim_score_bucket_total", count, le=f"{edge:.6g}", **labels)
@@ -175,11 +175,11 @@ class JobMetrics:
             self._set("padim_flagged_ratio", ratio, group=group)
 
     def count_fitted(self, images: int) -> None:
-        """A round is committed that has so many images in its moments."""
+        """Count the images in the moments of a round that was committed."""
         _count("padim_images_fitted_total", images, command=self.command)
 
     def count_failed(self, causes: Mapping[str, int]) -> None:
-        """Images failed of these causes, as `failures.count_causes` has them."""
+        """Count failed images by cause, as `failures.count_causes` returns them."""
         for cause, images in causes.items():
             stage, short = bounded_cause(cause)
             _count(
@@ -190,5 +190,5 @@ class JobMetrics:
             )
 
     def report_success(self) -> None:
-        """All is done and published."""
+        """Record that the run is complete."""
         self._set("padim_last_success_timestamp_seconds", time.time(), model=self.model)

@@ -1,8 +1,7 @@
-"""Everything of Ray's that isn't public API, in one place.
+"""All uses of Ray's private API.
 
 pyproject.toml pins Ray to the minor versions that this was tested with, and
-`tests/pipeline/test_ray_internals.py` names what a new one broke.
-"""
+`tests/pipeline/test_ray_internals.py` shows what a new version breaks."""
 
 import os
 import tempfile
@@ -14,16 +13,15 @@ import ray
 import ray.data
 from ray._private.state import actors
 from ray._private.worker import global_worker
-from ray.types import ObjectRef
 
 POOL_ACTOR = "MapWorker("
-"""How Ray Data's name for the class of a pool's actors begins: the state API doesn't tell pools."""
+"""Prefix of Ray Data's class name for a pool's actors; Ray's state API doesn't know pools."""
 
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 NOISY_LOGGERS = (
-    # progress bars are switched off where there is no terminal, and a warning would say so
+    # warns that progress bars are off where there is no terminal
     "ray.data._internal.progress",
-    # they print the traceback of a full disk; what fails is raised, and reported by us
+    # print a traceback if a disk is full; the error is raised as well, and the job reports it
     "ray.data.exceptions",
     "ray.data._internal.execution.streaming_executor_state",
 )
@@ -75,32 +73,36 @@ def _without_stderr() -> Iterator[None]:
 
 
 def map_whole_blocks(dataset: ray.data.Dataset, kind: type, **settings: Any) -> ray.data.Dataset:
-    """`Dataset.map_batches` with a block per call.
+    """`Dataset.map_batches` with one block per call.
 
-    The public method refuses `batch_size=None` with GPUs, since a block might be of any size; ours
+    The public method refuses `batch_size=None` with GPUs, because blocks might be of any size; ours
     are bounded.
     """
     return dataset.map_batches_internal(kind, batch_size=None, **settings)
 
 
-def block_refs(dataset: ray.data.Dataset) -> Iterator[list[ObjectRef]]:
-    """References to a data set's blocks while it is computed, a few at a time.
+def block_refs(dataset: ray.data.Dataset) -> Iterator[list[ray.ObjectRef]]:
+    """Yield references to a data set's blocks while it is computed, a few at a time.
 
-    The public `to_arrow_refs` materialises the data set first: all partial sums at once.
+    The public `to_arrow_refs` first materialises the whole data set, with all its partial sums.
     """
     for bundle in dataset.iter_internal_ref_bundles():
-        yield list(bundle.block_refs)
+        refs: Any = bundle.block_refs  # declared as another class than Ray's own `ObjectRef`
+        yield list(refs)
 
 
 def restarting_actors(job: ray.JobID) -> Mapping[str, Mapping[str, Any]]:
-    """A job's actors that Ray wants to restart, by ID.
+    """States of a job's actors that wait for a restart, by ID.
 
-    The public state API asks the dashboard, which a Ray without one lacks.
+    The public state API needs the dashboard, which not every Ray runs.
     """
     return actors(job_id=job, actor_state_name="RESTARTING")
 
 
 def kill_actor_for_good(actor: str) -> None:
-    """End an actor of that ID without a restart: `ray.kill` wants a handle, which is Ray Data's."""
-    core_worker: Any = global_worker.core_worker  # type: ignore[attr-defined]
+    """Kill the actor with this ID without a restart.
+
+    The public `ray.kill` needs a handle, and only Ray Data has it.
+    """
+    core_worker: Any = global_worker.core_worker  # type: ignore[attr-defined]  # set when connected
     core_worker.kill_actor(ray.ActorID.from_hex(actor), True)

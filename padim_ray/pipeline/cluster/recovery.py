@@ -1,4 +1,4 @@
-"""Going on after the loss of a node: what was committed stays, the rest is done again."""
+"""Run a stage again after the loss of a node: committed work stays, the rest is repeated."""
 
 import gc
 import logging
@@ -12,19 +12,23 @@ from ray.exceptions import RayError, RayTaskError
 from padim_ray.pipeline.cluster.lost_actors import giving_up_lost_actors
 
 log = logging.getLogger("padim_ray")
-MOST_ATTEMPTS = 5  # that end without any progress
+MAX_ATTEMPTS = 5  # in a row without progress
 
 
 def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
-    """Run a stage again for as long as the cluster fails it but it gets on.
+    """Run a stage, and retry it after cluster failures as long as there is progress.
 
-    Ray itself replaces workers and computes lost blocks again. What it can't (blocks whose actors
-    are gone, a node that dies between two stages) ends a stage with an error of Ray's. Whatever
-    error ends it, its actors end as well.
+    Ray itself replaces workers and recomputes lost blocks. Losses that it can't repair end the
+    stage with an error of Ray's: blocks whose actors are gone, or a node that dies between two
+    stages. The stage's actors end with it, whatever the error.
 
     Args:
         work: does what isn't done yet.
-        progress: how much is done.
+        progress: returns how much is done.
+
+    Raises:
+        RayError: if the cluster failed `MAX_ATTEMPTS` times in a row without progress, or if an
+            error in the stage's own code ended it.
     """
     idle, done = 0, progress()
     while True:
@@ -33,23 +37,23 @@ def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
                 return work()
         except RayError as error:
             idle = idle + 1 if progress() == done else 1
-            if not is_cluster_failure(error) or idle == MOST_ATTEMPTS:
+            if not is_cluster_failure(error) or idle == MAX_ATTEMPTS:
                 raise
             done = progress()
             reason = str(error).strip().partition("\n")[0]
-            log.warning("The cluster lost work (%s: %s); going on", type(error).__name__, reason)
+            log.warning("The cluster lost work (%s: %s); continuing", type(error).__name__, reason)
 
 
 @contextmanager
 def _releasing_actors() -> Iterator[None]:
     """Drop all references to the actors of a stage that ends with an error.
 
-    What the caller was handling when it began the stage is left as it is.
+    Ray ends an actor when the last reference to it is gone. The error's traceback keeps frames that
+    refer to actors, and Ray Data makes reference cycles. Until the error is dropped and Python
+    collects the cycles, the actors would hold their CPUs or GPUs, and the next stage might wait for
+    these forever.
 
-    Ray ends an actor when nothing refers to it any more. The frames that the error's traceback
-    keeps do, and so do cycles of Ray Data's. Until somebody forgets the error, and Python happens
-    to look for cycles, they would hold their CPUs or GPUs: the next stage may wait for these
-    forever.
+    An exception that the caller is handling keeps its frames.
     """
     callers_error = sys.exception()
     try:
@@ -58,14 +62,14 @@ def _releasing_actors() -> Iterator[None]:
         for each in _chain(error, callers_error):
             for frame, _ in traceback.walk_tb(each.__traceback__):
                 for caller, _ in traceback.walk_stack(frame):
-                    with suppress(RuntimeError):  # it goes on
+                    with suppress(RuntimeError):  # the frame is still running
                         caller.clear()
         gc.collect()
         raise
 
 
 def _chain(error: BaseException | None, end: BaseException | None) -> Iterator[BaseException]:
-    """All errors that lead to this one: any of them keeps frames, not only causes."""
+    """Yield an error, its causes and its contexts up to `end`: each of them keeps frames alive."""
     if error is not None and error is not end:
         yield error
         yield from _chain(error.__cause__, end)
@@ -74,5 +78,5 @@ def _chain(error: BaseException | None, end: BaseException | None) -> Iterator[B
 
 
 def is_cluster_failure(error: RayError) -> bool:
-    """Whether Ray failed, not the code that it ran."""
+    """Whether Ray failed, and not the code that it ran."""
     return not isinstance(error, RayTaskError) or isinstance(error.cause, RayError)

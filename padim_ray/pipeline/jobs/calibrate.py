@@ -1,7 +1,10 @@
-"""The calibration pass of a new version: training images' leave-one-out scores, group by group."""
+"""Calibrate a new version: leave-one-out scores of its training images, group by group."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +27,12 @@ from padim_ray.scoring.histogram import BINS
 
 @dataclass(frozen=True)
 class Sample:
-    """The training images that calibrate a group: at most so many, chosen by the seed."""
+    """The choice of training images that calibrate a group.
+
+    Attributes:
+        calibration_images: maximum number per group.
+        seed: of the random choice.
+    """
 
     calibration_images: int
     seed: int
@@ -33,59 +41,79 @@ class Sample:
 def calibrate(
     manifest: pa.Table, version: ModelVersion, sample: Sample, options: RunOptions, plan: Plan
 ) -> tuple[dict[str, GroupEntry], np.ndarray, int]:
-    """Calibrate a version that is about to be published.
+    """Calibrate a version that is about to be published, and save each group's calibration.
 
     Args:
-        manifest: the images in the moments.
+        manifest: the images in the moments, sorted.
+        version: the version.
+        sample: the choice of images.
+        options: of the run.
+        plan: how the cluster is divided.
 
     Returns:
-        The version's groups with their numbers of calibrated images, the leave-one-out score of
-        each image of the manifest, float32, NaN where it isn't in the sample or can't be read any
-        more, and the number of images in the sample.
+        The version's groups with their numbers of calibration images; the manifest's leave-one-out
+        scores (n,) float32, NaN for images outside the sample and those that can't be read any
+        more; and the number of images in the sample.
     """
-    missing: list[str] = []
     scores = np.full(manifest.num_rows, np.nan, np.float32)
     entries = dict(version.groups)
-    rows = sample_images(manifest, sample.calibration_images, sample.seed)
-    groups = manifest["group"].take(rows).to_pylist()
-    rows = rows[[entries[group].images >= MIN_LEFT_OUT_OF for group in groups]]
+    problems: list[str] = []
+    rows = _sample_rows(manifest, version, sample)
     if not len(rows):
         return entries, scores, 0
+    images = manifest.take(rows)
+    shards = shard_rows(images, images_per_shard(images.num_rows, version.spec.preprocessing))
+    tables = [shard_table(images, *shard) for shard in enumerate(shards)]
+    count = CountPixels(version.spec.mapper)
     with data_context(preserve_order=True):
-        images = manifest.take(rows)
-        per_shard = images_per_shard(images.num_rows, version.spec.preprocessing)
-        shards = shard_rows(images, per_shard)
-        tables = [shard_table(images, *shard) for shard in enumerate(shards)]
-        count = CountPixels(version.spec.mapper)
         counted = scored_shards(tables, version, options, plan, count, leave_one_out=True)
         with rows_of(counted) as all_parts:
-            for group, parts in groupby(all_parts, key=lambda part: part["group"]):
-                pixels = np.zeros(BINS, np.int64)
-                here = []
-                for part in parts:
-                    where = rows[shards[part["shard"]]]
-                    here.extend(where)
-                    scores[where] = np.frombuffer(part["scores"], np.float32)
-                    pixels += np.frombuffer(part["pixels"], np.int64)
-                valid = np.sort(scores[here][np.isfinite(scores[here])])
+            for group, parts in groupby(all_parts, key=itemgetter("group")):
+                where, sampled, pixels = _join(parts, shards)
+                scores[rows[where]] = sampled
+                valid = np.sort(sampled[np.isfinite(sampled)])
                 if len(valid):
                     calibration = Calibration(valid, pixels)
                     save_calibration(version.root, version.number, group, calibration)
-                if len(valid) < len(here):
-                    missing.append(_describe(group, len(valid), len(here)))
+                if len(valid) < len(sampled):
+                    problems.append(_describe_problem(group, len(valid), len(sampled)))
                 entries[group] = replace(entries[group], calibrated=len(valid))
-    warn(missing)
+    warn(problems)
     return entries, scores, len(rows)
 
 
-def _describe(group: str, read: int, sampled: int) -> str:
-    """Why a group's thresholds rest on fewer images than they might."""
+def _sample_rows(manifest: pa.Table, version: ModelVersion, sample: Sample) -> np.ndarray:
+    """The manifest's rows of sampled images, without groups too small for leave-one-out."""
+    rows = sample_images(manifest, sample.calibration_images, sample.seed)
+    groups = manifest["group"].take(rows).to_pylist()
+    return rows[[version.groups[group].images >= MIN_LEFT_OUT_OF for group in groups]]
+
+
+def _join(
+    parts: Iterable[Mapping[str, Any]], shards: Sequence[slice]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Join a group's rows of `CountPixels`.
+
+    Returns:
+        The images' positions in the sample, their scores, and the histogram of their maps.
+    """
+    where, scores, pixels = [], [], np.zeros(BINS, np.int64)
+    for part in parts:
+        shard = shards[part["shard"]]
+        where.append(np.arange(shard.start, shard.stop))
+        scores.append(np.frombuffer(part["scores"], np.float32))
+        pixels += np.frombuffer(part["pixels"], np.int64)
+    return np.concatenate(where), np.concatenate(scores), pixels
+
+
+def _describe_problem(group: str, read: int, sampled: int) -> str:
+    """Say that a group is calibrated with fewer images than were sampled."""
     if read:
         return (
-            f"Group {group!r}: of the {sampled} images that calibrate it, {sampled - read} can't "
-            "be read any more: its thresholds and p-values hold for images like the others"
+            f"Group {group!r}: of the {sampled} images sampled to calibrate it, {sampled - read} "
+            "can't be read any more: thresholds and p-values hold for images like the others"
         )
     return (
-        f"Group {group!r} isn't calibrated, and has no thresholds and no p-values: none of the "
-        f"{sampled} images of its sample can be read any more"
+        f"Group {group!r} isn't calibrated, so it has no thresholds and no p-values: none of the "
+        f"{sampled} sampled images can be read any more"
     )

@@ -1,6 +1,5 @@
-"""The compare job: an archive scored by two models → how far they agree, image by image."""
+"""The compare job: an archive scored by two models, and how far they agree, image by image."""
 
-import io
 import json
 import logging
 import time
@@ -33,7 +32,7 @@ from padim_ray.pipeline.graphs import scored_shards
 from padim_ray.pipeline.jobs.score import continue_run, scoring_job
 from padim_ray.pipeline.stages.commit import read_committed
 from padim_ray.pipeline.stages.decode import fetcher
-from padim_ray.pipeline.stages.output import PNG
+from padim_ray.pipeline.stages.output import encode_image
 from padim_ray.planning.batches import images_per_shard
 from padim_ray.redaction import redact
 from padim_ray.report.changes import write_changes
@@ -52,15 +51,15 @@ from padim_ray.storage.location import Location
 log = logging.getLogger("padim_ray")
 RESULT, TABLE, PAGE = "compare.json", "compare.parquet", "compare.html"
 SIDES = ("before", "after")
-DRAWN_TOGETHER = 16  # images, at their full size in memory
+BATCH_IMAGES = 16  # in memory at their full size
 
 
 def compare(before: str, after: str, **options: Any) -> Comparison:
-    """Score images with two models, and say how far they agree.
+    """Score images with two models, and measure how far they agree.
 
     Args:
-        before: a model, such as "s3://models/line7", or with @3 one of its versions.
-        after: the one to compare it with.
+        before: a model, such as "s3://models/line7", or one of its versions, "s3://models/line7@3".
+        after: the model to compare it with.
         options: the fields of `CompareOptions`, named as on the command line.
 
     Raises:
@@ -102,7 +101,7 @@ def run_compare(before: str, after: str, options: CompareOptions) -> Comparison:
             job = _Comparing(options, versions, root, claim, record.images, *started)
             if run_directory.is_complete(root):
                 log.info("%s is complete: nothing is left to do", root.uri)
-                return job.tell(_read(root))
+                return job.report(_read(root))
             return job.run()
 
 
@@ -122,10 +121,13 @@ def _read(root: Location) -> Comparison:
 def _common_images(
     images: pa.Table, versions: Sequence[ModelVersion]
 ) -> tuple[pa.Table, dict[str, int]]:
-    """The images of groups that both models have, and how many there are of others.
+    """Select the images of groups that both models have.
+
+    Returns:
+        These images, and the number of images of each other group.
 
     Raises:
-        PadimError: for a group that neither has.
+        PadimError: for a group that neither model has.
     """
     counts = group_counts(images)
     first, second = (version.groups for version in versions)
@@ -141,7 +143,18 @@ def _common_images(
 
 @dataclass
 class _Comparing:
-    """A comparison in the making, in `root`; each model's run is a run of its own below it."""
+    """A comparison that is being made.
+
+    Attributes:
+        options: of the job.
+        versions: both models' versions.
+        root: directory of the results; it contains each model's scoring run.
+        claim: on `root`.
+        listed: all images.
+        started_at: when the job started.
+        started: the same on the monotonic clock.
+        stages: seconds of each stage.
+    """
 
     options: CompareOptions
     versions: Sequence[ModelVersion]
@@ -153,15 +166,17 @@ class _Comparing:
     stages: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Comparison:
+        """Score with both models, compare, draw the most changed images and write the results."""
         images, left_out = _common_images(self.listed, self.versions)
         for group, count in left_out.items():
-            log.warning("Only one of the models has the group %r: %d images left out", group, count)
+            log.warning("Only one model has the group %r: %d images are left out", group, count)
         with ray_session(self.options.address):
-            sides = []
+            verdicts = []
             for side, version in zip(SIDES, self.versions, strict=True):
                 with timed(f"score {side}", self.stages):
-                    sides.append(self._score(side, version, images))
-            groups = {group: tuple(side[group] for side in sides) for group in group_counts(images)}
+                    verdicts.append(self._score(side, version, images))
+            before, after = verdicts
+            groups = {group: (before[group], after[group]) for group in group_counts(images)}
             table = _table(images, groups)
             shown = self._most_changed(table)
             with timed("draw heatmaps", self.stages):
@@ -197,29 +212,29 @@ class _Comparing:
             sources=sources,
         )
         run_directory.complete(self.root)
-        return self.tell(comparison)
+        return self.report(comparison)
 
-    def tell(self, comparison: Comparison) -> Comparison:
-        """Log how it went."""
+    def report(self, comparison: Comparison) -> Comparison:
+        """Log the comparison, and return it."""
         log.info(
-            "%d of %d images scored by both: %d newly flagged, %d no longer",
+            "%d of %d images scored by both models: %d newly flagged, %d no longer flagged",
             *(comparison.total("compared"), comparison.total("listed")),
             *(comparison.total("newly_flagged"), comparison.total("no_longer_flagged")),
         )
         if lowest := comparison.lowest_rank_correlation:
             group, correlation = lowest
-            log.info("Rank correlation %.4f in group %r, at the lowest", correlation, group)
+            log.info("Lowest rank correlation: %.4f in group %r", correlation, group)
         for name in (RESULT, TABLE, PAGE, *SIDES):
             log.info("%s: %s", name, (self.root / name).uri)
         return comparison
 
     def _score(self, side: str, version: ModelVersion, images: pa.Table) -> dict[str, Verdicts]:
-        """Score by one model, or go on with that: verdicts by group."""
+        """Score with one model, or continue that; return verdicts by group."""
         with scoring_job("score", self._options(side, version), lambda _: images) as job:
             if not job.is_complete:
                 job.run()
             job.finish()
-            scores = job.scores  # from the files: an earlier attempt may have made some
+            scores = job.scores  # read all from the files: an earlier attempt may have made some
             for shard in read_committed(job.output, with_counts=False):
                 scores.values[job.shards[shard.number]] = shard.scores
             return {group: Verdicts(values, d) for group, _, values, d in scores.groups()}
@@ -239,7 +254,7 @@ class _Comparing:
         )
 
     def _most_changed(self, table: pa.Table) -> np.ndarray:
-        """Rows for the report, the most changed first."""
+        """Rows of the images in the report, the most changed first."""
         was, is_ = (table[f"is_anomalous_{side}"].fill_null(False).to_numpy() for side in SIDES)
         changes = table["change"].to_numpy(zero_copy_only=False).astype(float)
         return order_by_change(changes, was != is_)[: self.options.report_images]
@@ -247,10 +262,10 @@ class _Comparing:
     def _draw(
         self, images: pa.Table, groups: Mapping[str, tuple[Verdicts, Verdicts]]
     ) -> dict[str, dict[str, Any]]:
-        """Draw both models' heatmaps of some images, each group's on one scale.
+        """Draw both models' heatmaps of some images, with one colour scale per group.
 
         Returns:
-            By URI what the report needs: `heatmap_before`, `heatmap_after`, `width`, `height`.
+            Columns for the report by URI: `heatmap_before`, `heatmap_after`, `width`, `height`.
         """
         if not images.num_rows:
             return {}
@@ -262,32 +277,31 @@ class _Comparing:
         prefix = common_prefix([extremes["min"].as_py(), extremes["max"].as_py()])
         fetch, wanted = fetcher(self.options), UprightImage(self.options.max_image_pixels)
         drawn: dict[str, dict[str, Any]] = {}
-        for start in range(0, images.num_rows, DRAWN_TOGETHER):
-            some = images.slice(start, DRAWN_TOGETHER)
+        for start in range(0, images.num_rows, BATCH_IMAGES):
+            some = images.slice(start, BATCH_IMAGES)
             decoded = decode_all(fetch(uris_to_fetch(some)), wanted)
             for uri, group, image in zip(
                 some["uri"].to_pylist(), some["group"].to_pylist(), decoded, strict=True
             ):
                 if isinstance(image, ImageError):
-                    continue  # gone since it was scored
-                told = drawn[uri] = {"width": image.width, "height": image.height}
+                    continue  # deleted since it was scored
+                columns: dict[str, Any] = {"width": image.width, "height": image.height}
+                drawn[uri] = columns
                 scale = _scale(groups[group])
-                for side, version, of_side in zip(SIDES, self.versions, distances, strict=True):
-                    if uri not in of_side:
+                for side, version, by_uri in zip(SIDES, self.versions, distances, strict=True):
+                    if uri not in by_uri:
                         continue
-                    (anomaly_map,) = version.spec.mapper.maps(of_side[uri][None])
+                    (anomaly_map,) = version.spec.mapper.maps(by_uri[uri][None])
                     preprocessing = version.spec.preprocessing
                     heatmap = draw_heatmap(image.pixels, anomaly_map, preprocessing, scale)
                     name = output_name(uri, prefix, ".png")
                     location = self.root / f"heatmaps/{side}/{name}"
-                    buffer = io.BytesIO()
-                    heatmap.save(buffer, "PNG", **PNG)
-                    location.write(buffer.getvalue())
-                    told[f"heatmap_{side}"] = location.uri
+                    location.write(encode_image(heatmap, "PNG"))
+                    columns[f"heatmap_{side}"] = location.uri
         return drawn
 
     def _distances(self, images: pa.Table, version: ModelVersion) -> dict[str, np.ndarray]:
-        """Patch distances of some images once more: a run keeps those of its highest only."""
+        """Measure some images' distances again; a run keeps only those of its highest images."""
         found: dict[str, np.ndarray] = {}
         until_done(
             lambda: found.update(self._measure(images, version)), progress=lambda: len(found)
@@ -295,6 +309,7 @@ class _Comparing:
         return found
 
     def _measure(self, images: pa.Table, version: ModelVersion) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield URI and distances of the images that could be read."""
         per_shard = images_per_shard(images.num_rows, version.spec.preprocessing)
         shards = [shard_table(images, *shard) for shard in enumerate(shard_rows(images, per_shard))]
         plan = plan_for(self.options)
@@ -308,7 +323,7 @@ class _Comparing:
 
 
 def _scale(both: tuple[Verdicts, Verdicts]) -> tuple[float, float]:
-    """Colours' two ends for both models' heatmaps."""
+    """Both ends of the colour scale of a group's heatmaps, the same for both models."""
     scores = np.concatenate([verdicts.scores for verdicts in both])
     thresholds = [verdicts.threshold for verdicts in both if verdicts.threshold is not None]
     return color_scale(scores[np.isfinite(scores)], max(thresholds, default=None))
@@ -319,7 +334,7 @@ def _number(threshold: float | None) -> float:
 
 
 def _table(images: pa.Table, groups: Mapping[str, tuple[Verdicts, Verdicts]]) -> pa.Table:
-    """A row per image, with both models' verdicts."""
+    """The results: a row per image, with both models' verdicts."""
     table = without_sources(images)
     for index, side in enumerate(SIDES):
         verdicts = [both[index] for both in groups.values()]

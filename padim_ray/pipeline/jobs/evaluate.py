@@ -1,4 +1,4 @@
-"""The evaluate job: scoring of labelled images, and how well the defects were found."""
+"""The evaluate job: scoring of labelled images, and metrics of how well defects were found."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ from padim_ray.storage.credentials import hidden_credentials
 from padim_ray.storage.location import Location, safe_segment
 
 log = logging.getLogger("padim_ray")
-MOST_CURVES = 100  # groups, the first ones, have their curves drawn: half a second each
+MAX_CURVES = 100  # the first groups get curves; drawing takes half a second each
 
 
 def evaluate(**options: Any) -> Summary:
@@ -42,7 +42,7 @@ def evaluate(**options: Any) -> Summary:
         options: the fields of `EvaluateOptions`, named as on the command line.
 
     Raises:
-        PadimError: as for `score`, and if images and masks don't belong together.
+        PadimError: as for `score`, and if images have no labels or masks can't be matched.
     """
     return run_evaluate(from_mapping(EvaluateOptions, options))
 
@@ -64,6 +64,7 @@ def run_evaluate(options: EvaluateOptions) -> Summary:
 
 
 def _evaluate(job: ScoringJob, options: EvaluateOptions) -> None:
+    """Score the images, and write metrics and curves."""
     truth = _Truth(job.manifest, options.normal)
     count = None
     if "mask_uri" in job.manifest.column_names:
@@ -73,7 +74,7 @@ def _evaluate(job: ScoringJob, options: EvaluateOptions) -> None:
             fetcher(options),
             options.max_image_pixels,
         )
-    job.run(count, truth.take)
+    job.run(count, truth.add)
     outcomes = truth.outcomes(job)
     results = tables.evaluate(outcomes, options.normal)
     root = job.root
@@ -81,17 +82,17 @@ def _evaluate(job: ScoringJob, options: EvaluateOptions) -> None:
     (root / "metrics.json").write(data.encode())
     (root / "metrics.md").write(tables.to_markdown(results).encode())
     (root / "metrics.parquet").write_table(tables.to_table(results))
-    for group, outcome in islice(outcomes.items(), MOST_CURVES):
+    for group, outcome in islice(outcomes.items(), MAX_CURVES):
         picture = draw_curves(group, outcome, options.normal)
         (root / f"curves/{safe_segment(group)}.png").write(picture)
     truth.report()
 
 
 def read_labelled_images(options: EvaluateOptions) -> pa.Table:
-    """The manifest with `defect`, and with `mask_uri` if there are masks.
+    """List the images with a column `defect`, and with `mask_uri` if there are masks.
 
     Raises:
-        PadimError: if images don't say their defect, or masks can't be matched to images.
+        PadimError: if an image has no defect, or masks can't be matched to images.
     """
     manifest = read_images_table(options)
     if "defect" not in manifest.column_names:
@@ -110,14 +111,14 @@ def read_labelled_images(options: EvaluateOptions) -> pa.Table:
         raise PadimError(f"The manifest {options.manifest} has an image without a defect")
     if options.normal not in defects:
         raise PadimError(
-            f"No image is {options.normal!r}, which is what --normal means: the defects are "
-            f"{_some(list(map(repr, sorted(defects))))}"
+            f"No image has the defect {options.normal!r}, which --normal says marks good images; "
+            f"the defects are {_some(list(map(repr, sorted(defects))))}"
         )
     if options.masks is None:
         return manifest
     template = UriTemplate.parse(options.masks, options.storage_options)
     if not template.names:
-        raise PadimError("--masks captures nothing that says which image a mask belongs to")
+        raise PadimError("--masks captures no name that would match a mask to its image")
     for name in template.names:
         if name not in manifest.column_names:
             raise PadimError(f"--masks captures {{{name}}}, which --images doesn't")
@@ -133,12 +134,12 @@ def read_labelled_images(options: EvaluateOptions) -> pa.Table:
     uris = [by_key.get(key) for key in _keys(manifest, template.names)]
     if not any(uris):
         raise PadimError(
-            f"--masks finds {len(by_key)} masks, but none of them belongs to an image: an image's "
-            f"mask has the same {', '.join(template.names)}"
+            f"--masks finds {len(by_key)} masks, but none matches an image: an image and its mask "
+            f"must have the same {', '.join(template.names)}"
         )
     if len(set(filter(None, uris))) < sum(uri is not None for uri in uris):
         raise PadimError(
-            f"--masks finds one mask for several images: let it capture more than "
+            f"--masks finds the same mask for several images: let it capture more than "
             f"{', '.join(template.names)}, such as {{name}}"
         )
     return manifest.append_column("mask_uri", pa.array(uris, pa.string()))
@@ -150,7 +151,15 @@ def _keys(table: pa.Table, names: Sequence[str]) -> list[tuple]:
 
 @dataclass
 class _Truth:
-    """What is known of the images, and what is counted against it while they are scored."""
+    """The images' labels, and the counts of pixels that accumulate while they are scored.
+
+    Attributes:
+        manifest: the images, with `defect` and perhaps `mask_uri`.
+        normal: value of `defect` that marks a good image.
+        pixels: counts by group and defect.
+        masks: counts of masks by group.
+        unreadable: errors of unreadable masks, by URI.
+    """
 
     manifest: pa.Table
     normal: str
@@ -158,32 +167,32 @@ class _Truth:
     masks: dict[str, MaskCounts] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
 
-    def take(self, rows: slice, counts: Mapping[str, Any]) -> None:
-        """Add what `CountDefectivePixels` counted in a shard."""
+    def add(self, rows: slice, counts: Mapping[str, Any]) -> None:
+        """Add `CountDefectivePixels`' counts of one shard, which is `rows` of the manifest."""
         if not counts:
             return
         group = self.manifest["group"][rows.start].as_py()
         for defect, data in counts["pixels"]:
-            kept = self.pixels.get((group, defect), PixelCounts.empty())
-            self.pixels[group, defect] = kept + PixelCounts.from_bytes(data)
+            before = self.pixels.get((group, defect), PixelCounts.empty())
+            self.pixels[group, defect] = before + PixelCounts.from_bytes(data)
         self.unreadable.update(counts["unreadable_masks"])
-        kept = self.masks.get(group, MaskCounts())
+        masks = self.masks.get(group, MaskCounts())
         self.masks[group] = replace(
-            kept,
-            masks=kept.masks + counts["masks"],
-            empty_masks=kept.empty_masks + counts["empty_masks"],
-            unreadable_masks=kept.unreadable_masks + len(counts["unreadable_masks"]),
+            masks,
+            masks=masks.masks + counts["masks"],
+            empty_masks=masks.empty_masks + counts["empty_masks"],
+            unreadable_masks=masks.unreadable_masks + len(counts["unreadable_masks"]),
         )
 
     def missing(self) -> pa.Table:
-        """Defective images without a mask, where there are masks at all."""
+        """Defective images without a mask; none if the job has no masks at all."""
         if "mask_uri" not in self.manifest.column_names:
             return self.manifest.slice(0, 0)
         is_defective = pc.not_equal(self.manifest["defect"], self.normal)
         return self.manifest.filter(pc.and_(is_defective, pc.is_null(self.manifest["mask_uri"])))
 
     def outcomes(self, job: ScoringJob) -> dict[str, GroupOutcome]:
-        """Every group's scores with their truth."""
+        """Every group's scores, labels and counts."""
         missing = Counter(self.missing()["group"].to_pylist())
         outcomes = {}
         for group, where, scores, decision in job.scores.groups():
@@ -201,11 +210,11 @@ class _Truth:
         return outcomes
 
     def report(self) -> None:
-        """Say which masks are of no use."""
+        """Log missing, unreadable and empty masks."""
         missing = self.missing()["uri"].to_pylist()
         if missing:
             log.warning(
-                "%d defective images have no mask, and don't count in pixel metrics: %s",
+                "%d defective images have no mask and don't count in pixel metrics: %s",
                 len(missing),
                 _some(missing),
             )
@@ -214,7 +223,7 @@ class _Truth:
             log.warning("%d masks can't be read: %s", len(problems), _some(problems))
         empty = sum(counts.empty_masks for counts in self.masks.values())
         if empty:
-            log.warning("%d masks of defective images are empty: all their pixels are good", empty)
+            log.warning("%d masks of defective images are empty: all pixels count as good", empty)
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The fit job: images → partial sums → moments → Gaussians → calibration → a published model."""
+"""The fit job: good images in, a published model out."""
 
 import logging
 from collections.abc import Mapping
@@ -39,7 +39,8 @@ def fit(**options: Any) -> Summary:
             `padim_ray.fit(images="archive/{group}/train/*.png", model="models/line7")`.
 
     Raises:
-        PadimError: for a mistake in the options, or if a group can't be fitted.
+        PadimError: for a mistake in the options, too many failed images, or a group that can't be
+            fitted.
     """
     return run_fit(from_mapping(FitOptions, options))
 
@@ -67,7 +68,12 @@ def run_fit(options: FitOptions) -> Summary:
 
 @dataclass(kw_only=True)
 class _Fit(Job):
-    """`weights`: the trunk's, None once they are stored."""
+    """A fit.
+
+    Attributes:
+        spec: of the new model; its precision is chosen when the job begins.
+        weights: of the trunk; None after they are stored.
+    """
 
     options: FitOptions
     spec: ModelSpec
@@ -89,15 +95,15 @@ class _Fit(Job):
     def prepare(self, settings: Mapping[str, Any]) -> ModelSpec:
         if self.weights:
             save_trunk_weights(self.root, self.weights)
-            self.weights = None  # hundreds of MB, for the whole job
+            self.weights = None  # frees up to hundreds of MB
         return replace(self.spec, precision=settings["precision"])
 
     def _precision(self, plan: Plan) -> str:
-        """What `auto` means, asked on a worker like those that will compute."""
+        """Resolve `auto` on a worker like those that will compute."""
         if self.options.precision != "auto":
             return self.options.precision
         if plan.device == "cpu" and is_only_node():
-            return native_precision()  # a worker would first import PyTorch, for seconds
+            return native_precision()  # a worker would take seconds to import PyTorch
         return ray.get(_find_precision.options(**plan.actor.options).remote(plan))
 
 

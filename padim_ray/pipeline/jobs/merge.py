@@ -1,4 +1,4 @@
-"""Merge: models fitted apart, added up to one that was fitted to all of their images."""
+"""The merge job: models fitted to different images, combined into one."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,24 +28,25 @@ from padim_ray.storage.credentials import hidden_credentials
 from padim_ray.storage.location import Location
 
 log = logging.getLogger("padim_ray")
-MOST_WHY = 900  # characters of what is told of a version
+MAX_WHY_LENGTH = 900  # characters of a version's description in model.json
 
 
 def merge(*models: str, **options: Any) -> Summary:
-    """Add up models that were fitted apart, and publish the result as a version of `model`.
+    """Merge models that were fitted separately, and publish the result as a version of `model`.
 
-    It equals the model that is fitted to all of their images. They must have the same trunk,
-    channels, preprocessing and precision; where regularisation or smoothing differ, the first
-    one's are taken. Images that are in several of them must be the same there, and readable: they
-    are taken out until each counts once.
+    The result equals a model that is fitted to all of their images. The models must have the same
+    trunk, channels, preprocessing and precision; where regularisation or smoothing differ, the
+    first model's settings are used. An image that is in several models must be the same in all, and
+    still readable: it is subtracted until it counts once.
 
     Args:
-        models: two or more, such as "s3://models/line7" or, for a version that isn't the current
-            one, "s3://models/line7@3".
+        models: two or more, such as "s3://models/line7", or a version of one,
+            "s3://models/line7@3".
         options: the fields of `MergeOptions`, named as on the command line.
 
     Raises:
-        PadimError: naming what is incompatible, or images that can't be counted once.
+        PadimError: if the models are incompatible, or an image in several of them can't be
+            subtracted.
     """
     return run_merge(models, from_mapping(MergeOptions, options))
 
@@ -61,7 +62,7 @@ def run_merge(models: Sequence[str], options: MergeOptions) -> Summary:
             names = [version.name for version in versions]
             if len(set(names)) < max(2, len(names)):
                 raise PadimError(
-                    f"merge takes two or more models, each once, but was given {_listed(names)}"
+                    f"merge takes two or more different models, but was given {_listed(names)}"
                 )
             check_compatible(dict(zip(names, (version.spec for version in versions), strict=True)))
             samples = [sample_of(version) for version in versions]
@@ -94,30 +95,32 @@ def run_merge(models: Sequence[str], options: MergeOptions) -> Summary:
 
 
 def _base(root: Location, versions: Sequence[ModelVersion], union: Union) -> BaseVersions:
-    """What becomes of each group: added up, copied, or referred to where it is."""
+    """Decide for each group whether it is merged, copied, or kept where it is."""
     base = BaseVersions(tuple(versions), subtract=True, left_out=union.left_out)
     settings = describe_settings(versions[0].spec)
-    summed, copied = [], []
+    merged, copied = [], []
     for group in base.groups:
         first, *others = base.holders(group)
         if others or describe_settings(first.spec) != settings:
-            summed.append(group)
+            merged.append(group)
         elif first.root != root:
             copied.append(group)
-    return BaseVersions(base.versions, True, base.left_out, tuple(summed), tuple(copied))
+    return BaseVersions(base.versions, True, base.left_out, tuple(merged), tuple(copied))
 
 
 @dataclass(kw_only=True)
 class _Merge(Job):
+    """A merge; `union` is the combined manifest, and the images that are in several models."""
+
     union: Union
 
     def list_images(self) -> pa.Table:
-        """Those that are in several models."""
-        self._tell()
+        """The images that are in several models, as often as they are to be subtracted."""
+        self._log_overview()
         return self.union.repeated
 
     def is_done(self, images: pa.Table) -> bool:
-        """Whether the version that is current has it all."""
+        """Whether the current version is the result already."""
         base = self.base
         return not (images.num_rows or base.rewritten or base.copied) and {
             holder.number for group in base.groups for holder in base.holders(group)
@@ -131,10 +134,11 @@ class _Merge(Job):
     def kept(self, images: pa.Table) -> pa.Table:
         return self.union.manifest
 
-    def _tell(self) -> None:
+    def _log_overview(self) -> None:
+        """Log how groups and images are merged, and where the models differ."""
         base, repeated = self.base, self.union.repeated
         log.info(
-            "%d groups of %d models: %d are added up, %d copied, %d stay as they are",
+            "%d groups of %d models: %d are merged, %d are copied, %d stay as they are",
             *(len(base.groups), len(base.versions), len(base.rewritten), len(base.copied)),
             len(base.groups) - len(base.rewritten) - len(base.copied),
         )
@@ -142,13 +146,13 @@ class _Merge(Job):
         here = [version.number for version in base.versions if version.root == self.root]
         if current and current not in here:
             log.warning(
-                "%s has a version %d, whose images aren't merged: to have them in the next one, "
-                "name it among the models",
+                "%s has a version %d, whose images aren't merged; to include them, add it to the "
+                "models",
                 *(self.root.uri, current),
             )
         if repeated.num_rows:
             log.info(
-                "%d images are in more than one: they are read, and taken out to count once",
+                "%d images are in more than one model; they are read and subtracted to count once",
                 repeated.num_rows,
             )
         first, *others = base.versions
@@ -157,25 +161,25 @@ class _Merge(Job):
             for name, value in describe_settings(version.spec).items():
                 if value != settings[name]:
                     log.warning(
-                        "%s has %s %s; the merged model has the first one's, %s",
+                        "%s has %s %s; the merged model uses the first model's, %s",
                         *(version.name, name, value, settings[name]),
                     )
             if nameless := sum(nameless_images(version).values()):
                 log.warning(
-                    "%d images of %s came as tensors, without names: if others have them as well, "
-                    "they count twice",
+                    "%d images of %s were fitted as tensors, without names; if other models have "
+                    "them as well, they count twice",
                     *(nameless, version.name),
                 )
 
     def check_calibration(self, manifest: pa.Table) -> None:
-        """Say whose images thresholds hold for, where some models' are not among them."""
-        summed = self.base.rewritten
+        """Warn of groups whose thresholds rest on only some of the models' images."""
+        merged = self.base.rewritten
         if not self.calibrates:
-            if summed:
+            if merged:
                 log.warning(
-                    "Groups that are added up (%d) have no thresholds and no p-values, as asked: "
-                    "score with --threshold, or update the model",
-                    len(summed),
+                    "%d merged groups have no thresholds and no p-values, because of --calibrate "
+                    "none: score with --threshold, or update the model",
+                    len(merged),
                 )
             return
         is_calibrated = pc.is_valid(manifest["leave_one_out_score"])
@@ -186,19 +190,19 @@ class _Merge(Job):
             here = calibrated.filter(pc.is_in(calibrated["uri"], uris))
             of_models[version.name] = group_counts(here)
         sentences = []
-        for group in summed:
+        for group in merged:
             names = [version.name for version in self.base.holders(group)]
             seen = [name for name in names if of_models[name].get(group)]
             without = [name for name in names if name not in seen]
             if not listed.get(group):
                 sentences.append(
-                    f"Group {group!r} has no thresholds and no p-values: its images came as "
-                    "tensors, and can't be read again"
+                    f"Group {group!r} has no thresholds and no p-values: its images were fitted as "
+                    "tensors and can't be read again"
                 )
             elif seen and without:
                 sentences.append(
-                    f"Group {group!r}: no image of {_listed(without)} is among those that "
-                    "calibrate it: its thresholds and p-values hold for images like those of "
+                    f"Group {group!r} is calibrated without images of {_listed(without)}: its "
+                    "thresholds and p-values hold for images like those of "
                     f"{_listed(seen)}"
                 )
         warn(sentences)
@@ -209,7 +213,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _escaped(why: str) -> str:
-    """As a template without placeholders, in a length that model.json may have."""
+    """Shorten a description to what model.json allows, and escape it for `str.format`."""
     why = "".join(c if c.isprintable() else "?" for c in why)
-    short = why if len(why) <= MOST_WHY else why[: MOST_WHY - 1] + "…"
+    short = why if len(why) <= MAX_WHY_LENGTH else why[: MAX_WHY_LENGTH - 1] + "…"
     return short.replace("{", "{{").replace("}", "}}")

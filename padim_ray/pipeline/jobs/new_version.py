@@ -1,8 +1,7 @@
-"""What fit, update, forget and merge share: a version of a model in the making.
+"""What fit, update, forget and merge share: making a new version of a model.
 
-Images are summed up, round after round, and added to what there is already, or taken from it. Then
-the groups that changed are calibrated, and the version becomes the current one.
-"""
+The images' statistics accumulate round after round, and are added to those of the base versions or
+subtracted from them. Then the changed groups are calibrated, and the version becomes current."""
 
 import logging
 import time
@@ -51,18 +50,28 @@ from padim_ray.storage.location import Location
 
 log = logging.getLogger("padim_ray")
 OUTCOMES = {"status": pa.string(), "error": pa.string(), "leave_one_out_score": pa.float32()}
-"""Columns of a version's manifest that tell what became of an image."""
+"""Columns of a version's manifest with the outcome of each image."""
 
 
 @dataclass(kw_only=True)
 class Job(ABC):
-    """A job that makes a version; `run` does, or goes on with one that was begun and killed.
+    """A job that makes a version; `run` starts it, or continues one that was killed.
 
-    `name`: as the command is called. `root`: of the model. `sample`: of each group's images, to
-    calibrate it. `base`: what there is already. `why`: what is told of the version, with {} for the
-    number of images. `calibrates`: whether groups that changed are. `skipped`: listed images that
-    there's nothing to do with. `sampled`, `calibrated`: images
-    that were to be read once more for that, and could be.
+    Attributes:
+        name: name of the command.
+        options: of the job.
+        root: directory of the model.
+        claim: on `root`.
+        sample: the choice of images that calibrate a group.
+        identity: options and inputs that an attempt must share to continue this job.
+        why: description of the version, with {} for the number of images.
+        base: versions that images are added to or subtracted from.
+        calibrates: whether the groups that change are calibrated.
+        skipped: number of listed images that are in the model already.
+        sampled: number of images in the calibration sample.
+        calibrated: number of them that could be read.
+        started: start of this attempt on the monotonic clock.
+        stages: seconds of each stage.
     """
 
     name: str
@@ -82,41 +91,41 @@ class Job(ABC):
 
     @abstractmethod
     def list_images(self) -> pa.Table:
-        """The images to sum up: a manifest, sorted."""
+        """List the images to add or subtract: a sorted manifest."""
 
     def settings(self, plan: Plan) -> dict[str, Any]:
-        """What the job chooses for itself when it is begun; a continued one keeps to it."""
+        """Settings that are chosen when the job begins; an attempt that continues it keeps them."""
         return {}
 
     @abstractmethod
     def prepare(self, settings: Mapping[str, Any]) -> ModelSpec:
-        """The version's spec; the trunk's weights are in their place afterwards."""
+        """Store the trunk's weights in the model, and return the version's spec."""
 
     def kept(self, images: pa.Table) -> pa.Table | None:
-        """Rows of the base's manifests that stand in the new one as well."""
+        """Rows of the base's manifests that the new manifest keeps; None: there is no base."""
         return None
 
     def is_done(self, images: pa.Table) -> bool:
-        """Whether with these images there is nothing to do."""
+        """Whether there is nothing to do with these images."""
         return not images.num_rows
 
     def check_calibration(self, manifest: pa.Table) -> None:
-        """Say what is to be known of the calibration, from the version's manifest."""
+        """Warn of limits of the calibration, given the version's manifest."""
         return
 
     def run(self) -> Summary:
-        """Make the version, or what is left of it."""
+        """Make the version, or what is left to do of it."""
         if (summary := self._repeat()) is not None:
             return summary
         number = number_to_make(self.root)
         place = version_location(self.root, number)
         if self.options.overwrite:
-            (place / JOB).remove()  # first, so that a kill doesn't leave half of an unfinished job
+            (place / JOB).remove()  # first: without it, a half-deleted attempt isn't continued
             place.remove_all()
         record = JobRecord.read(place)
         if record:
             record = self._continue(record)
-            if is_published(self.root, number):  # and killed before it became current
+            if is_published(self.root, number):  # but the job was killed before it became current
                 make_current(self.root, number)
                 remove_rounds(place)
                 return self.nothing_left(number, record.images)
@@ -140,11 +149,11 @@ class Job(ABC):
         return self.sum_up(number, images, causes, before)
 
     def repeated_images(self, record: JobRecord) -> pa.Table | None:
-        """The images of a finished job with this one's identity, if they are this one's."""
+        """The images of a finished job with the same identity; None if this job's differ."""
         return record.images
 
     def _repeat(self) -> Summary | None:
-        """Report on the current version, if this very job has made it."""
+        """Report the current version, if this job has made it already."""
         current = current_number(self.root)
         if current is None or self.options.overwrite:
             return None
@@ -154,14 +163,14 @@ class Job(ABC):
         images = self.repeated_images(record)
         if images is None:
             return None
-        log.info("Nothing is left to do: --overwrite does it once more")
+        log.info("Nothing is left to do; --overwrite repeats the job")
         return self.nothing_left(current, images)
 
     def _continue(self, record: JobRecord) -> JobRecord:
-        """The unfinished job, if it is the one that is asked for.
+        """Check that an unfinished job is the one that is asked for, and return its record.
 
-        It is continued with its images as they were listed: in an archive that grows, the same
-        command would never finish otherwise.
+        It continues with the images as they were listed. Otherwise the same command would never
+        finish in an archive that grows.
         """
         place = f"{self.root.uri} holds an unfinished {record.identity.get('job')}"
         record.check_identity(self.identity, place)
@@ -171,16 +180,18 @@ class Job(ABC):
         return record
 
     def nothing_left(self, number: int, images: pa.Table) -> Summary:
-        """Tell of a version that was made before."""
+        """Report a version that an earlier attempt made."""
         manifest = with_outcomes(open_version(self.root, number).load_manifest())
-        here = pc.is_in(manifest["uri"], images["uri"].combine_chunks())  # others had failed before
+        here = pc.is_in(
+            manifest["uri"], images["uri"].combine_chunks()
+        )  # the others failed in earlier jobs
         causes = count_causes(manifest.filter(here)["error"].to_pylist())
         return self.sum_up(number, images, causes, before=images.num_rows)
 
     def sum_up(
         self, number: int, images: pa.Table, causes: Mapping[str, int], before: int
     ) -> Summary:
-        """Tell how it went."""
+        """Make the summary and log it."""
         summary = Summary(
             job=self.name,
             listed=images.num_rows,
@@ -199,17 +210,25 @@ class Job(ABC):
 
 
 def number_to_make(root: Location) -> int:
-    """The version to make, or to go on with."""
+    """The number of the version to make, or to continue."""
     number = next_number(root)
     last = version_location(root, number - 1)
     if number - 1 > (current_number(root) or 0) and Round.latest(last).number:
-        return number - 1  # it is published, but a kill kept it from becoming current
+        return number - 1  # it is published, but the job was killed before it became current
     return number
 
 
 @dataclass(frozen=True)
 class _NewVersion:
-    """A version with what its job was begun with; `make` does what is left, and publishes."""
+    """A version that is being made; `make` does what is left to do, and publishes it.
+
+    Attributes:
+        job: the job that makes it.
+        number: the version's number.
+        spec: the version's spec.
+        images: the images to add or subtract.
+        metrics: the job's metrics.
+    """
 
     job: Job
     number: int
@@ -218,7 +237,11 @@ class _NewVersion:
     metrics: JobMetrics
 
     def make(self) -> tuple[int, Mapping[str, int]]:
-        """Returns the images that an earlier attempt had done, and failed images by cause."""
+        """Add the images, calibrate and publish.
+
+        Returns:
+            The number of images that earlier attempts did, and the failed images by cause.
+        """
         draft = DraftVersion.of(self.job.root, self.number, self.spec)
         before = Round.latest(draft.location).rows
         reducers: list[Reducer] = []
@@ -233,11 +256,11 @@ class _NewVersion:
         return before, reducer.count_failures.causes
 
     def _plan(self) -> Plan:
-        """Anew each time: nodes come and go."""
+        """A new plan for each attempt of a stage, because nodes come and go."""
         return plan_for(self.job.options)
 
     def _add(self, draft: DraftVersion) -> Reducer:
-        """Add the images that no round holds yet, and finish all groups."""
+        """Add the images that no round holds, and finish all groups."""
         plan, options = self._plan(), self.job.options
         reducer = Reducer(
             draft,
@@ -270,7 +293,7 @@ class _NewVersion:
         self.metrics.count_failed(causes)
 
     def _publish(self, reducer: Reducer) -> None:
-        """Calibrate what changed and make the version the current one."""
+        """Calibrate the groups that changed, and make the version the current one."""
         job = self.job
         manifest = self._manifest(reducer.failures)
         is_fitted = pc.equal(manifest["status"], "fitted")
@@ -305,7 +328,7 @@ class _NewVersion:
         publish(job.root, self.number, self.spec, groups, manifest, job.why.format(images))
 
     def _manifest(self, failures: Mapping[str, str]) -> pa.Table:
-        """All images of the version, with what became of them."""
+        """The version's manifest: all of its images with their outcomes."""
         kept = self.job.kept(self.images)
         if kept is not None and self.job.base.subtract:
             return kept
@@ -321,7 +344,7 @@ class _NewVersion:
         return sort_images(manifest)
 
     def _unchanged(self) -> dict[str, GroupEntry]:
-        """Groups whose files an earlier version holds."""
+        """Entries of the groups that don't change, whose files an earlier version holds."""
         base = self.job.base
         return {
             group: replace(holder.groups[group], version=holder.home(group))
@@ -331,9 +354,9 @@ class _NewVersion:
         }
 
     def _check_counts(self, groups: Mapping[str, GroupEntry], fitted: pa.Table) -> None:
-        """Raises: RuntimeError if the moments are not of the manifest's readable images."""
+        """Raises: RuntimeError if the moments don't have the manifest's readable images."""
         expected = Counter(group_counts(fitted))
-        for version in self.job.base.versions:  # images that came as tensors have no names
+        for version in self.job.base.versions:  # the manifest lacks images fitted as tensors
             expected.update(nameless_images(version))
         counts = {group: entry.images for group, entry in groups.items()}
         if dict(expected) != counts:
@@ -341,7 +364,7 @@ class _NewVersion:
 
 
 def nameless_images(version: ModelVersion) -> dict[str, int]:
-    """Images of each group that the version's manifest doesn't list."""
+    """The number of images per group that were fitted as tensors, without being listed."""
     manifest = with_outcomes(version.load_manifest())
     listed = group_counts(manifest.filter(pc.equal(manifest["status"], "fitted")))
     return {
@@ -354,7 +377,7 @@ def nameless_images(version: ModelVersion) -> dict[str, int]:
 def with_outcomes(manifest: pa.Table) -> pa.Table:
     """A version's manifest with all of `OUTCOMES`."""
     for name, kind in OUTCOMES.items():
-        if name not in manifest.column_names:  # a model of images that came as tensors
+        if name not in manifest.column_names:  # a model that was fitted to tensors
             manifest = manifest.append_column(name, pa.nulls(manifest.num_rows, kind))
     return manifest
 

@@ -1,4 +1,4 @@
-"""The score job: images → scores and verdicts in Parquet, heatmaps, raw maps, a report."""
+"""The score job: images in; scores, verdicts, heatmaps, anomaly maps and a report out."""
 
 import logging
 import time
@@ -25,7 +25,8 @@ from padim_ray.storage.claim import claimed
 from padim_ray.storage.credentials import hidden_credentials
 from padim_ray.storage.location import Location
 
-Images = TypeVar("Images", bound=ImagesOptions)
+Listing = TypeVar("Listing", bound=ImagesOptions)
+Scoring = TypeVar("Scoring", bound=ScoreOptions)
 log = logging.getLogger("padim_ray")
 
 
@@ -56,21 +57,22 @@ def run_score(options: ScoreOptions) -> Summary:
 
 @contextmanager
 def scoring_job(
-    name: str, options: ScoreOptions, read_manifest: Callable[[ScoreOptions], pa.Table]
-) -> Iterator["ScoringJob"]:
-    """A scoring run, new or to be continued, that nobody else writes while the block lasts.
+    name: str, options: Scoring, read_manifest: Callable[[Scoring], pa.Table]
+) -> Iterator[ScoringJob]:
+    """Open a scoring run, a new one or one to continue, and claim its directory for the block.
 
     Args:
         name: "score" or "evaluate".
+        options: of the run.
         read_manifest: lists the images.
 
     Raises:
-        PadimError: for whatever can be known to go wrong before anything slow; if the results here
-            are of another run; if another job is writing them.
+        PadimError: for every mistake that is known before anything slow happens; if the directory
+            holds another run; if another job is writing to it.
     """
     started = datetime.now(UTC), time.monotonic()
     version = open_named(options.model, options.storage_options)
-    version.load_trunk_weights()  # so that missing ones are a sentence, not a dead actor
+    version.load_trunk_weights()  # report missing weights here: actors would die of them
     root = Location.of(options.out, options.storage_options)
     identity = identify(
         options,
@@ -90,7 +92,7 @@ def scoring_job(
             record = _begin(identity, read_manifest(options), version, root)
         job = ScoringJob(name, options, version, record, root, claim, *started)
         with ExitStack() as stack:
-            if not job.is_complete:  # what it tells at its end goes to Prometheus, too
+            if not job.is_complete:
                 stack.enter_context(ray_session(options.address))
                 stack.enter_context(job.metrics)
             yield job
@@ -99,14 +101,17 @@ def scoring_job(
 def continue_run(
     record: JobRecord,
     identity: Mapping[str, Any],
-    options: Images,
-    read_manifest: Callable[[Images], pa.Table],
+    options: Listing,
+    read_manifest: Callable[[Listing], pa.Table],
     root: Location,
 ) -> JobRecord:
-    """The run that was begun, if it is the one that is asked for.
+    """Check that an earlier run is the one that is asked for, and return its record.
 
-    An unfinished run is continued with its images as they were listed: in an archive that grows,
-    the same command would never finish otherwise.
+    An unfinished run continues with the images as they were listed. Otherwise the same command
+    would never finish in an archive that grows.
+
+    Raises:
+        PadimError: if the earlier run had other options, another model or other images.
     """
     is_complete = run_directory.is_complete(root)
     place = f"{root.uri} holds {'a run' if is_complete else 'an unfinished run'}"
@@ -120,6 +125,7 @@ def continue_run(
 def _begin(
     identity: Mapping[str, Any], images: pa.Table, version: ModelVersion, root: Location
 ) -> JobRecord:
+    """Write the record of a new run."""
     _check_groups(list(group_counts(images)), version)
     per_shard = images_per_shard(images.num_rows, version.spec.preprocessing)
     record = JobRecord(identity, {"images_per_shard": per_shard}, images)

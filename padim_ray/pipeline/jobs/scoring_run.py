@@ -1,4 +1,4 @@
-"""A scoring run: from what is done already to the report."""
+"""A scoring run, from what earlier attempts committed to the report."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ from padim_ray.images.sources import uris_to_fetch
 from padim_ray.images.template import UriTemplate
 from padim_ray.model.version import ModelVersion
 from padim_ray.pipeline.cluster.nodes import plan_for
-from padim_ray.pipeline.cluster.pools import drawing_tasks
+from padim_ray.pipeline.cluster.pools import drawing_pool
 from padim_ray.pipeline.cluster.prometheus import JobMetrics
 from padim_ray.pipeline.cluster.recovery import until_done
 from padim_ray.pipeline.cluster.session import data_context, rows_of
@@ -46,16 +46,34 @@ from padim_ray.storage.claim import Claim
 from padim_ray.storage.fail_points import kill_at
 from padim_ray.storage.location import Location
 
+PixelCounter = Callable[[pa.Table, np.ndarray], dict[str, Any]]
+AddCounts = Callable[[slice, dict[str, Any]], None]
 log = logging.getLogger("padim_ray")
-LOADING_THREADS = 16  # calibrations are small files: they wait for the store
+LOADING_THREADS = 16  # reading small files is bound by the store's latency
 
 
 @dataclass
 class ScoringJob:
-    """A scoring run: `run` scores what isn't scored yet, `finish` sums up.
+    """A scoring run: `run` scores what isn't scored yet, `finish` writes summary and report.
 
-    `done` and `drawn`: shards whose results and whose heatmaps are there. `loads`: how often each
-    actor loaded each group's Gaussians, by group and actor.
+    Attributes:
+        name: "score" or "evaluate".
+        options: of the run.
+        version: the model's.
+        record: the job's record, with the images.
+        root: directory of the run.
+        claim: on `root`.
+        started_at: when this attempt started.
+        started: the same on the monotonic clock.
+        output: the run's files.
+        scores: all images' scores.
+        failures: counts failed images.
+        metrics: the job's metrics.
+        done: numbers of the shards whose results are committed.
+        drawn: numbers of the shards whose heatmaps are drawn.
+        before: number of images that earlier attempts did.
+        loads: number of times that a density was loaded, by group and actor.
+        stages: seconds of each stage.
     """
 
     name: str
@@ -83,7 +101,7 @@ class ScoringJob:
             prefix=_prefix(options, self.manifest),
             heatmaps=options.heatmaps,
             top=options.top if options.heatmaps == "top" else options.report_images,
-            staged_top=_most_of_the_highest(options.report_images, self.manifest.num_rows),
+            staged_top=_max_highest_per_shard(options.report_images, self.manifest.num_rows),
             maps=options.maps,
             min_region_area=options.min_region_area,
         )
@@ -103,33 +121,35 @@ class ScoringJob:
 
     @property
     def manifest(self) -> pa.Table:
+        """The images, sorted."""
         return self.record.images
 
     @property
     def shards(self) -> Sequence[slice]:
+        """The manifest's rows of each shard."""
         return self.scores.shards
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do: an earlier attempt did it all."""
+        """Whether an earlier attempt has completed the run."""
         return run_directory.is_complete(self.root)
 
     def run(
         self,
-        count_pixels: Callable[[pa.Table, np.ndarray], dict[str, Any]] | None = None,
-        take: Callable[[slice, dict[str, Any]], None] = lambda rows, counts: None,
+        count_pixels: PixelCounter | None = None,
+        add_counts: AddCounts = lambda rows, counts: None,
     ) -> None:
-        """Score every image, write the results and draw the heatmaps, in a session of Ray's.
+        """Score every image, write the results and draw the heatmaps, inside a Ray session.
 
         Args:
-            count_pixels: see `WriteResults`.
-            take: is given what that counted in each shard, with the shard's rows of the manifest.
+            count_pixels: counts an evaluation's pixels, see `WriteResults`.
+            add_counts: called with each shard's rows of the manifest and its counts.
 
         Raises:
-            TooManyFailed: as soon as more images failed than may.
+            TooManyFailed: as soon as more images failed than --max-failed allows.
         """
         with timed("continue", self.stages):
-            self._take_committed(count_pixels is not None, take)
+            self._read_committed(count_pixels is not None, add_counts)
         self.metrics.report_progress(self.failures.read, self.failures.count)
 
         def run_on_nodes(stage: Callable[[Plan], None]) -> Callable[[], None]:
@@ -137,7 +157,7 @@ class ScoringJob:
 
         with timed("score", self.stages):
             until_done(
-                run_on_nodes(lambda plan: self._score(plan, count_pixels, take)),
+                run_on_nodes(lambda plan: self._score(plan, count_pixels, add_counts)),
                 progress=lambda: len(self.done),
             )
         kill_at("score:results-complete")
@@ -145,36 +165,39 @@ class ScoringJob:
             with timed("draw heatmaps", self.stages):
                 until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
 
-    def _take_committed(self, with_counts: bool, take: Callable) -> None:
-        """Find out what earlier attempts did; what couldn't be fetched is tried again."""
+    def _read_committed(self, with_counts: bool, add_counts: AddCounts) -> None:
+        """Record what earlier attempts did, except shards with images that couldn't be fetched."""
         for shard in read_committed(self.output, with_counts=with_counts):
             rows = self.shards[shard.number]
             if len(shard.scores) != rows.stop - rows.start:
-                raise PadimError(f"{self.output.part(shard.number).uri} is of another run")
+                raise PadimError(f"{self.output.part(shard.number).uri} belongs to another run")
             if shard.may_improve:
                 continue
-            self._take(shard.number, shard.scores, shard.causes)
-            take(rows, shard.counts)
+            self._record(shard.number, shard.scores, shard.causes)
+            add_counts(rows, shard.counts)
             if shard.is_drawn:
                 self.drawn.add(shard.number)
             self.before += len(shard.scores)
         if self.before:
             log.info("%d of %d images are done already", self.before, self.manifest.num_rows)
         if len(self.done) < len(self.shards):
-            self.drawn.clear()  # what is scored now may change which heatmaps are wanted
+            self.drawn.clear()  # new scores may change which images get heatmaps
 
-    def _take(self, shard: int, scores: np.ndarray, causes: Mapping[str, int]) -> None:
+    def _record(self, shard: int, scores: np.ndarray, causes: Mapping[str, int]) -> None:
+        """Record a shard that is committed."""
         self.scores.values[self.shards[shard]] = scores
         self.done.add(shard)
         self.failures.add(len(scores), causes)
 
     def _count(self, shard: int, scores: np.ndarray, causes: Mapping[str, int]) -> None:
+        """Update the metrics with a shard that this attempt committed."""
         group = self.manifest["group"][self.shards[shard].start].as_py()
         flagged = int(self.scores.decisions[group].flags(scores).sum())
         self.metrics.count_scored(group, scores, flagged)
         self.metrics.count_failed(causes)
 
-    def _score(self, plan: Plan, count_pixels: Callable | None, take: Callable) -> None:
+    def _score(self, plan: Plan, count_pixels: PixelCounter | None, add_counts: AddCounts) -> None:
+        """Score and commit the shards that aren't done."""
         left = [number for number in range(len(self.shards)) if number not in self.done]
         if not left:
             return
@@ -189,11 +212,11 @@ class ScoringJob:
                         raise RuntimeError(f"shard {shard} was scored twice")
                     causes = dict(row.pop("causes"))
                     self._count(shard, scores, causes)
-                    self._take(shard, scores, causes)
+                    self._record(shard, scores, causes)
                     self.metrics.report_progress(self.failures.read, self.failures.count)
                     actor = row.pop("actor_id")
                     self.loads.update((group, actor) for group in row.pop("loaded_groups"))
-                    take(self.shards[shard], row)
+                    add_counts(self.shards[shard], row)
                     kill_at("score:part-written")
         if len(self.done) != len(self.shards):
             raise RuntimeError(f"{len(self.shards)} shards, but {len(self.done)} have results")
@@ -201,7 +224,7 @@ class ScoringJob:
         self.claim.check()
 
     def _draw_heatmaps(self, plan: Plan) -> None:
-        """Draw the heatmaps that are wanted, each group's on one colour scale."""
+        """Draw the missing heatmaps, with one colour scale per group."""
         tables = [
             table
             for table in self.scores.by_shard(self.scores.wanted(self.options))
@@ -227,7 +250,7 @@ class ScoringJob:
                 draw,
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=drawing_tasks(plan, len(tables)),
+                compute=drawing_pool(plan, len(tables)),
                 **plan.helper.options,
             )
             count = 0
@@ -240,21 +263,22 @@ class ScoringJob:
     def finish(
         self, *, is_good: np.ndarray | None = None, places: Mapping[str, str] | None = None
     ) -> Summary:
-        """Write run.json and the report, and say how it went: again, if that was done already.
+        """Write run.json and the report, and log the summary; a complete run only logs it again.
 
         Args:
-            is_good: the images that drift is measured on, where it is known that others are
-                defective.
-            places: what else was written where.
+            is_good: (n,) bool, the images on which drift is measured; None: all.
+            places: URIs of further results by name.
         """
         places = self.output.places() | dict(places or {})
         if self.is_complete:
             log.info("%s is complete: nothing is left to do", self.root.uri)
-            run_directory.complete(self.root)  # removes what a kill may have left
+            run_directory.complete(
+                self.root
+            )  # an earlier attempt may have been killed before it cleaned up
             summary = read_summary(self.root, places)
             summary.report()
             return summary
-        summary = self._sum_up(is_good, places)
+        summary = self._summarise(is_good, places)
         self.claim.check()
         write_summary(self.root, summary, self._settings())
         kill_at("score:run-json-written")
@@ -264,7 +288,7 @@ class ScoringJob:
         self.metrics.report_success()
         return summary
 
-    def _sum_up(self, is_good: np.ndarray | None, places: Mapping[str, str]) -> Summary:
+    def _summarise(self, is_good: np.ndarray | None, places: Mapping[str, str]) -> Summary:
         loads: Counter[str] = Counter()
         for (group, _), times in self.loads.items():
             loads[group] += times
@@ -318,10 +342,10 @@ class ScoringJob:
         }
 
 
-def _most_of_the_highest(highest: int, listed: int) -> int:
-    """How many of a run's highest images a shard holds at the most, if they are spread by chance.
+def _max_highest_per_shard(highest: int, listed: int) -> int:
+    """Upper bound of the number of a run's highest images in one shard, if they spread by chance.
 
-    Where they aren't they are mostly flagged, which is reason enough to be kept.
+    If they cluster in a few shards, most of them are flagged, and flagged images are kept anyway.
     """
     expected = highest * min(1, MAX_SHARD_IMAGES / listed)
     return int(expected + 5 * expected**0.5 + 1) if highest else 0
@@ -330,6 +354,8 @@ def _most_of_the_highest(highest: int, listed: int) -> int:
 def _decide(
     groups: Iterable[str], version: ModelVersion, options: ScoreOptions
 ) -> dict[str, Decision]:
+    """Load the calibrations, and derive each group's decision."""
+
     def decide(group: str) -> Decision:
         calibration = version.load_calibration(group)
         return Decision.of(calibration, options.alpha, options.pixel_alpha, options.threshold)
@@ -339,7 +365,7 @@ def _decide(
 
 
 def _prefix(options: ScoreOptions, manifest: pa.Table) -> str:
-    """What all images' URIs begin with, and heatmaps' names leave out."""
+    """The common beginning of all images' URIs, which the names of heatmaps leave out."""
     if options.images is not None:
         return UriTemplate.parse(options.images, options.storage_options).root.uri
     extremes = pc.min_max(manifest["uri"])

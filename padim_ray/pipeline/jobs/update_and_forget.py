@@ -1,4 +1,4 @@
-"""Update and forget: images added to a model's moments, or taken out of them, exactly."""
+"""The update and forget jobs: images added to a model's moments, or removed, exactly."""
 
 import logging
 from collections.abc import Mapping
@@ -34,8 +34,8 @@ log = logging.getLogger("padim_ray")
 def update(**options: Any) -> Summary:
     """Add good images to a model, and publish the result as its next version.
 
-    It equals the model that is fitted to all of the images together. Images that the model was
-    fitted to already are skipped.
+    The result equals a model that is fitted to all images together. Images that are in the model
+    already are skipped.
 
     Args:
         options: the fields of `VersionOptions`, named as on the command line.
@@ -52,17 +52,17 @@ def run_update(options: VersionOptions) -> Summary:
 
 
 def forget(**options: Any) -> Summary:
-    """Take images out of a model, and publish the result as its next version.
+    """Remove images from a model, and publish the result as its next version.
 
-    It equals the model that is fitted without them. They must be as they were when the model was
-    fitted to them.
+    The result equals a model that is fitted without them. The images must still be readable and
+    unchanged.
 
     Args:
         options: the fields of `VersionOptions`, named as on the command line.
 
     Raises:
         PadimError: for a mistake in the options, if an image can't be read any more or has changed,
-            or if fewer than two images of a group would be left.
+            or if a group would be left with fewer than two images.
     """
     return run_forget(from_mapping(VersionOptions, options))
 
@@ -101,41 +101,46 @@ def _run(
 
 
 def sample_of(version: ModelVersion) -> Sample:
-    """The images that the version was calibrated with: later ones keep to it."""
+    """The choice of images that the version was calibrated with; later versions keep it."""
     record = JobRecord.read(version_location(version.root, version.number))
     chosen = record.identity if record else {}
     names = [field.name for field in fields(Sample)]
     return Sample(*(int(chosen.get(name, getattr(FitOptions, name))) for name in names))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Change(Job):
+    """What update and forget share."""
+
+    options: VersionOptions
+
     @property
     def version(self) -> ModelVersion:
+        """The version that is changed."""
         (version,) = self.base.versions
         return version
 
     @cached_property
     def manifest(self) -> pa.Table:
-        """Of the version that is changed."""
+        """The manifest of the version that is changed."""
         return with_outcomes(self.version.load_manifest())
 
     def prepare(self, settings: Mapping[str, Any]) -> ModelSpec:
         return self.version.spec
 
     def kept(self, images: pa.Table) -> pa.Table:
-        """All but the images at hand: what failed before is listed, and tried, again."""
+        """All rows but those of the images at hand, some of which may have failed before."""
         return self.manifest.filter(pc.invert(_is_among(self.manifest, images)))
 
 
 class _Update(_Change):
     def list_images(self) -> pa.Table:
-        """Those that are listed and not in the model."""
+        """The listed images that aren't in the model."""
         listed, manifest = read_images_table(self.options), self.manifest
         known = manifest.filter(pc.equal(manifest["status"], "fitted"))
         new = listed.filter(pc.invert(_is_among(listed, known)))
         if skipped := listed.num_rows - new.num_rows:
-            log.info("%d of them are in the model already", skipped)
+            log.info("%d of the listed images are in the model already", skipped)
             self.skipped = skipped
             _warn_of_changed(listed, known)
         for group, count in group_counts(new).items():
@@ -146,18 +151,18 @@ class _Update(_Change):
 
 class _Forget(_Change):
     def list_images(self) -> pa.Table:
-        """Those that are listed and in the model, as they were when it was fitted to them."""
+        """The listed images that are in the model, as the model's manifest describes them."""
         listed, manifest = read_images_table(self.options), self.manifest
         known = manifest.filter(
             pc.and_(pc.equal(manifest["status"], "fitted"), _is_among(manifest, listed))
         )
         if not known.num_rows:
             raise ModelError(
-                f"The model was fitted to none of the {listed.num_rows} images, "
+                f"None of the {listed.num_rows} listed images is in the model, "
                 f"such as {listed['uri'][0]}"
             )
         if unknown := listed.num_rows - known.num_rows:
-            log.warning("The model wasn't fitted to %d of them", unknown)
+            log.warning("%d of the listed images aren't in the model", unknown)
         for group, count in group_counts(known).items():
             left = self.version.groups[group].images - count
             if left < 2:
@@ -169,10 +174,10 @@ class _Forget(_Change):
 
 
 def _warn_of_changed(listed: pa.Table, known: pa.Table) -> None:
-    """Say which images aren't what the model was fitted to: it keeps what they were."""
+    """Log how many images changed after the model was fitted to them."""
     columns = ["uri", "size", "version_tag"]
     if not set(columns) <= set(known.column_names):
-        return  # a model of images that came as tensors
+        return  # a model that was fitted to tensors
     both = listed.select(columns).join(
         known.select(columns), "uri", right_suffix="_then", join_type="inner"
     )
@@ -180,13 +185,13 @@ def _warn_of_changed(listed: pa.Table, known: pa.Table) -> None:
     changed = both.filter(pc.or_kleene(*differs).fill_null(False))["uri"].to_pylist()
     if changed:
         log.warning(
-            "%d of them changed since; the model keeps what they were, such as %s",
+            "%d of them have changed since then, such as %s; the model keeps their old content",
             *(len(changed), min(changed)),
         )
 
 
 def _with_sources(images: pa.Table, listed: pa.Table) -> pa.Table:
-    """A version's images with what is to be fetched for them, which it doesn't write down."""
+    """A version's images with the URIs to fetch, which its manifest doesn't store."""
     rows = pc.index_in(images["uri"], listed["uri"].combine_chunks())
     for name in FETCHED.values():
         if name in listed.column_names:

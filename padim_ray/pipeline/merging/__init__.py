@@ -1,1 +1,1 @@
-"""From an actor's partial sums to a group's files: codec, tree, base, reducer."""
+"""From actors' partial sums to a group's files: codec, tree, base, groups, reducer."""

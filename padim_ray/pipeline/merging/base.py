@@ -1,4 +1,4 @@
-"""The published versions that new statistics are added to, or subtracted from."""
+"""Published versions whose statistics new images are added to or subtracted from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,17 +19,17 @@ from padim_ray.planning.resources import Share
 
 @dataclass(frozen=True)
 class BaseVersions:
-    """Versions whose statistics images are added to, or subtracted from.
+    """Versions whose statistics new images are added to, or subtracted from.
 
-    The new version refers to the files of all groups that are neither changed nor named here.
+    Groups that neither change nor are named here keep their files: the new version refers to them.
 
     Attributes:
-        versions: of one model or of several.
-        subtract: whether images are subtracted, not added.
-        left_out: of the versions, by index, groups that don't count.
+        versions: versions of one model or of several.
+        subtract: whether images are subtracted instead of added.
+        left_out: groups that are ignored, as pairs of a version's index and a group.
         rewritten: groups that are written anew even if no image is added or subtracted, because
-            several versions have them, or the density is another.
-        copied: groups whose files are copied, because another model has them.
+            several versions have them or the density's settings differ.
+        copied: groups whose files are copied from another model.
     """
 
     versions: tuple[ModelVersion, ...] = ()
@@ -40,6 +40,7 @@ class BaseVersions:
 
     @property
     def groups(self) -> list[str]:
+        """Names of the groups of all versions, sorted."""
         return sorted({group for version in self.versions for group in version.groups})
 
     def images(self, group: str) -> int:
@@ -47,7 +48,7 @@ class BaseVersions:
         return sum(version.groups[group].images for version in self.holders(group))
 
     def holders(self, group: str) -> list[ModelVersion]:
-        """The versions that have a group, each with that group only: tasks are sent them."""
+        """The versions that have a group, each reduced to it so that tasks receive little."""
         return [
             replace(version, groups={group: version.groups[group]})
             for index, version in enumerate(self.versions)
@@ -62,17 +63,20 @@ class BaseVersions:
         shards: int,
         share: Share,
     ) -> dict[int, Merged]:
-        """Add a group's shards to those of the versions, or subtract them.
+        """Add a group's shards to those of the versions, or subtract them from these.
 
         Args:
-            density: what is fitted to the result.
-            group: its name.
-            merged: statistics of images, by number of the shard; empty if there are none.
-            shards: the number of shards.
-            share: what a task asks for.
+            density: the density of the new version.
+            group: the group's name.
+            merged: statistics of the new images by shard number; empty if there are none.
+            shards: number of shards.
+            share: resources of a task.
+
+        Returns:
+            The combined statistics by shard number.
 
         Raises:
-            ModelError: if a version is cut into other shards.
+            ModelError: if a version has another number of shards.
         """
         versions = self.holders(group)
         for version in versions:
@@ -81,17 +85,19 @@ class BaseVersions:
         combined = {}
         for shard in range(shards):
             part = (merged[shard].source.row, merged[shard].source.ref) if merged else (None, None)
-            state, pooled = task.remote(density, versions, group, shard, self.subtract, *part)
+            # Ray's stubs ignore num_returns
+            refs: Any = task.remote(density, versions, group, shard, self.subtract, *part)
+            state, pooled = refs
             combined[shard] = Merged(Source(state), pooled)
         return combined
 
 
 def check_shards(version: ModelVersion, group: str, shards: int) -> None:
-    """Raises: ModelError if the group is cut into another number of shards."""
+    """Raises: ModelError if the version has the group in another number of shards."""
     if version.groups[group].shards != shards:
         raise ModelError(
-            f"{version.root.uri} was written by another padim-ray: it has group {group!r} "
-            f"in {version.groups[group].shards} shards, not {shards}; fit it again"
+            f"{version.root.uri} was written by another release of padim-ray: it has group "
+            f"{group!r} in {version.groups[group].shards} shards, not {shards}; fit it again"
         )
 
 
@@ -106,7 +112,7 @@ def _combine_task(
     value: Any,
 ) -> tuple[StatisticsArrays, Pooled]:
     prepare_memory()
-    # one after the other: memory for two, however many models are merged
+    # a generator, so that at most two are in memory however many models are merged
     total = reduce(add, (version.load_statistics(group, shard).double() for version in versions))
     if value is not None:
         part = read_statistics(density, row, value).double()

@@ -1,8 +1,7 @@
-"""Statistics as bytes in an Arrow row, and as arrays in Ray's object store: both without copies.
+"""Encode statistics as bytes in an Arrow row, or as arrays in Ray's object store, without copies.
 
-A *partial sum* is the statistics of one batch of images of one group, in one shard of cells. It is
-a row as `partial_sum_row` makes it.
-"""
+A *partial sum* is the statistics of one batch of images of one group, in one shard of cells. It
+travels as a row that `partial_sum_row` makes."""
 
 import warnings
 from collections.abc import Mapping
@@ -15,19 +14,23 @@ import torch
 
 from padim_ray.densities.base import Density, Statistics
 
-ALIGNMENT = 64  # bytes, as Arrow has it
+ALIGNMENT = 64  # bytes, like Arrow's buffers
 
 
 def partial_sum_row(
     group: str, shard: int, statistics: Statistics | None, failures: Mapping[str, str]
 ) -> pa.Table:
-    """A row that leaves the actor that adds images.
+    """Encode a partial sum as a table of one row.
 
     Args:
-        group: of the images.
-        shard: the run of cells.
-        statistics: of the images that could be read, on the CPU; None if there are none.
-        failures: errors by URI, of the images that couldn't.
+        group: the images' group.
+        shard: number of the shard of cells.
+        statistics: statistics of the readable images, on the CPU; None if there are none.
+        failures: errors of the other images, by URI.
+
+    Returns:
+        Columns `group`, `shard`, `count` (of images in the statistics), `failures`, `names` (of the
+        tensors) and `state` (the tensors' bytes).
     """
     named = {} if statistics is None else statistics.named
     buffer = _serialise(named)
@@ -48,7 +51,7 @@ def partial_sum_row(
 def _serialise(named: Mapping[str, torch.Tensor]) -> pa.Buffer:
     tensors = [pa.Tensor.from_numpy(tensor.numpy()) for tensor in named.values()]
     size = sum(map(pa.ipc.get_tensor_size, tensors))
-    # memory of PyTorch's, whose pages are large; rows that follow each other stay aligned
+    # PyTorch allocates it in large pages; the padding keeps concatenated rows aligned
     buffer = pa.py_buffer(torch.zeros(-(-size // ALIGNMENT) * ALIGNMENT, dtype=torch.uint8).numpy())
     with pa.FixedSizeBufferWriter(buffer) as writer:
         for tensor in tensors:
@@ -58,19 +61,25 @@ def _serialise(named: Mapping[str, torch.Tensor]) -> pa.Buffer:
 
 @dataclass(frozen=True)
 class StatisticsArrays:
-    """Statistics as arrays, which Ray's object store shares without a copy, unlike tensors."""
+    """Statistics as arrays, which Ray's object store shares without a copy, unlike tensors.
+
+    Attributes:
+        count: number of images.
+        arrays: the statistics' tensors by name.
+    """
 
     count: int
     arrays: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, statistics: Statistics) -> "StatisticsArrays":
+        """View the tensors of statistics as arrays."""
         arrays = {name: tensor.numpy() for name, tensor in statistics.named.items()}
         return cls(statistics.count, arrays)
 
     @classmethod
     def of_row(cls, row: pa.Table) -> "StatisticsArrays":
-        """Views of a row that `partial_sum_row` made."""
+        """View the bytes of a row that `partial_sum_row` made as arrays."""
         with pa.BufferReader(row["state"][0].as_buffer()) as reader:
             arrays = {
                 name: pa.ipc.read_tensor(reader).to_numpy() for name in row["names"][0].as_py()
@@ -79,9 +88,15 @@ class StatisticsArrays:
 
 
 def read_statistics(density: Density, row: int | None, value: Any) -> Statistics:
-    """Statistics as they travel: in a row of a block, or (None) as a task returned them."""
+    """Decode statistics that were sent to a task, without a copy.
+
+    Args:
+        density: whose statistics they are.
+        row: row of a block of partial sums; None if `value` is what another task returned.
+        value: the block, or the other task's `StatisticsArrays`.
+    """
     stored = value if row is None else StatisticsArrays.of_row(value.slice(row, 1))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the arrays are read-only, and nothing writes to them
+        warnings.simplefilter("ignore")  # PyTorch warns of read-only arrays; nothing writes to them
         named = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
     return density.statistics(stored.count, named)

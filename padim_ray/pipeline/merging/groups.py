@@ -1,4 +1,4 @@
-"""Groups' files, written by Ray tasks: a density fitted to merged statistics, shard by shard."""
+"""Ray tasks that write groups' files: fitted densities, copies of other models, unfinished sums."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,18 +28,18 @@ log = logging.getLogger("padim_ray")
 def write_group(
     group: str, merged: Mapping[int, Merged], count: int, draft: DraftVersion, share: Share
 ) -> None:
-    """Fit a group's density, and write it and the statistics into a version of the model.
+    """Fit a group's density, and write it and the statistics to the draft.
 
     Args:
-        group: its name.
-        merged: its statistics, by number of the shard.
-        count: the images that must be in each shard.
-        draft: the version.
-        share: what a task asks for.
+        group: the group's name.
+        merged: its statistics by shard number.
+        count: the number of images that each shard must have.
+        draft: the version that is being written.
+        share: resources of a task.
 
     Raises:
-        ModelError: naming a group that can't be fitted.
-        RuntimeError: if the statistics are not of `count` images: one is lost, or counted twice.
+        ModelError: if the density can't be fitted.
+        RuntimeError: if the statistics don't have `count` images: one is lost or counted twice.
     """
     pools = check_counts(group, merged, count, draft.shards)
     pooled = ray.put(sum(pools[1:], pools[0]))
@@ -55,10 +55,13 @@ def write_group(
 def check_counts(
     group: str, merged: Mapping[int, Merged], count: int, shards: int
 ) -> Sequence[Pooled]:
-    """Make sure that every image is in the statistics once; returns the pooled ones of each shard.
+    """Check that the statistics have every image once.
+
+    Returns:
+        Each shard's pooled statistics.
 
     Raises:
-        RuntimeError: if an image is lost, or counted twice.
+        RuntimeError: if an image is lost or counted twice.
     """
     pools = ray.get([part.pooled for part in merged.values()])
     counts = {pool.count for pool in pools}
@@ -74,7 +77,7 @@ def check_counts(
 def _write_task(
     row: int | None, value: Any, pooled: Pooled, draft: DraftVersion, group: str, shard: int
 ) -> str | None:
-    """Fit and write one shard; return what is wrong, if anything."""
+    """Fit and write one shard; return the user's problem, if there is one."""
     prepare_memory()
     density = draft.spec.density
     statistics = read_statistics(density, row, value)
@@ -95,18 +98,18 @@ def _write_task(
 def copy_groups(
     holders: Mapping[str, ModelVersion], draft: DraftVersion, share: Share
 ) -> dict[str, GroupEntry]:
-    """Write groups of other models' versions into this one as they are, calibration and all.
+    """Copy groups of other models' versions to the draft, with their calibrations.
 
     Args:
-        holders: by group.
-        draft: the version.
-        share: what a task asks for, of which there is one per shard.
+        holders: the versions that have them, by group.
+        draft: the version that is being written.
+        share: resources of a task; there is one task per shard.
 
     Returns:
-        Their entries.
+        The groups' entries for model.json.
 
     Raises:
-        ModelError: if a version is cut into other shards.
+        ModelError: if a version has another number of shards.
     """
     for group, version in holders.items():
         check_shards(version, group, draft.shards)
@@ -123,7 +126,7 @@ def copy_groups(
 
 @ray.remote(max_retries=-1)
 def _copy_task(version: ModelVersion, group: str, shard: int, draft: DraftVersion) -> None:
-    """Read, check and write a shard; with the first one goes the calibration."""
+    """Copy one shard by reading and writing it; the task of shard 0 also copies the calibration."""
     prepare_memory()
     draft.save_statistics(group, shard, version.load_statistics(group, shard))
     if shard < draft.density_shards:
@@ -135,7 +138,7 @@ def _copy_task(version: ModelVersion, group: str, shard: int, draft: DraftVersio
 
 
 def save_unfinished(density: Density, part: Merged, file: Location, share: Share) -> ray.ObjectRef:
-    """Write merged statistics of an unfinished group, by a task that asks for `share`."""
+    """Start a task that saves merged statistics of an unfinished group; return its reference."""
     task = _save_task.options(**share.options)
     return task.remote(density, part.source.row, part.source.ref, file)
 
@@ -147,7 +150,7 @@ def _save_task(density: Density, row: int | None, value: Any, file: Location) ->
 
 
 def load_unfinished(density: Density, file: Location, share: Share) -> Source:
-    """Read back what `save_unfinished` wrote."""
+    """Start a task that loads what `save_unfinished` wrote."""
     return Source(_load_task.options(**share.options).remote(density, file))
 
 

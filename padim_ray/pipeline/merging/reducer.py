@@ -1,4 +1,4 @@
-"""The reducer: partial sums in, finished groups and committed rounds out."""
+"""The reducer: consumes partial sums, writes finished groups and commits rounds."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -28,26 +28,27 @@ from padim_ray.runs.failures import Failures, count_causes
 
 log = logging.getLogger("padim_ray")
 COPIED_PER_ROUND, REWRITTEN_PER_ROUND = 64, 16  # groups
-SHOWN = 20  # images in an error's message
+MAX_SHOWN = 20  # images in an error message
 
 
 @dataclass
 class Reducer:
-    """Takes blocks of partial sums group after group, and finishes each when the next begins.
+    """Merges partial sums group after group, and finishes a group when the next one begins.
 
-    After every `round_images` images it commits a round, from which a killed fit continues.
+    After every `round_images` images it commits a round, from which a killed job continues.
 
     Attributes:
         draft: the version that is being written.
-        share: what a merging task asks for.
-        listed: the number of images of each group.
+        share: resources of a merging task.
+        listed: number of images per group.
         round_images: images after which a round is committed.
         count_failures: counts failed images, and stops the job when there are too many.
         base: versions that the images are added to, or subtracted from.
-        on_commit: called with a round's images, without failed ones, and the failed ones by cause.
-        rows: images of the manifest, from its first on, that were added or failed.
-        failures: error of each failed image, by URI.
-        entries: the groups that are finished.
+        on_commit: called after a round is committed, with the number of images that it added and
+            the numbers of failed ones by cause.
+        rows: number of the manifest's first rows that were added or failed.
+        failures: errors of failed images by URI.
+        entries: the finished groups.
     """
 
     draft: DraftVersion
@@ -69,7 +70,7 @@ class Reducer:
     _first_failure: str | None = None
 
     def __post_init__(self) -> None:
-        """Continue from the last round that was committed."""
+        """Restore the state of the last round that was committed."""
         density = self.draft.spec.density
         self._tree = MergeTree(density, self.share)
         self._round = Round.latest(self.draft.location)
@@ -88,10 +89,12 @@ class Reducer:
             )
 
     def add(self, block: ray.ObjectRef) -> None:
-        """Take a block of rows as `PartialSums` makes them.
+        """Add a block of partial sums.
 
         Raises:
-            TooManyFailed: as soon as more images failed than may.
+            ModelError: if images that are to be subtracted couldn't be read, or if the group before
+                can't be fitted.
+            TooManyFailed: as soon as more images failed than --max-failed allows.
         """
         rows = ray.get(_describe_task.options(**self.share.options).remote(block))
         for row, partial in enumerate(rows):
@@ -101,6 +104,7 @@ class Reducer:
                 self._tree.add((partial["group"], partial["shard"]), block, row)
 
     def _begin(self, partial: Mapping[str, Any]) -> None:
+        """Count a partial sum's images; first finish the group before, and commit a full round."""
         if partial["group"] != self._group:
             self.finish(self.share)
             if partial["group"] in self.entries:
@@ -112,10 +116,12 @@ class Reducer:
         self._group = partial["group"]
         failures = partial["failures"]
         if failures and self.base.subtract:
-            shown = "; ".join(f"{uri}: {error}" for uri, error in list(failures.items())[:SHOWN])
+            shown = "; ".join(
+                f"{uri}: {error}" for uri, error in list(failures.items())[:MAX_SHOWN]
+            )
             raise ModelError(
-                f"{len(failures)} images can't be taken out of the model: they must be readable, "
-                f"and what it was fitted to: {shown}{'; …' * (len(failures) > SHOWN)}"
+                f"{len(failures)} images can't be taken out of the model, because they can't be "
+                f"read or have changed: {shown}{'; …' * (len(failures) > MAX_SHOWN)}"
             )
         images = partial["count"] + len(failures)
         self.rows += images
@@ -127,7 +133,7 @@ class Reducer:
         self.count_failures.add(images, count_causes(failures.values()))
 
     def commit(self) -> None:
-        """Commit all that was taken as a round."""
+        """Commit a round of everything that was added."""
         partial = None
         number = self._round.number + 1
         if self._group is not None:
@@ -156,7 +162,7 @@ class Reducer:
         """Merge, fit and write the current group, by tasks that ask for `share`.
 
         Raises:
-            ModelError: naming a group with too few images, or that can't be fitted.
+            ModelError: if the group has too few readable images, or can't be fitted.
             RuntimeError: if an image of the group is missing.
         """
         if self._group is None:
@@ -167,7 +173,7 @@ class Reducer:
                 f"{self._group!r} were read"
             )
         read, before = self._group_rows - self._group_failed, self.base.images(self._group)
-        if read or not before:  # else all of the images failed, and the group stays as it is
+        if read or not before:  # otherwise all new images failed, and the group doesn't change
             count = before + (-read if self.base.subtract else read)
             check_count(self._group, count, self._first_failure)
             merged = self._tree.finish(self._group, share)
@@ -176,9 +182,9 @@ class Reducer:
         self._group_rows = self._group_failed = 0
 
     def finish_base(self, share: Share) -> None:
-        """Write the base's groups that are copied, or written anew though no image changed.
+        """Write the base's groups that are copied, or rewritten without a change of images.
 
-        Every few groups it commits a round.
+        Every few groups a round is committed.
         """
         holders = {
             group: holder
@@ -200,7 +206,7 @@ class Reducer:
     def _write(
         self, group: str, merged: Mapping[int, Merged], count: int, failed: int, share: Share
     ) -> None:
-        """Write a group, combined with the base's statistics of it."""
+        """Write a group, combined with its statistics in the base."""
         if self.base.images(group):
             density, shards = self.draft.spec.density, self.draft.shards
             merged = self.base.combine(density, group, merged, shards, share)

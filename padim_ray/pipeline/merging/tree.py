@@ -1,8 +1,7 @@
-"""Partial sums merged by a tree of Ray tasks while they arrive.
+"""Merge partial sums in a tree of Ray tasks while they arrive.
 
-The driver holds references only. Every key (group, shard of cells) is merged on its own, anywhere
-in the cluster.
-"""
+The driver holds references only. Every key (group and shard of cells) is merged on its own, on any
+node of the cluster."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,15 +18,20 @@ from padim_ray.pipeline.merging.codec import StatisticsArrays, read_statistics
 from padim_ray.planning.batches import FAN_IN
 from padim_ray.planning.resources import Share
 
-MERGED = 10**6  # rank of what is merged only when its group or round ends
+LAST_RANK = 10**6  # of statistics that are merged only when their group or round ends
 
 Key = tuple[str, int]
-"""Group and number of the shard."""
+"""Group and shard number."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where statistics are: in a row of a block, or (None) what a task returned."""
+    """Where statistics are.
+
+    Attributes:
+        ref: a reference to a block of partial sums, or to what a task returned.
+        row: row in the block; None if a task returned them.
+    """
 
     ref: ray.ObjectRef
     row: int | None = None
@@ -35,7 +39,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Merged:
-    """A key's statistics, and a reference to them pooled over the shard's cells."""
+    """A key's merged statistics.
+
+    Attributes:
+        source: where they are.
+        pooled: a reference to the statistics pooled over the shard's cells.
+    """
 
     source: Source
     pooled: ray.ObjectRef
@@ -45,12 +54,13 @@ class Merged:
 class MergeTree:
     """Partial sums of many keys, merged while they arrive.
 
-    Partial sums of the same rank (merged from as many others) wait for each other, so each is
-    merged O(log n) times and few are alive at once.
+    A sum's rank is the number of merges that it went through. `FAN_IN` sums of the same key and
+    rank are merged to one of the next rank. So each partial sum is merged O(log n) times, and few
+    sums are alive at once.
 
     Attributes:
-        density: whose statistics they are.
-        share: what a merging task asks for.
+        density: the density whose statistics they are.
+        share: resources of a merging task.
     """
 
     density: Density
@@ -58,7 +68,7 @@ class MergeTree:
     _waiting: dict[tuple[Key, int], list[Source]] = field(default_factory=dict)
 
     def add(self, key: Key, block: ray.ObjectRef, row: int) -> None:
-        """Take the partial sum in a row of a block of the pipeline's output."""
+        """Add the partial sum in a row of a block."""
         self._add(key, Source(block, row), rank=0)
 
     def _add(self, key: Key, source: Source, rank: int) -> None:
@@ -69,11 +79,15 @@ class MergeTree:
             self._add(key, merge_sources(self.density, waiting, self.share).source, rank + 1)
 
     def add_merged(self, key: Key, source: Source) -> None:
-        """Take merged statistics, or those of an earlier round."""
-        self._waiting.setdefault((key, MERGED), []).append(source)
+        """Add statistics of an earlier round, or of this one when it is committed."""
+        self._waiting.setdefault((key, LAST_RANK), []).append(source)
 
     def finish(self, group: str, share: Share) -> dict[int, Merged]:
-        """Merge what is left of a group, by tasks that ask for `share`: its shards by number."""
+        """Merge the rest of a group, by tasks that ask for `share`.
+
+        Returns:
+            The merged statistics by shard number.
+        """
         left: dict[int, list[Source]] = {}
         for (key, rank), _ in sorted(self._waiting.items(), key=lambda item: item[0][1]):
             if key[0] == group:
@@ -82,7 +96,7 @@ class MergeTree:
 
 
 def merge_sources(density: Density, sources: Sequence[Source], share: Share) -> Merged:
-    """Merge statistics of one key by a task."""
+    """Merge statistics of one key by a task; a single one is only pooled."""
     if len(sources) == 1:
         (source,) = sources
         return Merged(
@@ -99,7 +113,7 @@ def _merge_task(
     density: Density, rows: list[int | None], *values: Any
 ) -> tuple[StatisticsArrays, Pooled]:
     prepare_memory()
-    parts = [  # views: no memory for the list
+    parts = [  # views of the blocks, which take no memory
         read_statistics(density, row, value) for row, value in zip(rows, values, strict=True)
     ]
     with stage("merge", sum(part.count for part in parts)):

@@ -1,1 +1,1 @@
-"""The stages that images pass: decode, actors, commit, draw, count."""
+"""The stages that images pass through: decode, actors, commit, draw, count."""

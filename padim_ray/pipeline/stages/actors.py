@@ -1,8 +1,7 @@
 """The actors, one per GPU or per eight cores: images to partial sums (fit), or to scores (score).
 
-They keep a trunk, and groups' densities in a cache, but nothing that matters: each call returns its
-results, since Ray may run any call twice.
-"""
+An actor keeps a trunk and a cache of densities, but no results: each call returns its own, because
+Ray may repeat any call."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -32,8 +31,17 @@ from padim_ray.storage.location import Location
 
 
 class PartialSums:
-    """Decoded images in, partial sums out: rows as `partial_sum_row` makes them, one per shard of
-    cells. Images that failed are in the first shard's row."""
+    """The actor of `fit`: decoded images in, partial sums out.
+
+    Each group in a batch becomes one row per shard of cells, see `partial_sum_row`. The row of the
+    first shard also has the failed images.
+
+    Args:
+        root: of the model, which holds the trunk's weights.
+        spec: of the model that is fitted.
+        plan: how the cluster is divided.
+        batch_size: images per pass through the trunk; None: the device's default.
+    """
 
     def __init__(self, root: Location, spec: ModelSpec, plan: Plan, batch_size: int | None) -> None:
         prepare_memory(keep_activations=True)
@@ -65,6 +73,7 @@ class PartialSums:
             yield partial_sum_row(group, shard, part, failures if shard == 0 else {})
 
     def _add(self, images: pa.Table, failures: dict[str, str]) -> Statistics:
+        """The images' statistics; images without finite features are added to `failures`."""
         total = self.detector.empty_statistics()
         parts: deque[pa.Table] = deque()
         for embeddings in self.detector.embed_each(self._batches(images, parts)):
@@ -80,10 +89,10 @@ class PartialSums:
         return total
 
     def _batches(self, images: pa.Table, parts: deque[pa.Table]) -> Iterator[torch.Tensor]:
-        """Batches of the images that were decoded; `parts` gets the rows of each."""
+        """Yield batches of the decoded images; the rows of each are appended to `parts`."""
         size = self.detector.spec.preprocessing.size
         for start in range(0, images.num_rows, self.detector.batch_size):
-            # a filter copies, so not before the slice: memory is bounded by the step
+            # slice before filtering: a filter copies, and so its copy is bounded by the step
             part = images.slice(start, self.detector.batch_size)
             if part["error"].null_count < part.num_rows:
                 part = part.filter(pc.is_null(part["error"]))
@@ -93,19 +102,19 @@ class PartialSums:
 
 
 class ScoreImages:
-    """Decoded images in, `score` and cells' `distances` out, instead of the pixels.
+    """The actor of `score` and of calibration: replaces pixels by `score` and cells' `distances`.
 
-    The column `actor_id` says which actor scored a row, and `loaded_groups`, in a shard's first
-    row, which groups that actor began to load meanwhile.
+    The column `actor_id` names the actor that scored a row. In a shard's first row, `loaded_groups`
+    lists the groups that this actor began to load since its last call.
 
     Args:
         version: of the model.
         plan: how the cluster is divided.
-        batch_size: images per pass through the trunk.
+        batch_size: images per pass through the trunk; None: the device's default.
         following: see `DensityCache`.
         leave_one_out: the images are training images, and get the scores that they would have if
             the model hadn't been fitted to them.
-        group_memory: bytes of densities that are kept.
+        group_memory: maximum bytes of densities in the cache.
     """
 
     def __init__(
@@ -118,7 +127,7 @@ class ScoreImages:
         leave_one_out: bool = False,
         group_memory: int,
     ) -> None:
-        # leave-one-out distances need more memory than the trunk, of a few images only
+        # leave-one-out distances need more memory than the trunk, but for few images
         prepare_memory(keep_activations=not leave_one_out)
         self.version = version
         weights = version.load_trunk_weights()
@@ -164,14 +173,14 @@ class ScoreImages:
         return shard
 
     def _score(self, pixels: np.ndarray, group: str) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n,) and distances (n, H_0, W_0); NaN or infinite where the features are."""
+        """Scores (n,) and distances (n, H_0, W_0), not finite where the features aren't."""
         embeddings = self.detector.embed(as_images(pixels))
         left_out_of = self.version.groups[group].images if self.leave_one_out else None
         found = self.detector.measure(embeddings, self.densities[group], left_out_of=left_out_of)
         return found.scores.cpu().numpy(), found.distances.cpu().numpy()
 
     def _loads(self, rows: int) -> dict[str, pa.Array]:
-        """The columns that tell of loading since the last call."""
+        """The columns `actor_id` and `loaded_groups`."""
         loaded, self.densities.started = self.densities.started, []
         return {
             "actor_id": pa.repeat(pa.scalar(self.actor, pa.string()), rows),

@@ -1,11 +1,11 @@
-"""Arrays of equal shape as Arrow columns of bytes: zero-copy both ways."""
+"""Arrays of equal shape as Arrow columns of bytes, without a copy in either direction."""
 
 import numpy as np
 import pyarrow as pa
 
 
 def fixed_size_column(rows: np.ndarray) -> pa.FixedSizeBinaryArray:
-    """Equally shaped arrays (n, …) as an Arrow column of bytes, without a copy."""
+    """Arrays (n, …) as an Arrow column of n fixed-size binary values, without a copy."""
     kind = pa.binary(rows[0].nbytes)
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
 
@@ -13,7 +13,7 @@ def fixed_size_column(rows: np.ndarray) -> pa.FixedSizeBinaryArray:
 def column_array(
     column: pa.ChunkedArray, dtype: np.dtype | type, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """A fixed-size binary column as (n, *shape); without a copy if it is one chunk."""
+    """A fixed-size binary column as an array (n, *shape), without a copy if it has one chunk."""
     chunks = [
         np.frombuffer(chunk.buffers()[1], np.uint8)[
             chunk.offset * chunk.type.byte_width : (chunk.offset + len(chunk))

@@ -1,10 +1,10 @@
-"""What a scoring run leaves on storage (see `run_directory`), and the tasks that write it.
+"""Commit scored shards as Parquet files, and read back what earlier attempts committed.
 
-What belongs to a shard is written before its part: the part says that the shard is done. Heatmaps
-are drawn when all scores are known: only then are the highest ones known, and the scales.
-"""
+A shard's part is written after all other files of the shard, because the part marks the shard as
+done (see `run_directory`). Heatmaps are drawn when all scores are known, since the highest scores
+and the colour scales depend on all of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,23 +17,23 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from padim_ray.errors import PadimError
+from padim_ray.images.fetch import is_worth_another_try
 from padim_ray.images.sources import without_sources
 from padim_ray.pipeline.cluster.prometheus import stage
 from padim_ray.pipeline.stages.columns import column_array
+from padim_ray.pipeline.stages.output import DRAWN, Output, encode_image, one_row, write_all
 from padim_ray.runs.failures import count_causes
-from padim_ray.runs.run_directory import list_parts
+from padim_ray.runs.run_directory import list_parts, part_number
 from padim_ray.scoring.decision import Decision
 from padim_ray.scoring.regions import Region, find_regions
 from padim_ray.storage.location import Location
 
 if TYPE_CHECKING:
-    from padim_ray.model.version import ModelVersion  # brings torch, which helper tasks do without
-from collections.abc import Iterator
+    from padim_ray.model.version import ModelVersion  # imports torch, which helper tasks don't need
 
-from padim_ray.images.fetch import is_worth_another_try
-from padim_ray.pipeline.stages.output import DRAWN, LOADS, Output, encode_image, one_row, write_all
-from padim_ray.runs.run_directory import part_number
-
+LOADS = ("actor_id", "loaded_groups")
+"""Columns of scored rows that say which densities were loaded, and by which actor."""
+READING_THREADS = 16  # reading small files is bound by the store's latency
 _REGIONS = pa.list_(
     pa.struct(
         {name: pa.int32() for name in ("x", "y", "width", "height")}
@@ -43,15 +43,16 @@ _REGIONS = pa.list_(
 
 
 class WriteResults:
-    """Scored rows in, a Parquet file out; the row that leaves here is for the driver.
+    """Commits a shard: takes scored rows, writes a Parquet file, returns a row for the driver.
 
-    Writing a shard again replaces its file: Ray may run any task twice.
+    Ray may run any task twice; writing a shard again replaces its files.
 
     Args:
-        version: of the model, whose maps and geometry the results have.
-        decisions: by group.
-        count_pixels: counts an evaluation's pixels, from the rows and their maps; what it returns
-            goes to the driver.
+        output: where the results go.
+        version: the model's version, which defines maps and preprocessing.
+        decisions: thresholds and p-values by group.
+        count_pixels: counts an evaluation's pixels. It is given a shard's rows and anomaly maps,
+            and returns columns for the driver.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class WriteResults:
     def _write(self, shard: pa.Table) -> pa.Table:
         number = shard["shard"][0].as_py()
         if pc.count_distinct(shard["shard"]).as_py() != 1:
-            raise RuntimeError(f"shard {number} came with rows of another")
+            raise RuntimeError(f"a block has rows of shard {number} and of another one")
         if shard.num_rows != shard["shard_images"][0].as_py():
-            raise RuntimeError(f"shard {number} came in pieces")
+            raise RuntimeError(f"a block has only some of shard {number}'s rows")
         decision = self.decisions[shard["group"][0].as_py()]
         scores = np.array(shard["score"].to_pylist(), np.float32)  # None becomes NaN
         flags = decision.flags(scores)
@@ -86,9 +87,9 @@ class WriteResults:
             self.output.counts(number).write_table(one_row(counts))
         self.output.part(number).write_table(results)
         causes = list(count_causes(shard["error"].to_pylist()).items())
-        told = {"shard": number, "scores": scores.tobytes(), "causes": causes}
+        outcome = {"shard": number, "scores": scores.tobytes(), "causes": causes}
         loads = {name: shard[name][0].as_py() for name in LOADS}
-        return one_row(told | loads | counts)
+        return one_row(outcome | loads | counts)
 
     def _results(
         self,
@@ -98,6 +99,7 @@ class WriteResults:
         flags: np.ndarray,
         distances: np.ndarray,
     ) -> pa.Table:
+        """The rows of the results, see docs/results.md."""
         count = shard.num_rows
         is_scored = np.isfinite(scores)
         is_judged = is_scored & (decision.threshold is not None)
@@ -106,7 +108,7 @@ class WriteResults:
         for row, anomaly_map in zip(
             np.flatnonzero(flags), self.mapper.maps(distances[flags]), strict=True
         ):
-            assert decision.pixel_threshold is not None  # nothing is flagged without a threshold
+            assert decision.pixel_threshold is not None  # there is one wherever images are flagged
             width, height = (shard[name][row].as_py() for name in ("width", "height"))
             regions[row] = find_regions(
                 anomaly_map,
@@ -122,8 +124,8 @@ class WriteResults:
         now = pa.scalar(datetime.now(UTC), pa.timestamp("ms", tz="UTC"))
         threshold = [decision.threshold if judged else None for judged in is_judged]
         internal = {"shard", "shard_images", "distances", "width", "height", *LOADS}
-        told = without_sources(shard)
-        kept = told.select([name for name in told.column_names if name not in internal])
+        results = without_sources(shard)
+        results = results.select([name for name in results.column_names if name not in internal])
         for name, column in {
             "p_value": pa.array(p_values, mask=np.isnan(p_values)),
             "threshold": pa.array(threshold, pa.float32()),
@@ -136,17 +138,17 @@ class WriteResults:
             "model_version": pa.array([self.model_version] * count, pa.int32()),
             "scored_at": pa.repeat(now, count),
         }.items():
-            kept = kept.append_column(name, column)
-        return kept
+            results = results.append_column(name, column)
+        return results
 
     def _stage(self, number: int, shard: pa.Table, flags: np.ndarray) -> None:
-        """Keep the patch distances of the images that may be drawn: flagged, or highest here."""
+        """Keep the distances of the images that may get a heatmap: flagged ones and the highest."""
         if self.output.heatmaps == "none":
             return
         staged = shard.select(["uri", "score", "distances"]).append_column(
             "row", pa.array(range(shard.num_rows), pa.int32())
         )
-        # flagged images are the highest; ties in the order of rows, like the driver's choice
+        # the flagged images come first; ties keep the rows' order, as in the driver's choice
         order = [("score", "descending"), ("row", "ascending")]
         count = {
             "all": shard.num_rows,
@@ -158,23 +160,25 @@ class WriteResults:
     def _write_maps(
         self, uris: list[str], is_scored: np.ndarray, distances: np.ndarray
     ) -> list[str | None]:
-        files = {row: self.output.map(uris[row]) for row in np.flatnonzero(is_scored)}
+        """Write anomaly maps of scored images; return their URIs, None for the other rows."""
+        files = {row: self.output.map(uris[row]) for row in np.flatnonzero(is_scored).tolist()}
         maps = self.mapper.maps(distances[is_scored])
         contents = (encode_image(Image.fromarray(anomaly_map), "TIFF") for anomaly_map in maps)
         write_all(zip(files.values(), contents, strict=True))
         return [files[row].uri if row in files else None for row in range(len(uris))]
 
 
-READING_THREADS = 16  # small files: they wait for the store
-
-
 @dataclass(frozen=True)
 class CommittedShard:
     """A shard whose rows are in the results.
 
-    `scores` (n,): NaN where an image failed. `causes`: numbers of failed images. `may_improve`:
-    some couldn't be fetched. `is_drawn`: its heatmaps were drawn. `counts`: what `count_pixels`
-    counted, in an evaluation.
+    Attributes:
+        number: the shard's number.
+        scores: (n,) float32, NaN where an image failed.
+        causes: number of failed images by cause.
+        may_improve: whether another attempt may fetch images that failed.
+        is_drawn: whether its heatmaps are drawn.
+        counts: an evaluation's pixel counts, otherwise empty.
     """
 
     number: int
@@ -186,10 +190,11 @@ class CommittedShard:
 
 
 def read_committed(output: Output, *, with_counts: bool) -> Iterator[CommittedShard]:
-    """The shards that are done, in no order.
+    """Read the shards that are committed.
 
     Args:
-        with_counts: the job counts pixels.
+        output: the run's files.
+        with_counts: whether the job counts pixels.
 
     Raises:
         PadimError: if a file is damaged.

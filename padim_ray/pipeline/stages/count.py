@@ -1,4 +1,4 @@
-"""Tasks that count anomaly maps' pixels, in histograms that add up over shards."""
+"""Stages that count the pixels of anomaly maps in histograms, which add up over shards."""
 
 from typing import Any
 
@@ -15,11 +15,15 @@ from padim_ray.pipeline.stages.columns import column_array
 from padim_ray.scoring.anomaly_map import AnomalyMapper
 from padim_ray.scoring.histogram import count_values
 
-MASKS_TOGETHER = 16
+BATCH_MASKS = 16  # in memory at the size of the original images
 
 
 class CountPixels:
-    """Scored rows of a shard in; one row out, with its scores and a histogram of its maps."""
+    """Calibration's last stage: a shard's scored rows in, scores and a histogram of its maps out.
+
+    Args:
+        mapper: makes anomaly maps of distances.
+    """
 
     def __init__(self, mapper: AnomalyMapper) -> None:
         self.mapper = mapper
@@ -39,13 +43,13 @@ class CountPixels:
 
 
 class CountDefectivePixels:
-    """Counts a shard's pixels by the truth that masks tell, for each defect apart.
+    """Counts a shard's defective and normal pixels by their value in the anomaly maps.
 
     Args:
-        normal: the defect that means a good image, which needs no mask.
+        normal: value of `defect` that marks a good image, which needs no mask.
         preprocessing: the model's.
         fetch: reads the masks.
-        max_pixels: larger masks are unreadable.
+        max_pixels: larger masks count as unreadable.
     """
 
     def __init__(
@@ -55,13 +59,22 @@ class CountDefectivePixels:
         self.wanted = Mask(preprocessing, max_pixels)
 
     def __call__(self, shard: pa.Table, maps: np.ndarray) -> dict[str, Any]:
-        """Rows of one group with `defect`, `mask_uri` and `status`, and their maps (n, h, w)."""
+        """Count the pixels of one shard.
+
+        Args:
+            shard: rows of one group, with `defect`, `mask_uri` and `status`.
+            maps: their anomaly maps (n, h, w).
+
+        Returns:
+            `pixels`: pairs of a defect and its encoded `PixelCounts`. `masks`: number of defective
+            images with a mask. `empty_masks`: number of these masks that mark no pixel.
+            `unreadable_masks`: pairs of a mask's URI and its error.
+        """
         counts: dict[str, PixelCounts] = {}
         unreadable: dict[str, str] = {}
         read = empty = 0
-        # a few at a time: the masks at hand are of the original images' size
-        for start in range(0, shard.num_rows, MASKS_TOGETHER):
-            part = shard.slice(start, MASKS_TOGETHER)
+        for start in range(0, shard.num_rows, BATCH_MASKS):
+            part = shard.slice(start, BATCH_MASKS)
             masks = self._masks(part, unreadable)
             defects = part["defect"].to_pylist()
             for defect in set(defects):
@@ -82,22 +95,24 @@ class CountDefectivePixels:
         }
 
     def _masks(self, images: pa.Table, unreadable: dict[str, str]) -> dict[int, np.ndarray]:
-        """By row, the masks of scored images whose pixels' truth is known."""
-        rows = range(images.num_rows)
-        uris = dict(zip(rows, images["mask_uri"].to_pylist(), strict=True))
-        scored = [row for row in rows if images["status"][row].as_py() == "scored"]
-        given = [row for row in scored if uris[row] is not None]
-        nothing = np.zeros(self.wanted.preprocessing.size, bool)
-        masks = {
-            row: nothing
-            for row in scored
-            if uris[row] is None and images["defect"][row].as_py() == self.normal
-        }
-        sources = uris_to_fetch(images, "mask_uri")
-        contents = self.fetch([sources[row] for row in given])
-        for row, mask in zip(given, decode_all(contents, self.wanted), strict=True):
+        """Masks (h, w) of scored images by row; rows whose truth is unknown are left out."""
+        masks: dict[int, np.ndarray] = {}
+        sources: dict[int, str] = {}
+        no_defect = np.zeros(self.wanted.preprocessing.size, bool)
+        columns = (images["status"].to_pylist(), images["defect"].to_pylist())
+        for row, (status, defect, source) in enumerate(
+            zip(*columns, uris_to_fetch(images, "mask_uri"), strict=True)
+        ):
+            if status != "scored":
+                continue
+            if source is not None:
+                sources[row] = source
+            elif defect == self.normal:
+                masks[row] = no_defect
+        contents = self.fetch(list(sources.values()))
+        for row, mask in zip(sources, decode_all(contents, self.wanted), strict=True):
             if isinstance(mask, ImageError):
-                unreadable[uris[row]] = str(mask)
+                unreadable[images["mask_uri"][row].as_py()] = str(mask)
             else:
                 masks[row] = mask.pixels
         return masks

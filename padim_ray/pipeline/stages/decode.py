@@ -17,20 +17,21 @@ from padim_ray.pipeline.cluster.prometheus import count_stage
 from padim_ray.pipeline.stages.columns import fixed_size_column
 from padim_ray.runs.options.common import RunOptions
 
-WINDOW_BYTES = 64 * 2**20  # of encoded images: fetched together, while the last window is decoded
+WINDOW_BYTES = 64 * 2**20
+"""Bytes of encoded images that are fetched together, while the window before is decoded."""
 WINDOW_IMAGES = 64
 
 
 class FetchAndDecode:
-    """Adds to manifest rows `image` (H·W·3 bytes), `status`, `error`, `width` and `height`.
+    """Appends columns `image` (H·W·3 bytes), `status`, `error`, `width` and `height` to a shard.
 
-    An image that can't be fetched or decoded becomes a row with `status = "failed"`.
+    The row of an image that can't be fetched or decoded has the status "failed".
 
     Args:
         preprocessing: the model's.
         fetch: reads the images.
-        max_pixels: larger images fail.
-        hung_after: seconds after which one that isn't decoded fails.
+        max_pixels: images with more pixels fail.
+        hung_after: seconds after which the decoding of an image is given up.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class FetchAndDecode:
     ) -> None:
         self.wanted = ModelInput(preprocessing, max_pixels)
         self.fetch, self.hung_after = fetch, hung_after
-        self._waited = 0.0  # seconds of this call, for the store
+        self._waited = 0.0  # seconds that this call waited for the store
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         started, self._waited = time.perf_counter(), 0.0
@@ -77,14 +78,14 @@ class FetchAndDecode:
         return shard
 
     def _fetch(self, shard: pa.Table) -> Iterator[bytes | ImageError]:
-        """The rows' encoded images in order; the next window is on its way during decoding."""
-        listed = [shard[name].to_pylist() for name in ("size", "version_tag")]
-        columns = [uris_to_fetch(shard), *listed]
-        windows = list(_windows(columns[1]))
+        """Yield the rows' encoded images in order; the next window is fetched during decoding."""
+        uris = uris_to_fetch(shard)
+        sizes, tags = (shard[name].to_pylist() for name in ("size", "version_tag"))
+        windows = list(_windows(sizes))
         with ThreadPoolExecutor(1) as pool:
 
-            def start_fetching(window: tuple[int, int]) -> Future[list[bytes | ImageError]]:
-                return pool.submit(self.fetch, *(column[slice(*window)] for column in columns))
+            def start_fetching(window: slice) -> Future[list[bytes | ImageError]]:
+                return pool.submit(self.fetch, uris[window], sizes[window], tags[window])
 
             ahead = start_fetching(windows[0])
             for following in [*windows[1:], None]:
@@ -96,16 +97,17 @@ class FetchAndDecode:
                 yield from contents
 
 
-def _windows(sizes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
+def _windows(sizes: Sequence[int | None]) -> Iterator[slice]:
+    """Cut rows into windows of at most `WINDOW_IMAGES` images and about `WINDOW_BYTES`."""
     start, total = 0, 0
     for row, size in enumerate(sizes):
         total += size or 0
         if row > start and (total > WINDOW_BYTES or row - start >= WINDOW_IMAGES):
-            yield start, row
+            yield slice(start, row)
             start, total = row, size or 0
-    yield start, len(sizes)
+    yield slice(start, len(sizes))
 
 
 def fetcher(options: RunOptions) -> Fetcher:
-    """A fetcher with a run's storage options and limits."""
+    """Make a fetcher with a run's storage options and limits."""
     return Fetcher(options.storage_options or {}, options.max_image_bytes)

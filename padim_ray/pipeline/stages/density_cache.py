@@ -1,4 +1,4 @@
-"""An actor's groups: a bounded cache of fitted densities, the next group's loaded ahead."""
+"""An actor's cache of fitted densities, which loads the next group ahead."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -8,19 +8,20 @@ from padim_ray.densities.base import Fitted
 
 
 class DensityCache:
-    """The densities of the groups used last, in a number of bytes.
+    """The densities of the groups that were used last, up to a number of bytes.
 
-    Where a group has few images, loading takes longer than scoring: while one group is scored, the
-    next is loaded, if there is room for both.
+    If a group has few images, loading takes longer than scoring. So the next group is loaded while
+    one is scored, if there is room for both.
 
     Args:
         load: reads a group's density.
-        following: by group, the one that is asked for next, where that is as good as certain: a
-            load for nothing takes the store's time.
-        max_bytes: of densities, all of one size; one group's may always be there.
+        following: by group, the group that is nearly certain to be asked for next. A load in vain
+            would burden the store.
+        max_bytes: maximum size of the densities, which all have the same size. One density is
+            always kept.
 
     Attributes:
-        started: the groups whose loading began since this list was emptied, in order.
+        started: groups whose loading began, in order, since the caller last emptied this list.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class DensityCache:
     ) -> None:
         self._load, self._max_bytes = load, max_bytes
         self._following = following
-        self._loaded: OrderedDict[str, Fitted] = OrderedDict()  # the one used last is the last
+        self._loaded: OrderedDict[str, Fitted] = OrderedDict()  # least recently used first
         self._ahead: tuple[str, Future[Fitted]] | None = None
         self._pool = ThreadPoolExecutor(1)
         self.started: list[str] = []
@@ -37,7 +38,7 @@ class DensityCache:
         """A group's density, from the cache or from storage.
 
         Raises:
-            ModelError: if they can't be read.
+            ModelError: if it can't be read.
         """
         self._take_ahead(group)
         if group not in self._loaded:
@@ -49,9 +50,10 @@ class DensityCache:
         return self._loaded[group]
 
     def _take_ahead(self, group: str) -> None:
-        """Keep what was loaded ahead, once it is asked for or there.
+        """Move the density that was loaded ahead into the cache, once it is needed or loaded.
 
-        If another group is needed first, it is waited for: two at once would take memory for both.
+        If another group has to be loaded first, this waits for the one ahead: loading two at a time
+        would exceed the memory.
         """
         if self._ahead is None or (group in self._loaded and not self._ahead[1].done()):
             return
@@ -69,7 +71,7 @@ class DensityCache:
             self._ahead = group, self._pool.submit(self._load, group)
 
     def _make_room(self) -> None:
-        """Before loading, so that memory never holds more."""
+        """Drop the least recently used densities before another one is loaded."""
         while self._loaded and not self._has_room():
             self._loaded.popitem(last=False)
 

@@ -1,7 +1,6 @@
-"""The drawing stage: heatmaps of the highest images, once all scores are known."""
+"""The drawing stage: heatmaps of chosen images, once all scores are known."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,27 +12,26 @@ from padim_ray.images.fetch import Fetcher
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.pipeline.cluster.prometheus import stage
 from padim_ray.pipeline.stages.columns import column_array
+from padim_ray.pipeline.stages.output import DRAWN, Output, encode_image, read_parquet, write_all
 from padim_ray.scoring.anomaly_map import AnomalyMapper
 from padim_ray.scoring.heatmap import draw_heatmap
 
-if TYPE_CHECKING:
-    pass  # brings torch, which helper tasks do without
-from padim_ray.pipeline.stages.output import (
-    DRAWN,
-    Output,
-    encode_image,
-    read_parquet,
-    write_all,
-)
-
-DRAWN_TOGETHER = 16  # images, at their full size in memory
+BATCH_IMAGES = 16  # in memory at their full size
 
 
 class DrawHeatmaps:
-    """Rows of a shard (`shard`, `row`, `source`) in, heatmaps out; then the results name them.
+    """The stage that draws a shard's heatmaps and writes their URIs into the shard's part.
+
+    It is given the rows to draw as `Scores.by_shard` makes them, and returns one row with the
+    columns `shard` and `drawn` (number of heatmaps).
 
     Args:
-        scales: the colours' two ends, by group.
+        output: the run's files.
+        mapper: makes anomaly maps of distances.
+        preprocessing: the model's.
+        scales: both ends of the colour scale by group.
+        fetch: reads the images.
+        max_pixels: larger images get no heatmap.
     """
 
     def __init__(
@@ -58,8 +56,8 @@ class DrawHeatmaps:
         staged = staged.filter(pc.is_in(staged["row"], wanted["row"].combine_chunks()))
         sources = dict(zip(wanted["row"].to_pylist(), wanted["source"].to_pylist(), strict=True))
         drawn: dict[int, str] = {}
-        for start in range(0, staged.num_rows, DRAWN_TOGETHER):
-            drawn.update(self._draw(staged.slice(start, DRAWN_TOGETHER), sources, scale))
+        for start in range(0, staged.num_rows, BATCH_IMAGES):
+            drawn.update(self._draw(staged.slice(start, BATCH_IMAGES), sources, scale))
         part = self.output.part(number)
         results = read_parquet(part)
         uris = [drawn.get(row) for row in range(results.num_rows)]
@@ -71,14 +69,14 @@ class DrawHeatmaps:
     def _draw(
         self, staged: pa.Table, sources: Mapping[int, str], scale: tuple[float, float]
     ) -> dict[int, str]:
-        """Draw and write heatmaps; their URIs by row."""
+        """Draw and write heatmaps; return their URIs by row."""
         uris, rows = staged["uri"].to_pylist(), staged["row"].to_pylist()
         maps = self.mapper.maps(column_array(staged["distances"], np.float32, self.mapper.patches))
         images = decode_all(self.fetch([sources[row] for row in rows]), self.wanted)
         drawn, files = {}, []
         for row, uri, anomaly_map, image in zip(rows, uris, maps, images, strict=True):
             if isinstance(image, ImageError):
-                continue  # gone or replaced since it was scored: its row has no heatmap
+                continue  # deleted or replaced since it was scored
             heatmap = draw_heatmap(image.pixels, anomaly_map, self.preprocessing, scale)
             location = self.output.heatmap(uri)
             files.append((location, encode_image(heatmap, "PNG")))

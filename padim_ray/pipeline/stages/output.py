@@ -1,11 +1,11 @@
-"""A scoring run's files: where each one goes, and small helpers to write them."""
+"""The files of a scoring run: their names and formats, and functions to read and write them."""
 
 import io
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,17 +16,12 @@ from padim_ray.runs.run_directory import PART, list_parts
 from padim_ray.scoring.heatmap import output_name
 from padim_ray.storage.location import Location
 
-if TYPE_CHECKING:
-    pass  # brings torch, which helper tasks do without
-
 DRAWN = b"padim_ray.heatmaps_drawn"
-"""In a part's metadata: its heatmaps are."""
-LOADS = ("actor_id", "loaded_groups")
-"""Columns of scored rows that tell of the Gaussians' loading."""
-PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
-"""On heatmaps of photographs half the time of level 4, and no larger."""
-WRITING_THREADS = 8  # small files wait for the store, not for a processor
-_KINDS = {
+"""Metadata key of a part whose heatmaps are drawn."""
+PNG_OPTIONS = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+"""For heatmaps of photographs: half the time of level 4, and the files are no larger."""
+WRITING_THREADS = 8  # writing small files is bound by the store's latency
+_TYPES = {
     "loaded_groups": pa.list_(pa.string()),
     "causes": pa.map_(pa.string(), pa.int64()),
     "pixels": pa.map_(pa.string(), pa.large_binary()),
@@ -36,11 +31,16 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Output:
-    """Where a run's results go and which there are.
+    """Where a run's results go, and which of them are written.
 
-    `prefix`: the beginning of all images' URIs that their heatmaps' names leave out. `top`: how
-    many images with the highest scores get a heatmap. `staged_top`: how many of them a shard may
-    hold. `min_region_area`: in pixels of the image.
+    Attributes:
+        root: directory of the run.
+        prefix: common beginning of all images' URIs, which the names of heatmaps leave out.
+        heatmaps: the images that get a heatmap, see `ScoreOptions`.
+        top: number of images with the highest scores that get a heatmap.
+        staged_top: number of them for which each shard keeps its cells' distances.
+        maps: whether anomaly maps are written.
+        min_region_area: area of the smallest reported region, in pixels of the image.
     """
 
     root: Location
@@ -52,53 +52,63 @@ class Output:
     min_region_area: int
 
     def part(self, shard: int) -> Location:
+        """The shard's results; the shard is committed when this file exists."""
         return self.root / PART.format(shard)
 
     def staged(self, shard: int) -> Location:
+        """Cells' distances of the shard's images that may get a heatmap."""
         return self.root / f".staging/distances-{shard:06d}.parquet"
 
     def heatmap(self, uri: str) -> Location:
+        """The heatmap of an image."""
         return self.root / f"heatmaps/{output_name(uri, self.prefix, '.png')}"
 
     def map(self, uri: str) -> Location:
+        """The anomaly map of an image."""
         return self.root / f"maps/{output_name(uri, self.prefix, '.tiff')}"
 
     def counts(self, shard: int) -> Location:
+        """An evaluation's pixel counts of the shard."""
         return self.root / f".staging/counts-{shard:06d}.parquet"
 
     def read_counts(self, shard: int) -> dict[str, Any]:
-        """What `count_pixels` counted in a shard that was written."""
+        """Read the pixel counts of a committed shard."""
         return read_parquet(self.counts(shard)).to_pylist()[0]
 
     def check_complete(self, shards: int) -> None:
-        """Raises: PadimError if the driver doesn't find every part that workers wrote."""
+        """Check that the driver sees all parts that workers wrote.
+
+        Raises:
+            PadimError: if it doesn't.
+        """
         found = len(list_parts(self.root))
         if found != shards:
             raise PadimError(
-                f"{self.root.uri} holds {found} of {shards} parts that workers wrote: on a cluster "
-                "the results need storage that all nodes share"
+                f"{self.root.uri} holds {found} of the {shards} parts that workers wrote: on a "
+                "cluster --out must be on storage that all nodes share"
             )
 
     def places(self) -> dict[str, str]:
-        """What is where, for the summary."""
-        names = {
+        """URIs of the results by name, for the summary."""
+        is_written = {
             "results": True,
             "heatmaps": self.heatmaps != "none",
             "maps": self.maps,
             "report.html": True,
         }
-        return {name: (self.root / name).uri for name, there in names.items() if there}
+        return {name: (self.root / name).uri for name, written in is_written.items() if written}
 
 
 def one_row(values: Mapping[str, Any]) -> pa.Table:
-    """A table of one row, with the columns' own types."""
-    return pa.table({name: pa.array([value], _KINDS.get(name)) for name, value in values.items()})
+    """A table of one row; nested columns have their declared types."""
+    return pa.table({name: pa.array([value], _TYPES.get(name)) for name, value in values.items()})
 
 
-def encode_image(image: Image.Image, kind: str) -> bytes:
-    """Encode an image as PNG or TIFF."""
+def encode_image(image: Image.Image, kind: Literal["PNG", "TIFF"]) -> bytes:
+    """Encode an image as a file's content."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **(PNG if kind == "PNG" else {}))
+    options: dict[str, Any] = PNG_OPTIONS if kind == "PNG" else {}
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
