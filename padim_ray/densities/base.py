@@ -9,18 +9,22 @@ exact, distributed and mergeable for any number of images:
     load → distances                 distances of new images
 
 To add a density, write a module beside this one that implements `Density`, a `Statistics` (or use
-another density's) and a `Fitted`, and add a line to `padim_ray.densities.DENSITIES`. `gaussian` and
-`shared` are examples; `tests/densities/test_seam.py` has the smallest one that works.
+another density's) and a `Fitted`, and add a line to `padim_ray.densities.DENSITIES`. What isn't
+abstract here has a default that suits tensors with a row per cell and densities without settings.
+`gaussian` and `shared` are examples; CONTRIBUTING.md has the smallest one that works.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast
 
 import torch
 
+from padim_ray.errors import ModelError
 from padim_ray.features.grid import Embeddings, PatchGrid
 from padim_ray.features.workers import ONE_BY_ONE, Workers
+from padim_ray.storage.json_fields import show
 
 Named = Mapping[str, torch.Tensor]
 
@@ -39,20 +43,30 @@ class State(ABC):
         """All tensors as they are in memory, not copied: writing to them changes the state."""
 
     @abstractmethod
+    def like(self, named: Named) -> Self:
+        """The same with other tensors of these names, in the same order."""
+
     def packed(self) -> dict[str, torch.Tensor]:
         """The tensors to save to a file: contiguous, finite, float32, float64 or int64.
 
         Redundant entries, such as one half of a symmetric matrix, may be left out. `Density` has
         the inverse: `unpack_statistics` or `unpack_fitted`.
         """
+        return {name: tensor.contiguous() for name, tensor in self.named.items()}
 
-    @abstractmethod
     def cells(self, start: int, stop: int) -> Self:
         """The part for the coarsest cells [start, stop) and their descendants, as views."""
+        coarsest = min(map(len, self.named.values()))
+        return self.like(
+            {
+                name: tensor[start * len(tensor) // coarsest : stop * len(tensor) // coarsest]
+                for name, tensor in self.named.items()
+            }
+        )
 
-    @abstractmethod
     def to(self, target: torch.device | str) -> Self:
         """Copy to a device; tensors that are already there are not copied."""
+        return self.like({name: tensor.to(target) for name, tensor in self.named.items()})
 
     @property
     def nbytes(self) -> int:
@@ -82,9 +96,12 @@ class Statistics(State):
             any more.
         """
 
-    @abstractmethod
     def double(self) -> Self:
         """Convert to the precision in which statistics are merged; idempotent."""
+        return self.like({name: tensor.double() for name, tensor in self.named.items()})
+
+    def packed(self) -> dict[str, torch.Tensor]:
+        return {"count": torch.tensor(self.count)} | super().packed()
 
     @abstractmethod
     def __add__(self, other: Self) -> Self:
@@ -120,6 +137,19 @@ class Pooled(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Pooled statistics of densities whose cells share nothing but the number of images."""
+
+    count: int
+    nbytes: int = 0
+
+    def __add__(self, other: "Counted") -> "Counted":
+        if other.count != self.count:
+            raise ValueError(f"{self.count} and {other.count} images are not the same")
+        return self
+
+
 class Fitted(State):
     """The fitted parameters of some cells; distances need nothing else."""
 
@@ -144,12 +174,11 @@ class Density(ABC, Generic[S, F, P]):
     only the first is fitted and saved."""
 
     @classmethod
-    @abstractmethod
     def of_options(cls, options: Any) -> Self:
         """The density that `ModelOptions` ask for."""
+        return cls()
 
     @classmethod
-    @abstractmethod
     def of_json(cls, value: Mapping[str, Any], where: str) -> Self:
         """Read the settings: the inverse of `to_json`.
 
@@ -160,14 +189,17 @@ class Density(ABC, Generic[S, F, P]):
         Raises:
             ModelError: if a field is missing, unknown or invalid.
         """
+        if value:
+            raise ModelError(f"{where} has no settings, but has {show(sorted(value))}")
+        return cls()
 
-    @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON object, with `kind`."""
+        return {"kind": self.kind}
 
-    @abstractmethod
     def describe(self) -> dict[str, str]:
         """The settings in words, by name, for people."""
+        return {"density": self.kind}
 
     @abstractmethod
     def empty(self, grid: PatchGrid, device: torch.device | str = "cpu") -> S:
@@ -177,23 +209,27 @@ class Density(ABC, Generic[S, F, P]):
     def statistics(self, count: int, named: Named) -> S:
         """Statistics of `count` images from the tensors of `State.named`, not copied."""
 
-    @abstractmethod
     def unpack_statistics(self, packed: Named) -> S:
         """Statistics from the tensors of `State.packed`.
 
         Names, shapes and types are checked already, and values are finite.
         """
+        named = {name: tensor for name, tensor in packed.items() if name != "count"}
+        return self.statistics(int(packed["count"]), named)
 
-    @abstractmethod
     def state_bytes(self, grid: PatchGrid) -> int:
         """Bytes of a group's statistics, which decide into how many shards they are cut.
 
         The number of shards is part of the model format: this must not change between versions.
         """
+        return self.empty(grid, "meta").nbytes
 
-    @abstractmethod
     def pool(self, statistics: S) -> P:
-        """Pool a run of cells: compute what all runs must share before they are fitted."""
+        """Pool a run of cells: compute what all runs must share before they are fitted.
+
+        Default: `Counted`.
+        """
+        return cast(P, Counted(statistics.count))
 
     @abstractmethod
     def fit(self, statistics: S, pooled: P) -> F:
@@ -213,6 +249,9 @@ class Density(ABC, Generic[S, F, P]):
         """A fitted density of all cells whose tensors are allocated but not initialised."""
 
     @abstractmethod
+    def fitted(self, named: Named) -> F:
+        """A fitted density from the tensors of `State.named`, not copied."""
+
     def unpack_fitted(self, packed: Named) -> F:
         """A fitted density from the tensors of `State.packed`.
 
@@ -221,10 +260,14 @@ class Density(ABC, Generic[S, F, P]):
         Raises:
             ModelError: if the values can't come from a fit.
         """
+        return self.fitted(packed)
 
-    @abstractmethod
     def join(self, parts: Sequence[F]) -> F:
         """Join the fitted densities of consecutive runs of cells."""
+        names = parts[0].named
+        return self.fitted(
+            {name: torch.cat([part.named[name] for part in parts]) for name in names}
+        )
 
     def load(self, fitted: F, device: torch.device, dtype: torch.dtype) -> F:
         """Prepare a fitted density for `distances`: move it to a device and optimise its layout.

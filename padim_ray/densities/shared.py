@@ -100,14 +100,11 @@ class SharedGaussian(Fitted):
             "channels": self.channels,
         }
 
-    def packed(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.contiguous() for name, tensor in self.named.items()}
+    def like(self, named: Named) -> "SharedGaussian":
+        return SharedGaussian(**named)
 
     def cells(self, start: int, stop: int) -> "SharedGaussian":
         return self  # all cells share it
-
-    def to(self, target: torch.device | str) -> "SharedGaussian":
-        return SharedGaussian(*(tensor.to(target) for tensor in self.named.values()))
 
     @cached_property
     def levels(self) -> list[slice]:
@@ -221,8 +218,11 @@ class SharedDensity(Density[Moments, SharedGaussian, PooledMoments]):
             torch.empty(grid.levels, dtype=torch.int64, device=device),
         )
 
+    def fitted(self, named: Named) -> SharedGaussian:
+        return SharedGaussian(**named)
+
     def unpack_fitted(self, packed: Named) -> SharedGaussian:
-        fitted = SharedGaussian(**packed)
+        fitted = self.fitted(packed)
         if (
             not 0 < fitted.embeddings.item() < 2**53
             or not (fitted.channels >= 0).all()

@@ -11,7 +11,6 @@ from padim_ray.densities.gaussian.moments import (
     Moments,
     accumulate_,
     empty_moments,
-    join_cells,
     subtract,
 )
 from tests.helpers import dense
@@ -39,7 +38,7 @@ def images(patches, indices):
 
 def join_moments(parts):
     """The inverse of `Moments.cells` for consecutive runs of cells."""
-    return Moments(parts[0].count, *join_cells([(part.means, part.scatters) for part in parts]))
+    return parts[0].like({n: torch.cat([part.named[n] for part in parts]) for n in parts[0].named})
 
 
 def assert_close(a, b, tolerance):

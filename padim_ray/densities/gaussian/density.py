@@ -71,6 +71,9 @@ class GaussianDensity(Density[Moments, Gaussian, PooledScatter]):
         like = self.empty(grid, device)
         return Gaussian(tuple(mean.float() for mean in like.means), like.scatters)
 
+    def fitted(self, named: Named) -> Gaussian:
+        return Gaussian.of_named(named)
+
     def unpack_fitted(self, packed: Named) -> Gaussian:
         return Gaussian.of_packed(packed)
 

@@ -47,6 +47,9 @@ class Moments(Statistics):
     def named(self) -> dict[str, torch.Tensor]:
         return name_levels("mean", self.means) | name_blocks("scatter", self.scatters)
 
+    def like(self, named: Named) -> "Moments":
+        return Moments.of_named(self.count, named)
+
     @classmethod
     def of_named(cls, count: int, named: Named) -> "Moments":
         """The inverse of `named`."""
@@ -84,13 +87,6 @@ class Moments(Statistics):
     def double(self) -> "Moments":
         return self.to(torch.float64)
 
-    def cells(self, start: int, stop: int) -> "Moments":
-        return Moments(
-            self.count,
-            tuple(cut_cells(self.means, len(self.means[-1]), start, stop)),
-            tuple(tuple(cut_cells(row, len(self.means[-1]), start, stop)) for row in self.scatters),
-        )
-
     @torch.inference_mode()
     def add_(self, embeddings: Embeddings, workers: Workers = ONE_BY_ONE) -> "Moments":
         if embeddings.are_bfloat16_on(gpu.has_kernels):
@@ -119,18 +115,6 @@ def cut_cells(
         tensor[start * len(tensor) // coarsest : stop * len(tensor) // coarsest]
         for tensor in tensors
     ]
-
-
-def join_cells(
-    runs: Sequence[tuple[Sequence[torch.Tensor], Blocks]],
-) -> tuple[tuple[torch.Tensor, ...], Blocks]:
-    """Join means and blocks of consecutive runs of cells."""
-    means = tuple(torch.cat(level) for level in zip(*(m for m, _ in runs), strict=True))
-    blocks = tuple(
-        tuple(torch.cat(block) for block in zip(*rows, strict=True))
-        for rows in zip(*(b for _, b in runs), strict=True)
-    )
-    return means, blocks
 
 
 def empty_moments(

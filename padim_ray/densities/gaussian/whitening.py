@@ -15,12 +15,11 @@ from padim_ray.densities.base import Fitted, Named
 from padim_ray.densities.gaussian.moments import (
     Blocks,
     Moments,
-    cut_cells,
-    join_cells,
     name_blocks,
     name_levels,
     pack_blocks,
     per_coarse_cell,
+    read_blocks,
     read_levels,
     unpack_blocks,
 )
@@ -46,6 +45,15 @@ class Gaussian(Fitted):
     def named(self) -> dict[str, torch.Tensor]:
         return name_levels("mean", self.means) | name_blocks("whitening", self.whitening)
 
+    def like(self, named: Named) -> "Gaussian":
+        return Gaussian.of_named(named)
+
+    @classmethod
+    def of_named(cls, named: Named) -> "Gaussian":
+        """The inverse of `named`."""
+        means = read_levels("mean", named)
+        return cls(means, read_blocks("whitening", named, len(means)))
+
     def packed(self) -> dict[str, torch.Tensor]:
         """The tensors to save; of triangular blocks only the lower triangle."""
         return name_levels("mean", self.means) | pack_blocks("whitening", self.whitening)
@@ -66,19 +74,6 @@ class Gaussian(Fitted):
                     f"the whitening of level {level} has a diagonal that is not positive"
                 )
         return cls(means, whitening)
-
-    def to(self, target: torch.device | str) -> "Gaussian":
-        return Gaussian(
-            tuple(mean.to(target) for mean in self.means),
-            tuple(tuple(block.to(target) for block in row) for row in self.whitening),
-        )
-
-    def cells(self, start: int, stop: int) -> "Gaussian":
-        coarsest = len(self.means[-1])
-        return Gaussian(
-            tuple(cut_cells(self.means, coarsest, start, stop)),
-            tuple(tuple(cut_cells(row, coarsest, start, stop)) for row in self.whitening),
-        )
 
 
 def factorise(
@@ -195,4 +190,7 @@ def concatenate(parts: Sequence[Gaussian]) -> Gaussian:
     """Join the Gaussians of consecutive runs of cells."""
     if len(parts) == 1:
         return parts[0]
-    return Gaussian(*join_cells([(part.means, part.whitening) for part in parts]))
+    names = parts[0].named
+    return Gaussian.of_named(
+        {name: torch.cat([part.named[name] for part in parts]) for name in names}
+    )

@@ -35,7 +35,8 @@ def quiet_driver() -> Iterator[None]:
     level is read from the environment when the driver's core worker is made, after Ray's other
     processes were started: these keep theirs. `RAY_BACKEND_LOG_LEVEL` in the environment wins.
     """
-    make = ray._raylet.CoreWorker
+    raylet: Any = ray._raylet
+    make = raylet.CoreWorker
     if LOG_LEVEL in os.environ:
         yield
         return
@@ -48,11 +49,11 @@ def quiet_driver() -> Iterator[None]:
         finally:
             del os.environ[LOG_LEVEL]
 
-    ray._raylet.CoreWorker = make_quietly
+    raylet.CoreWorker = make_quietly
     try:
         yield
     finally:
-        ray._raylet.CoreWorker = make
+        raylet.CoreWorker = make
 
 
 @contextmanager

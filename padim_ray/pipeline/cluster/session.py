@@ -85,7 +85,8 @@ def rows_of(dataset: ray.data.Dataset) -> Iterator[Iterator[dict[str, Any]]]:
 
     Without the end of its iterator, a data set that is left early goes on in the background.
     """
-    with closing(iter(dataset.iter_rows())) as rows:
+    iterator: Any = iter(dataset.iter_rows())  # a generator, which `Iterator` doesn't say
+    with closing(iterator) as rows:
         yield rows
 
 
