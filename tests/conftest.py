@@ -29,6 +29,17 @@ import torchvision
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+STARTS_RAY = ("end_to_end", "cluster", "faults")  # directories
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that start Ray: `make check` leaves them out."""
+    directories = [Path(__file__).parent / name for name in STARTS_RAY]
+    for item in items:
+        in_directory = any(item.path.is_relative_to(directory) for directory in directories)
+        if in_directory or "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
