@@ -1,4 +1,4 @@
-"""Trunk, moments, distances and maps alone, in one process. `python -m benchmarks.stages`."""
+"""Trunk, moments, distances and maps, each alone, in one process: `python -m benchmarks.stages`."""
 
 from collections.abc import Callable
 
@@ -42,7 +42,7 @@ def measure(weights: str, repeats: int) -> list[Figure]:
 
 
 def prepare(weights: str, n_features: str | int, precision: str) -> tuple[Embedder, torch.Tensor]:
-    """A trunk, and images as jobs give it."""
+    """An embedder, and a batch of images as in the jobs."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = ModelOptions(weights=weights, n_features=n_features)
     pixels = torch.randint(0, 256, (BATCH, 256, 256, 3), dtype=torch.uint8, device=device)
@@ -51,7 +51,7 @@ def prepare(weights: str, n_features: str | int, precision: str) -> tuple[Embedd
 
 
 def _modules(embedder: Embedder, weights: str) -> Trunk:
-    """The same trunk by PyTorch's own operators."""
+    """The same trunk run by PyTorch's modules."""
     spec = embedder.spec
     state = read_weights(weights, spec.backbone, list(spec.channels))
     precision, device = spec.precision, embedder.device
@@ -63,7 +63,7 @@ def _modules(embedder: Embedder, weights: str) -> Trunk:
 def stages(
     embedder: Embedder, images: torch.Tensor, counts: tuple[int, ...] = ()
 ) -> dict[str, Callable[[], int]]:
-    """What an actor does with a batch, by name; leave-one-out distances for so many images."""
+    """An actor's stages on a batch, by name; leave-one-out distances for each count of images."""
     spec = embedder.spec
     embeddings = embedder.embed(images)
     state = empty_moments(spec.grid.cells, spec.grid.channels, device=embedder.device)
@@ -98,7 +98,7 @@ def stages(
 
 
 def within(trunk: Callable[[torch.Tensor], list[torch.Tensor]], images: torch.Tensor) -> int:
-    """All cores at work on one operator after the other."""
+    """Run one operator after the other, each on all cores."""
     torch.set_num_threads(cores())
     trunk(images)
     torch.set_num_threads(1)
@@ -106,7 +106,7 @@ def within(trunk: Callable[[torch.Tensor], list[torch.Tensor]], images: torch.Te
 
 
 def done(embeddings: Embeddings) -> int:
-    """Wait for the device, and say how many images that were."""
+    """Wait for the device and return the number of images."""
     if embeddings.levels[0].is_cuda:
         torch.cuda.synchronize()
     return len(embeddings)

@@ -1,9 +1,8 @@
-"""The GPU's kernels beside the plain operators; without a GPU, by Triton's interpreter."""
+"""The Triton kernels compared with PyTorch's operators; interpreted if there is no GPU."""
 
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -14,17 +13,19 @@ from padim_ray.features.grid import Embeddings
 from tests.helpers.features import grids, random_features
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-kernels = pytest.importorskip(
-    "padim_ray.densities.gaussian.kernels", reason="no Triton on this platform"
-)
-# Triton's interpreter cuts a number's last digits off, where a GPU rounds
+tl = pytest.importorskip("triton.language", reason="needs Triton")
+kernels = pytest.importorskip("padim_ray.densities.gaussian.kernels")
+# Triton's interpreter truncates to bfloat16, a GPU rounds
 EXACT = 1e-6 if DEVICE == "cuda" else 3e-5
 few = settings(max_examples=20 if DEVICE == "cuda" else 4, phases=[Phase.explicit, Phase.generate])
 
 
 @pytest.fixture(autouse=True, scope="module")
 def interpreter():
-    """Triton's multiplies bfloat16's bits as integers: here they become numbers before."""
+    """Make the interpreter convert bfloat16 to float32 before it multiplies.
+
+    It stores bfloat16 as integers, and would multiply these.
+    """
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     multiply = interpreter.InterpreterBuilder.create_dot
 
@@ -60,7 +61,7 @@ seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 @few
 @given(grids(), st.lists(st.integers(1, 40), min_size=1, max_size=2), seeds)
-def test_moments_are_those_in_float64(grid, batches, rng):
+def test_moments_equal_those_in_float64(grid, batches, rng):
     state = empty_moments(grid.cells, grid.channels, device=DEVICE)
     exact = in_float64(empty_moments(grid.cells, grid.channels, device=DEVICE))
     for images in batches:
@@ -78,7 +79,7 @@ def test_moments_are_those_in_float64(grid, batches, rng):
 
 @few
 @given(grids(), st.integers(1, 40), seeds)
-def test_distances_are_the_plain_ones(grid, images, rng):
+def test_distances_equal_those_of_pytorch(grid, images, rng):
     fitted = random_embeddings(grid, 60, rng)
     state = empty_moments(grid.cells, grid.channels, device=DEVICE)
     state = accumulate_(state, fitted.patches())
@@ -110,7 +111,7 @@ def test_distances_do_not_depend_on_the_features_scale(grid, scale, rng):
 @given(
     st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.sampled_from([3, 16, 64]), seeds
 )
-def test_pooling_is_pytorchs(images, height, width, channels, rng):
+def test_pooling_equals_pytorchs(images, height, width, channels, rng):
     values = torch.from_numpy(rng.normal(size=(images, channels, height, width)).astype("f4"))
     x = values.relu().to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
     expected = torch.nn.functional.max_pool2d(x.float(), 3, stride=2, padding=1)
