@@ -12,8 +12,8 @@ demo: .venv/installed  ## draw an archive, fit, score
 check: .venv/installed  ## in 3 minutes: lint, types, and the tests that are fast and don't start Ray
 	$(MAKE) --jobs 2 lint types fast-tests-1 fast-tests-2
 
-fast-tests-%: .venv/installed  # one of two halves
-	$(BIN)/python -m pytest -q -m 'not ray and not slow' --part $*/2
+fast-tests-%: .venv/installed  # one of two halves, each on one core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not ray and not slow' --part $*/2
 
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest

@@ -47,7 +47,7 @@ def kind_of(process: psutil.Process) -> str:
     title = " ".join(process.cmdline())
     if process.pid == os.getpid():
         return "driver"
-    if "decoder_process" in title:
+    if "padim_ray.images.child" in title:
         return "decoders"
     if "MapWorker" in title:
         return "actor"

@@ -37,7 +37,13 @@ def randomise(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "101" in name or "152" in name else [])
+        for name in BACKBONES
+    ],
+)
 def test_features_equal_those_of_the_whole_torchvision_model(backbone):
     torch.manual_seed(1)
     model = randomise(torchvision.models.get_model(backbone))
