@@ -1,28 +1,37 @@
 # The same commands on a laptop and in CI. Everything they need is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' padim_ray/__init__.py)
 RAY = $(shell sed -n 's/^ray==//p' constraints.txt)
 
-.PHONY: demo test faults cluster-test lint format bench bench-peers reproduce image clean
+.PHONY: demo check test faults cluster-test lint types format bench bench-peers reproduce image clean
 
 demo: .venv/installed  ## draw an archive, fit, score
 	$(BIN)/python -m demo
 
+check: .venv/installed  ## in 3 minutes: lint, types, and the tests that are fast and don't start Ray
+	$(MAKE) --jobs 2 lint types fast-tests-1 fast-tests-2
+
+fast-tests-%: .venv/installed  # one of two halves, each on one core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not ray and not slow' --part $*/2
+
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest
 
-faults: .venv/installed  ## the jobs under faults, the slow ones too, and the table of what they did
+faults: .venv/installed  ## the jobs under injected faults, slow tests included; prints a table
 	$(BIN)/python -m pytest tests/faults -m ''
 
-cluster-test: .venv/installed  ## the jobs on machines that join and leave, the slow tests too
+cluster-test: .venv/installed  ## the jobs on machines that join and leave, slow tests included
 	$(BIN)/python -m pytest tests/cluster -m ''
 
 lint: .venv/installed  ## lint and format check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: .venv/installed
+types: .venv/installed  ## type check
+	$(BIN)/mypy
+
+format: .venv/installed  ## fix what ruff can fix, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,7 +1,7 @@
-"""`make bench`: what the stages and jobs do in a second, and in how much memory.
+"""`make bench`: throughput and memory of the stages and jobs.
 
-Prints a table, and writes it as JSON and as a picture below build/. Every figure is a median with
-its minimum and maximum; compare figures of one run only, since machines are shared and differ.
+Prints a table and writes it to build/ as JSON and as a chart. Every figure is a median with its
+minimum and maximum. Compare only figures of the same run, because machines differ and are shared.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import padim_ray
 from benchmarks import decode, jobs, memory, peers, stages, start
 from benchmarks.archive import random_trunk
 from benchmarks.picture import draw_picture
@@ -36,12 +37,16 @@ SECTIONS: dict[str, Callable[[Path, str, int], list[Figure]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="these sections"
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        default=list(SECTIONS),
+        help="sections to run",
     )
-    parser.add_argument("--weights", help="resnet18 weights; default: random ones, equally fast")
+    parser.add_argument("--weights", help="resnet18 weights (default: random ones)")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    prepare_memory(keep_activations=True)  # as the actors do
+    prepare_memory(keep_activations=True)  # as in the actors
     figures = []
     with tempfile.TemporaryDirectory(prefix="padim-ray-bench-") as directory:
         root = Path(directory)
@@ -58,7 +63,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures depend on."""
+    """The hardware and the versions that the figures depend on."""
     capabilities = torch.cpu.get_capabilities()
     return {
         "processor": processor(),
@@ -68,7 +73,8 @@ def machine() -> dict[str, str | int]:
         ),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("padim-ray", "ray", "torch", "torchvision", "pillow")},
+        "padim-ray": padim_ray.__version__,
+        **{name: version(name) for name in ("ray", "torch", "torchvision", "pillow")},
     }
 
 

@@ -1,4 +1,4 @@
-"""Decoding and resizing alone: ours beside Pillow. `python -m benchmarks.decode`."""
+"""Decoding and resizing compared with Pillow: `python -m benchmarks.decode`."""
 
 import io
 from collections.abc import Callable
@@ -28,7 +28,7 @@ KINDS = {
 
 
 def measure(repeats: int) -> list[Figure]:
-    """Images/s of one core from bytes to 256×256 RGB; also in a child, as jobs do it."""
+    """Images/s of one core from bytes to 256×256 RGB, also in a child process as in jobs."""
     work: dict[str, Callable[[], int]] = {}
     for name, kind in KINDS.items():
         data = draw(0, *kind)
@@ -39,9 +39,9 @@ def measure(repeats: int) -> list[Figure]:
 
 
 def measure_all_cores(archive: str) -> float:
-    """Images/s of all cores at once: what jobs could decode if they did nothing else.
+    """Images/s of all cores at once: the most that jobs could decode if they did nothing else.
 
-    Cores share caches and power, so together they aren't as fast as each alone.
+    Cores share caches and power, so the rate is below the number of cores times one core's rate.
     """
     data = draw(0, *ARCHIVES[archive])
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:

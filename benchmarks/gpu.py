@@ -1,8 +1,8 @@
-"""Fit and score on a GPU beside its trunk alone, without Ray: `python -m benchmarks.gpu`.
+"""Fit and score on a GPU compared with the trunk alone, without Ray: `python -m benchmarks.gpu`.
 
-The trunk's images are on the device already; those of fit and score are in the host's memory, as
-the jobs' actors get them, so the rates hold where decoding keeps up. `modules` and `compiled` are
-the same trunk as PyTorch and its compiler run it. Runs on a CPU as well, to be tested there.
+The trunk's images are already on the device. Those of fit and score are in host memory, as in the
+jobs' actors, so the rates hold if decoding keeps up. `modules` is the same trunk run by PyTorch's
+modules, `compiled` by PyTorch's compiler. It also runs on a CPU, for tests.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from padim_ray.runs.options.model import ModelOptions
 
 CASES = (("resnet18", "100"), ("resnet18", "all"), ("wide_resnet50_2", "550"))
 BATCHES = (32, 64, 128, 256, 512, 1024)
-STEPS = 8  # of as many images as are best summed up together, one after the other
+STEPS = 8  # batches per timed call, each as large as the embedder accumulates at once
 
 
 def main() -> None:
@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=2.0, help="per repetition")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="time PyTorch's compiler's trunk")
-    parser.add_argument("--out", type=Path, help="file for the rows as JSON")
+    parser.add_argument("--compile", action="store_true", help="also time the compiled trunk")
+    parser.add_argument("--out", type=Path, help="write the rows to this file as JSON")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     rows = []
@@ -81,12 +81,12 @@ def measure(
     repeats: int,
     seconds: float,
 ) -> dict[str, float]:
-    """Median images/s of the trunks alone, of fit and of score; and the device's peak memory."""
+    """Median images/s of the trunks alone, of fit and of score, and peak GPU memory in MB."""
     spec, device = detector.spec, detector.device
     height, width = spec.preprocessing.size
     pixels = torch.randint(0, 256, (detector.batch_size, height, width, 3), dtype=torch.uint8)
     host = pixels.permute(0, 3, 1, 2)
-    there = host.to(device)
+    on_device = host.to(device)
     steps = [host] * (STEPS if device.type == "cuda" else 1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -106,7 +106,7 @@ def measure(
 
     work = {"fit": fit, "score": score}
     for name, trunk in {"trunk": detector.embedder.trunk, **others}.items():
-        work[name] = partial(run, trunk, there.split(detector.embedder.pass_size))
+        work[name] = partial(run, trunk, on_device.split(detector.embedder.pass_size))
     figures = {row["what"]: row for row in rates("", work, repeats, seconds)}
     result = {name: row["median"] for name, row in figures.items()}
     for name in ("fit", "score"):
@@ -118,7 +118,7 @@ def measure(
 
 @torch.inference_mode()
 def run(trunk: Callable[[torch.Tensor], object], batches: Sequence[torch.Tensor]) -> int:
-    """Compute, wait for the device, and say of how many images."""
+    """Run the trunk, wait for the device and return the number of images."""
     for batch in batches:
         trunk(batch)
     if batches[0].is_cuda:

@@ -1,9 +1,10 @@
-"""The jobs at steady state: images/s, and how near to what their stages allow.
+"""The jobs at steady state: images/s, and efficiency compared with their stages.
 
-`python -m benchmarks.jobs` runs this alone. Start-up is left out by comparing a small with a large
-archive; efficiency is the time per image that the stages take all cores alone, measured before Ray
-starts and after it ends, as even idle it has its share, divided by the job's. It also tells who has
-the cores during the larger scoring.
+`python -m benchmarks.jobs` runs this section alone. The difference between a small and a large
+archive excludes start-up. Efficiency is the time per image that the stages alone need on all cores,
+divided by the job's. The stages are measured before Ray starts and after it ends, because even an
+idle Ray uses the cores. Each kind of process's share of the cores is measured during the larger
+scoring.
 """
 
 import shutil
@@ -32,29 +33,31 @@ NEEDS = {
 
 
 def measure(root: Path, weights: str, repeats: int, sizes: tuple[int, int] = SIZES) -> list[Figure]:
-    """Fit and score the first N images of each archive, for two N, taking turns."""
+    """Fit and score the first N images of each archive for two N, in turns."""
     manifests = {
-        (name, size): listed(files[:size], root / f"{name}-{size}.parquet".replace(" ", "-"))
+        (name, size): write_manifest(
+            files[:size], root / f"{name}-{size}.parquet".replace(" ", "-")
+        )
         for name, kind in ARCHIVES.items()
         for files in [many_images(root / name.replace(" ", "-"), max(sizes), *kind)]
         for size in sizes
     }
     work = stages.stages(*stages.prepare(weights, "all", "bfloat16"))
     measured: dict[tuple[str, str], dict[str, list[float]]] = {}
-    had: dict[tuple[str, str], list[float]] = {}  # shares of the cores
+    core_shares: dict[tuple[str, str], list[float]] = {}
     for repeat in range(repeats):
         for name in ARCHIVES:
             place = root / f"{repeat}-{name}"
             before = stage_seconds(work, name)
             found: Counter[str] = Counter()
             with ray_session(None):
-                run(place / "first", manifests[name, sizes[0]], weights)  # workers are started
+                run(place / "first", manifests[name, sizes[0]], weights)  # starts the workers
                 small = run(place / "small", manifests[name, sizes[0]], weights)
                 large = run(place / "large", manifests[name, sizes[1]], weights, shares(found))
             after = stage_seconds(work, name)
             shutil.rmtree(place)
             for kind, share in found.items():
-                had.setdefault((name, kind), []).append(share)
+                core_shares.setdefault((name, kind), []).append(share)
             for job, needed in NEEDS.items():
                 rate = steady_rate(sizes, (small[job], large[job]))
                 alone = sum(before[stage] + after[stage] for stage in needed) / 2
@@ -67,13 +70,13 @@ def measure(root: Path, weights: str, repeats: int, sizes: tuple[int, int] = SIZ
         figures.append(figure(job, f"{name}, without start-up", values["rate"], "images/s"))
         figures.append(figure(job, f"{name}, efficiency", values["efficiency"], "of 1"))
         figures.append(figure(job, f"{name}, start-up and end", values["start"], "s"))
-    for (name, kind), values in had.items():
+    for (name, kind), values in core_shares.items():
         figures.append(figure("score", f"{name}, cores: {kind}", values, "of 1"))
     return figures
 
 
 def stage_seconds(work: Mapping[str, Callable[[], int]], archive: str) -> Mapping[str, float]:
-    """Seconds per image that each stage alone takes all cores."""
+    """Seconds per image that each stage alone needs on all cores."""
     seconds = {row["what"]: 1 / row["median"] for row in rates("", work, repeats=1, seconds=1)}
     return seconds | {"decode": 1 / decode.measure_all_cores(archive)}
 
@@ -85,7 +88,7 @@ def run(
     during_score: AbstractContextManager[None] | None = None,
     **options: Any,
 ) -> dict[str, float]:
-    """Fit, with these options, and score: both in seconds."""
+    """Seconds of fitting with these options, and of scoring."""
     started, model = clock(), str(directory / "model")
     padim_ray.fit(manifest=manifest, model=model, weights=weights, calibration_images=0, **options)
     fitted = clock()
@@ -95,7 +98,8 @@ def run(
     return {"fit": fitted - started, "score": clock() - fitted}
 
 
-def listed(files: list[Path], path: Path) -> str:
+def write_manifest(files: list[Path], path: Path) -> str:
+    """Write a manifest that lists the files and return its path."""
     pq.write_table(pa.table({"uri": [str(file) for file in files]}), path)
     return str(path)
 

@@ -1,7 +1,7 @@
-"""Peak memory of the actors against the number of images, and state against dense covariances.
+"""Peak memory of the actors by number of images, and nested against dense covariances.
 
-Memory is what an actor has for itself (RssAnon): the object store's pages, which it maps while
-reading, are shared, and bounded by Ray.
+An actor's memory is its private memory (RssAnon). Pages of the object store, which it maps while
+reading, are shared and bounded by Ray.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ import psutil
 
 import padim_ray
 from benchmarks.archive import many_images, random_trunk
-from benchmarks.jobs import listed
+from benchmarks.jobs import write_manifest
 from benchmarks.start import PADIM_RAY
 from benchmarks.timing import Figure, figure, sample
 from padim_ray.model.spec import new_spec
@@ -29,7 +29,7 @@ def measure(root: Path, weights: str, sizes: tuple[int, ...] = SIZES) -> list[Fi
     peaks: dict[str, list[float]] = {job: [] for job in ACTORS}
     figures = []
     for size in sizes:
-        manifest = listed(files[:size], root / f"memory-{size}.parquet")
+        manifest = write_manifest(files[:size], root / f"memory-{size}.parquet")
         model, out = str(root / f"memory-model-{size}"), str(root / f"memory-out-{size}")
         with sample(lambda: private_memory(ACTORS["fit"])) as seen:
             padim_ray.fit(manifest=manifest, model=model, weights=weights, calibration_images=0)
@@ -47,12 +47,12 @@ def measure(root: Path, weights: str, sizes: tuple[int, ...] = SIZES) -> list[Fi
 
 
 def wide_trunk(root: Path, files: list[Path]) -> list[Figure]:
-    """The paper's larger model, which is heavier than any number of images."""
+    """Peak memory with the paper's larger model."""
     weights = root / "wide_resnet50_2.pth"
     random_trunk(weights, "wide_resnet50_2")
-    images = ["--manifest", listed(files, root / "memory-wide.parquet")]
+    images = ["--manifest", write_manifest(files, root / "memory-wide.parquet")]
     images += ["--model", str(root / "memory-wide-model")]
-    jobs = {  # each in processes of its own: none keeps memory of what was before
+    jobs = {  # each in its own processes, so that no memory of earlier jobs counts
         "fit": ["--weights", str(weights), "--backbone", "wide_resnet50_2"],
         "score": ["--out", str(root / "memory-wide-out")],
     }
@@ -72,7 +72,7 @@ def wide_trunk(root: Path, files: list[Path]) -> list[Figure]:
 
 
 def state_sizes(weights: str) -> list[Figure]:
-    """Numbers in a group's covariances, nested and packed, against one matrix per patch."""
+    """MB of a group's covariances: nested blocks, and one dense matrix per patch."""
     figures = []
     for n_features in ("all", 100):
         spec, _ = new_spec(ModelOptions(weights=weights, n_features=n_features), "float32")
@@ -88,7 +88,7 @@ def state_sizes(weights: str) -> list[Figure]:
 
 
 def private_memory(name: str) -> Iterator[float]:
-    """Of the processes whose title holds `name`, in MB."""
+    """Private memory in MB of each process whose title contains `name`."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if name.encode() not in (process / "cmdline").read_bytes():
@@ -97,12 +97,12 @@ def private_memory(name: str) -> Iterator[float]:
                 if line.startswith("RssAnon:"):
                     yield int(line.split()[1]) / 1000
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
+            continue  # the process ended meanwhile
 
 
 def proportional_memory(pid: int) -> Iterator[float]:
-    """Of a process and all below it, in MB; pages that they share count once."""
-    with suppress(psutil.Error):  # they end
+    """Memory in MB of a process and each of its descendants; shared pages count once in the sum."""
+    with suppress(psutil.Error):  # processes end meanwhile
         job = psutil.Process(pid)
         for process in [job, *job.children(recursive=True)]:
             with suppress(psutil.Error):

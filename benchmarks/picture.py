@@ -1,4 +1,4 @@
-"""The report as a picture: images/s of stages, jobs and peers."""
+"""The report as a chart: images/s of stages, jobs and peers."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ import matplotlib.pyplot as plt
 
 from benchmarks.timing import Figure
 
-HEIGHT = 0.3  # inches of a bar
+BAR_HEIGHT = 0.3  # inches
 
 
 def draw_picture(report: dict, path: Path) -> None:
-    """One panel per section that measured images/s: a bar per figure, a line from min to max."""
+    """Draw a panel per section that measured images/s: a bar per figure, a line from min to max."""
     rows = [row for row in report["figures"] if row["unit"] == "images/s"]
     panels: dict[str, list[Figure]] = {}
     for row in rows:
@@ -24,7 +24,7 @@ def draw_picture(report: dict, path: Path) -> None:
     heights = [len(panel) + 1.5 for panel in panels.values()]
     figure, axes = plt.subplots(
         len(panels),
-        figsize=(9, HEIGHT * sum(heights) + 0.8),
+        figsize=(9, BAR_HEIGHT * sum(heights) + 0.8),
         gridspec_kw={"height_ratios": heights},
         layout="constrained",
         squeeze=False,

@@ -1,10 +1,10 @@
-"""What the driver and Ray's scheduler cost, with 1 to 64 actors: `python -m benchmarks.scaling`.
+"""Costs of the driver and Ray's scheduler with 1 to 64 actors: `python -m benchmarks.scaling`.
 
 A cluster of several node processes on this machine runs the scoring pipeline's shape (shards,
-decoding tasks, a pool of actors, writing tasks) with the work replaced: decoding makes tiny blocks,
-the trunk sleeps. What is left is bookkeeping, whose CPU time per shard says how many actors one
-driver can keep busy. Before that, what a list of images and a group's sums weigh, and how real work
-scales from one core with one actor to all of them.
+decoding tasks, a pool of actors, writing tasks) without the work: decoding makes tiny blocks, the
+trunk sleeps. The rest is bookkeeping; its CPU time per shard limits how many actors one driver can
+keep busy. Before that, this measures the memory of the list of images and of partial sums, and how
+real work scales from one core with one actor to all cores.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 import padim_ray
 from benchmarks.archive import ARCHIVES, many_images, random_trunk
-from benchmarks.jobs import listed
+from benchmarks.jobs import write_manifest
 from benchmarks.timing import steady_rate
 from padim_ray.images.manifest import sort_images
 from padim_ray.images.shards import shard_rows, shard_table
@@ -40,7 +40,7 @@ from padim_ray.runs.options.model import ModelOptions
 
 SHARD_IMAGES = 256
 NODES = 4
-SLOTS = 96  # logical CPUs of all nodes: bookkeeping only
+SLOTS = 96  # logical CPUs of all nodes; the tasks hardly compute
 ACTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -62,7 +62,7 @@ def write(shard: pa.Table) -> pa.Table:
 
 
 def manifest_costs(rows: int) -> dict[str, float]:
-    """What the driver's list of images costs per million of them."""
+    """Memory and time of the driver's list of images, per million images."""
     rng = np.random.default_rng(0)
     uris = [
         f"s3://archive/line{number % 50:02d}/2026-11-20/cam1/{number:012d}.jpg"
@@ -99,35 +99,35 @@ def manifest_costs(rows: int) -> dict[str, float]:
 
 
 def object_store_costs(images: int, n_features: int | str) -> dict[str, float]:
-    """What a group of so many images puts into the object store, against its pixels as uint8."""
+    """Bytes that a group of `images` puts into the object store, per byte of uint8 pixels."""
     with tempfile.TemporaryDirectory() as directory:
         weights = random_trunk(Path(directory) / "resnet18.pth")
         spec, _ = new_spec(ModelOptions(weights=weights, n_features=n_features), "bfloat16")
     pixels = image_bytes(spec) * images
     state, shard = State.of(spec), images_per_shard(images, spec.preprocessing)
-    together = images_per_batch(images, 1, spec, VersionOptions.round_images)
-    sums = count_sums({"default": images}, shard, together, VersionOptions.round_images)
+    batch = images_per_batch(images, 1, spec, VersionOptions.round_images)
+    sums = count_sums({"default": images}, shard, batch, VersionOptions.round_images)
     summed = sums.partials * state.statistics + sums.merges * state.merged
     return {
         "images": images,
         "channels": sum(spec.grid.channels),
         "state, MB": spec.density.state_bytes(spec.grid) / 1e6,
-        "images in a partial sum": together,
+        "images in a partial sum": batch,
         "fit, bytes per byte of pixels": 1 + summed / pixels,
         "score, bytes per byte of pixels": 1 + distance_bytes(spec) / image_bytes(spec),
     }
 
 
 def scoring_rates(cores: list[int], images: int, repeats: int) -> Iterator[dict[str, float]]:
-    """Images/s of `score` at steady state on so many cores, with an actor of one thread for each.
+    """Images/s of `score` at steady state by number of cores, with one single-threaded actor each.
 
-    In turns; efficiency is against as many times the rate of the first number of cores.
+    The numbers of cores take turns. Efficiency is relative to the rate per core of the first one.
     """
     with tempfile.TemporaryDirectory(prefix="padim-ray-bench-") as directory:
         root = Path(directory)
         files = many_images(root / "archive", images, *ARCHIVES["JPEG 700²"])
         sizes = (images // 3, images)
-        manifests = [listed(files[:size], root / f"{size}.parquet") for size in sizes]
+        manifests = [write_manifest(files[:size], root / f"{size}.parquet") for size in sizes]
         model, weights = str(root / "model"), random_trunk(root / "resnet18.pth")
         spawn = multiprocessing.get_context("spawn")
         with spawn.Pool(1, maxtasksperchild=1) as pool:
@@ -150,7 +150,7 @@ def _fit(manifest: str, model: str, weights: str) -> None:
 
 
 def _score_on(cores: int, manifests: list[str], model: str, out: str) -> tuple[float, ...]:
-    """Seconds of each manifest, on the first `cores` cores of this process, workers running."""
+    """Seconds per manifest on this process's first `cores` cores, without starting workers."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
     times = []
@@ -168,12 +168,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--actors", nargs="*", type=int, default=ACTORS)
     parser.add_argument("--shards", type=int, default=16, help="per actor")
-    parser.add_argument("--seconds", type=float, default=2.0, help="that an actor takes for one")
-    parser.add_argument("--manifest", type=int, default=10**6, help="rows of one to measure")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per shard and actor")
+    parser.add_argument("--manifest", type=int, default=10**6, help="rows of the list of images")
     parser.add_argument("--cores", nargs="+", type=int, default=(1, 2), help="for real work")
-    parser.add_argument("--images", type=int, default=1500, help="of real work; 0: none")
-    parser.add_argument("--repeats", type=int, default=3, help="of real work")
-    parser.add_argument("--out", type=Path, help="file for the rows as JSON")
+    parser.add_argument("--images", type=int, default=1500, help="for real work; 0 skips it")
+    parser.add_argument("--repeats", type=int, default=3, help="for real work")
+    parser.add_argument("--out", type=Path, help="write the rows to this file as JSON")
     arguments = parser.parse_args()
     rows = [manifest_costs(arguments.manifest)]
     rows += [object_store_costs(10**6, n_features) for n_features in (100, "all")]
@@ -205,7 +205,7 @@ def cluster() -> Iterator[None]:
 
 
 def measure(actors: int, shards: int, seconds: float) -> dict[str, float]:
-    """Time from the first finished shard on, against what the actors alone would take."""
+    """Rate while all actors are busy, their utilisation, and the driver's CPU time per shard."""
     uris = [f"s3://archive/line/{number:08d}.jpg" for number in range(SHARD_IMAGES)]
     tables = [
         pa.table({"shard": pa.array([n] * SHARD_IMAGES, pa.int64()), "uri": uris})
@@ -236,7 +236,7 @@ def measure(actors: int, shards: int, seconds: float) -> dict[str, float]:
         with rows_of(written) as rows:
             for _ in rows:
                 finished.append(time.perf_counter())
-    # from when all actors have worked once, to when the first of them has nothing left
+    # from when every actor has finished a shard until the first one runs out of work
     first, last = finished[actors - 1], finished[-actors]
     rate = (len(finished) - 2 * actors + 1) / (last - first)
     driver = (time.process_time() - before) / shards

@@ -1,6 +1,6 @@
-"""Who has the cores while a job runs: shares by kind of process.
+"""Each kind of process's share of the cores while a job runs.
 
-Unlike images/s, they hardly depend on a clock that changes.
+Unlike images/s, shares hardly depend on the processor's clock rate.
 """
 
 import os
@@ -13,14 +13,14 @@ import psutil
 
 from benchmarks.timing import cores, sample
 
-STEADY = (0.3, 0.8)  # of the time: neither the start nor the end
+STEADY = (0.3, 0.8)  # measured part of the run, without its start and end
 Snapshot = tuple[float, dict[int, tuple[str, float]]]
-"""When, and by process ID: its kind, and the CPU seconds that it has had."""
+"""A time, and by process ID: the process's kind and its CPU seconds so far."""
 
 
 @contextmanager
 def shares(found: Counter[str]) -> Iterator[None]:
-    """Fill `found` when the block is left; what no process of this one's has had is "idle"."""
+    """Fill `found` when the block ends; "idle" is the share that none of our processes used."""
     with sample(lambda: [snapshot()], every=1) as seen:
         yield
     first, last = (seen[int(part * len(seen))] for part in STEADY)
@@ -32,18 +32,18 @@ def shares(found: Counter[str]) -> Iterator[None]:
 
 
 def snapshot() -> Snapshot:
-    """Of this process and all below it."""
+    """Take a snapshot of this process and its descendants."""
     me = psutil.Process()
     spent = {}
     for process in [me, *me.children(recursive=True)]:
-        with suppress(psutil.Error):  # it ended meanwhile
+        with suppress(psutil.Error):  # the process ended meanwhile
             times = process.cpu_times()
             spent[process.pid] = (kind_of(process), times.user + times.system)
     return time.perf_counter(), spent
 
 
 def kind_of(process: psutil.Process) -> str:
-    """What a process does, by its title: a worker's is that of its task, or `IDLE`."""
+    """The kind of a process by its title; Ray's workers are titled by their task, or `IDLE`."""
     title = " ".join(process.cmdline())
     if process.pid == os.getpid():
         return "driver"

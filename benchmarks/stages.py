@@ -1,4 +1,4 @@
-"""Trunk, moments, distances and maps alone, in one process. `python -m benchmarks.stages`."""
+"""Trunk, moments, distances and maps, each alone, in one process: `python -m benchmarks.stages`."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def measure(weights: str, repeats: int) -> list[Figure]:
 
 
 def prepare(weights: str, n_features: str | int, precision: str) -> tuple[Detector, torch.Tensor]:
-    """A trunk, and images as jobs give it."""
+    """A detector, and a batch of images as in the jobs."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = ModelOptions(weights=weights, n_features=n_features)
     pixels = torch.randint(0, 256, (BATCH, 256, 256, 3), dtype=torch.uint8, device=device)
@@ -48,7 +48,7 @@ def prepare(weights: str, n_features: str | int, precision: str) -> tuple[Detect
 
 
 def _modules(detector: Detector, weights: str) -> Trunk:
-    """The same trunk by PyTorch's own operators."""
+    """The same trunk run by PyTorch's modules."""
     spec = detector.spec
     state = read_weights(weights, spec.backbone, list(spec.channels))
     precision, device = spec.precision, detector.device
@@ -60,7 +60,7 @@ def _modules(detector: Detector, weights: str) -> Trunk:
 def stages(
     detector: Detector, images: torch.Tensor, counts: tuple[int, ...] = ()
 ) -> dict[str, Callable[[], int]]:
-    """What an actor does with a batch, by name; leave-one-out distances for so many images."""
+    """An actor's stages on a batch, by name; leave-one-out distances for each count of images."""
     spec = detector.spec
     embeddings = detector.embed(images)
     statistics = detector.add_(detector.empty_statistics(), embeddings)
@@ -93,7 +93,7 @@ def stages(
 
 
 def within(trunk: Callable[[torch.Tensor], list[torch.Tensor]], images: torch.Tensor) -> int:
-    """All cores at work on one operator after the other."""
+    """Run one operator after the other, each on all cores."""
     torch.set_num_threads(cores())
     trunk(images)
     torch.set_num_threads(1)
@@ -101,7 +101,7 @@ def within(trunk: Callable[[torch.Tensor], list[torch.Tensor]], images: torch.Te
 
 
 def done(embeddings: Embeddings) -> int:
-    """Wait for the device, and say how many images that were."""
+    """Wait for the device and return the number of images."""
     if embeddings.levels[0].is_cuda:
         torch.cuda.synchronize()
     return len(embeddings)

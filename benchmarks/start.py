@@ -1,4 +1,4 @@
-"""Whole jobs over a few images, from the shell: mostly start-up, and what of it is Ray's own."""
+"""Whole jobs on a few images, from the shell: mostly start-up, compared with Ray's own."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from benchmarks.archive import ARCHIVES, many_images
-from benchmarks.jobs import listed
+from benchmarks.jobs import write_manifest
 from benchmarks.timing import Figure, figure
 
 IMAGES = 200
@@ -26,12 +26,12 @@ assert len(blocks.map_batches(Nothing, compute=actor, num_cpus=0.5).take_all()) 
 
 
 def measure(root: Path, weights: str, repeats: int) -> list[Figure]:
-    """Seconds of Ray Data with one actor that does nothing, of fit and of score, taking turns.
+    """Seconds of Ray Data with one idle actor, of fit and of score, in turns.
 
-    Of few images, what a fit does to calibrate and a score to draw takes longer than all else.
+    With few images, calibration dominates a fit, and drawing heatmaps a score.
     """
     files = many_images(root / "start", IMAGES, *ARCHIVES["JPEG 700²"])
-    manifest = listed(files, root / "start.parquet")
+    manifest = write_manifest(files, root / "start.parquet")
     model = str(root / "start-model")
     images = ["--manifest", manifest, "--model", model, "--overwrite"]
     fit = [PADIM_RAY, "fit", *images, "--weights", weights]

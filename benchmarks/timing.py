@@ -1,4 +1,4 @@
-"""Repeated measurements and what is reported of them."""
+"""Repeated measurements and their summaries."""
 
 import os
 import statistics
@@ -14,12 +14,12 @@ Value = TypeVar("Value")
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def clock() -> float:
-    """Seconds in which the cores were this machine's, without what a hypervisor gave to others."""
+    """A clock in seconds that excludes time that the hypervisor gave to other machines."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except FileNotFoundError:  # not Linux
@@ -42,16 +42,16 @@ def figure(stage: str, what: str, values: Sequence[float], unit: str) -> Figure:
 
 
 def steady_rate(sizes: tuple[int, int], seconds: tuple[float, float]) -> float:
-    """Images/s without start-up, from how long a small and a large set took."""
+    """Images/s without start-up, from the times of a small and a large set."""
     return (sizes[1] - sizes[0]) / (seconds[1] - seconds[0])
 
 
 def rates(
     stage: str, work: Mapping[str, Callable[[], int]], repeats: int, seconds: float = 0.3
 ) -> list[Figure]:
-    """Images/s of each function, which returns how many images it worked on.
+    """Images/s of each function, which returns the number of images that it processed.
 
-    They take turns, so that a change of the machine's speed meets all of them.
+    The functions take turns, so that changes of the machine's speed affect all of them.
     """
     measured: dict[str, list[float]] = {name: [] for name in work}
     for function in work.values():
@@ -67,7 +67,7 @@ def rates(
 
 @contextmanager
 def sample(measured: Callable[[], Iterable[Value]], every: float = 0.05) -> Iterator[list[Value]]:
-    """Measure again and again while the block runs: in the beginning, and every so many seconds."""
+    """Measure at the start and every `every` seconds while the block runs; yield the values."""
     values, stop = list(measured()), threading.Event()
 
     def repeat() -> None:

@@ -1,4 +1,4 @@
-"""`make demo`: draw a small archive, fit, evaluate, and say how well the defects were found."""
+"""`make demo`: draw a small archive, fit, evaluate, and print how well defects are found."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ BACKBONE = "resnet18"
 
 
 def main() -> None:
-    """Run the demo in ./demo-run, which is made afresh."""
+    """Run the demo in ./demo-run, which is recreated."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("padim_ray").setLevel(logging.INFO)
     shutil.rmtree(ROOT, ignore_errors=True)
@@ -46,27 +46,27 @@ def main() -> None:
 
 
 def trunk_weights() -> str:
-    """ImageNet weights where they can be had: from PADIM_RAY_WEIGHTS, or by torchvision."""
+    """ImageNet weights from PADIM_RAY_WEIGHTS or torchvision, or else random ones."""
     if "PADIM_RAY_WEIGHTS" in os.environ:
         return os.environ["PADIM_RAY_WEIGHTS"]
     weights = torchvision.models.get_model_weights(BACKBONE).IMAGENET1K_V1
     try:
         weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
-        print(f"No ImageNet weights ({error}): a random trunk takes their place, in this demo only")
+        print(f"No ImageNet weights ({error}): this demo uses a random trunk instead")
         return str(random_trunk(ROOT / "random_trunk.pth"))
     return weights.name
 
 
 def random_trunk(path: Path) -> Path:
-    """Save a seeded random ResNet: worse than a trained one, but it sees edges and textures too."""
+    """Save a seeded random ResNet: worse than a trained one, but it detects edges and textures."""
     torch.manual_seed(0)
     torch.save(torchvision.models.get_model(BACKBONE).state_dict(), path)
     return path
 
 
 def print_table(evaluation: dict[str, Any]) -> None:
-    """Print what the metrics say of each group."""
+    """Print the metrics of each group."""
     metrics = ("image_auroc", "pixel_auroc", "pixel_aupro", "false_alarm_rate", "miss_rate")
     table = Table("group", *(LABELS[metric] for metric in metrics))
     for group, content in evaluation["groups"].items():

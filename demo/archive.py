@@ -12,17 +12,17 @@ from demo import board, flange
 from demo.camera import exposed, lit, posed
 from demo.sheet import BLACK, CANVAS, Part, Parts, Sheet
 
-MASK_THRESHOLD = 64  # of 255, the coverage from which a pixel counts as defective
+MASK_THRESHOLD = 64  # of 255: a pixel counts as defective from this coverage on
 
 Flaw = Callable[[Parts, int, Generator], tuple[Parts, list[Part]]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """A product: how its base, texture and parts are drawn, its defects, its file format.
+    """A product: functions that draw its base, texture and parts, its defects, its file format.
 
-    A defect maps the parts, the photograph's edge in pixels and a random generator to the parts of
-    the defective product, and to those parts (some no longer there) that cover the defect.
+    A defect takes the parts, the photograph's edge in pixels and a random generator. It returns the
+    parts of the defective product, and the parts (present or missing) that cover the defect.
     """
 
     base: Callable[[int], Sheet]
@@ -52,7 +52,7 @@ GROUPS = {
 def photograph(
     group: Group, size: int, rng: Generator, flaw: Flaw | None = None
 ) -> tuple[Image.Image, Image.Image]:
-    """A product's photograph and its mask: 255 where defective, else 0."""
+    """Draw a photograph of a product and its mask, which is 255 where defective and 0 elsewhere."""
     parts, flawed = {name: part.settled(rng) for name, part in group.parts(size).items()}, []
     if flaw:
         parts, flawed = flaw(parts, size, rng)
@@ -77,18 +77,18 @@ def draw_archive(
     size: int = 320,
     seed: int = 0,
 ) -> None:
-    """Draws every group of `GROUPS` below `root`; the same `seed` draws the same archive.
+    """Draw every group of `GROUPS` below `root`; the same `seed` draws the same archive.
 
     `board` is saved as RGB PNG, `flange` as greyscale JPEG. Masks are 8-bit PNG of the
     photograph's size, 0 or 255, at `{group}/ground_truth/{defect}/{number}_mask.png`.
 
     Args:
-        root: the archive's folder, made where it does not exist.
+        root: the archive's folder, created if it does not exist.
         train: defect-free photographs to train on, per group.
         good: defect-free photographs to test on, per group.
         defective: photographs to test on, per kind of defect.
         size: edge of the square photographs, in pixels.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
     """
     for group_index, (name, group) in enumerate(GROUPS.items()):
         folders = [("train/good", None, train), ("test/good", None, good)]
@@ -104,6 +104,6 @@ def draw_archive(
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Saves an image, making its folder."""
+    """Save an image and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, quality=95, compress_level=1)  # noise does not shrink at higher levels
+    image.save(path, quality=95, compress_level=1)  # higher levels do not shrink noise

@@ -1,4 +1,4 @@
-"""The product `board`: a printed circuit board with its parts, and its defects."""
+"""The product `board`: a printed circuit board, its parts and its defects."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -140,7 +140,7 @@ def bridge(parts: Parts, size: int, rng: Generator) -> tuple[Parts, list[Part]]:
 
 
 def misplaced(parts: Parts, size: int, rng: Generator) -> tuple[Parts, list[Part]]:
-    """A part is shifted and turned; both its right and its wrong place are defective."""
+    """A part is shifted and turned; its right and its wrong position both count as defective."""
     name = rng.choice(["amplifier", "driver", "capacitor", "R3", "R8"])
     dx, dy = rng.uniform(0.012, 0.03, 2) * rng.choice([-1, 1], 2)
     right, turn = parts[name], rng.uniform(8, 35) * rng.choice([-1, 1])

@@ -1,4 +1,4 @@
-"""The camera: lights a sheet, poses it and exposes the photograph."""
+"""The camera lights a sheet, poses it and exposes the photograph."""
 
 import numpy as np
 from numpy.random import Generator
@@ -6,13 +6,13 @@ from PIL import Image, ImageChops, ImageFilter
 
 from demo.sheet import Sheet
 
-LAMP = np.array([-0.46, -0.56, 0.69], np.float32)  # towards the lamp, z to the camera
+LAMP = np.array([-0.46, -0.56, 0.69], np.float32)  # direction of the lamp; z points to the camera
 HALFWAY = LAMP + np.array([0, 0, 1], np.float32)  # between lamp and camera
 HALFWAY /= np.linalg.norm(HALFWAY)
 
 
 def lit(sheet: Sheet) -> Image.Image:
-    """The sheet under the lamp: diffuse light, highlights and soft shadows."""
+    """The sheet lit by the lamp: diffuse light, highlights and soft shadows."""
     height = np.asarray(sheet.height, np.float32)
     slope_y, slope_x = np.gradient(height * (0.1 * sheet.pixels / 255))
     steepness = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)
@@ -30,7 +30,7 @@ def lit(sheet: Sheet) -> Image.Image:
 
 
 def posed(canvas: Image.Image, size: int, degrees: float, dx: float, dy: float) -> Image.Image:
-    """The canvas turned, shifted by (dx, dy) pixels, and cut to the photograph's `size`."""
+    """The canvas rotated, shifted by (dx, dy) pixels, and cropped to the photograph's `size`."""
     shift = (dx, dy)
     turned = canvas.rotate(degrees, Image.Resampling.BICUBIC, translate=shift)
     start = (canvas.width - size) // 2
@@ -38,7 +38,7 @@ def posed(canvas: Image.Image, size: int, degrees: float, dx: float, dy: float) 
 
 
 def exposed(view: Image.Image, rng: Generator) -> Image.Image:
-    """The photograph of a view, RGB or grey: uneven light, white balance and sensor noise."""
+    """The photograph of a view (RGB or grey) with uneven light, white balance and sensor noise."""
     y, x = np.mgrid[-1 : 1 : view.height * 1j, -1 : 1 : view.width * 1j].astype(np.float32)
     tilt_x, tilt_y, warmth = rng.normal((-0.05, -0.06, 0), 0.012)
     lamp = rng.normal(1.04, 0.025) * (1 + tilt_x * x + tilt_y * y - 0.07 * (x**2 + y**2))

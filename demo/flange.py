@@ -1,4 +1,4 @@
-"""The product `flange`: a turned metal flange with its screws, on a belt, and its defects."""
+"""The product `flange`: a turned metal flange on a belt, its screws and its defects."""
 
 from functools import lru_cache
 from math import cos, pi, radians, sin
@@ -10,7 +10,7 @@ from PIL import Image
 from demo.sheet import CANVAS, INK, Part, Parts, Sheet, around, box, clouds, discs, groove
 
 BOLTS = around(6, 0.29)
-# Radius, grey level, height and gloss of the steps of the turned metal, from the outside in.
+# The steps of the turned metal from the outside in: radius, grey level, height, gloss.
 STEPS = [(0.435, 140, 110, 130), (0.415, 158, 125, 170), (0.205, 106, 100, 100)]
 STEPS += [(0.188, 168, 165, 190), (0.118, 112, 150, 140), (0.105, 30, 0, 0)]
 
@@ -34,7 +34,7 @@ def base(size: int) -> Sheet:
 
 
 def texture(edge: int, rng: Generator) -> np.ndarray:
-    """Brightness (edge, edge): turned rings, a highlight that fans out to both sides, a belt."""
+    """Brightness (edge, edge) of turned rings with a fan-shaped highlight, and of the belt."""
     y, x = (np.mgrid[:edge, :edge].astype(np.float32) / edge - 0.5) * CANVAS
     radius, towards = np.hypot(x, y), radians(rng.normal(51, 4))
     rings = rng.standard_normal(400, np.float32)[(radius * 500).astype(int)]
@@ -69,13 +69,13 @@ def crack(parts: Parts, size: int, rng: Generator) -> tuple[Parts, list[Part]]:
 
 
 def missing_screw(parts: Parts, size: int, rng: Generator) -> tuple[Parts, list[Part]]:
-    """One or two screws are not there."""
+    """One or two screws are missing."""
     lost = rng.choice(list(parts), rng.integers(1, 3), replace=False)
     return {name: parts[name] for name in parts if name not in lost}, [parts[n] for n in lost]
 
 
 def rust(parts: Parts, size: int, rng: Generator) -> tuple[Parts, list[Part]]:
-    """A patch of corrosion, denser in its middle."""
+    """A patch of corrosion, densest in the middle."""
     sheet = Sheet.blank(0.36, 0.36, size, (84, 60, 46))
     edge = sheet.cover.width
     y, x = np.mgrid[-1 : 1 : edge * 1j, -1 : 1 : edge * 1j]

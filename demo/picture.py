@@ -1,6 +1,6 @@
-"""The README's pictures, from the demo's results: `python -m demo.picture` after `make demo`.
+"""Draw the README's pictures from the demo's results: `make demo`, then `python -m demo.picture`.
 
-The report is photographed by Debian's Chromium.
+Chromium takes the screenshot of the report.
 """
 
 import io
@@ -44,7 +44,7 @@ def heatmaps() -> Image.Image:
 
 
 def report() -> Image.Image:
-    """The report's top, groups and most anomalous images."""
+    """A screenshot of the report: its top, the groups and the most anomalous images."""
     width, height = REPORT_SIZE
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

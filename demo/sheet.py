@@ -1,7 +1,7 @@
-"""Sheets: drawings with colour, height and gloss, and the parts that are laid on them.
+"""Sheets, drawings with colour, height and gloss, and the parts that lie on them.
 
-Lengths are fractions of the photograph's edge, from a sheet's centre, x to the right and y down;
-a height of 255 is a tenth of that edge.
+Lengths are fractions of the photograph's edge. Positions count from a sheet's centre, x to the
+right and y down. A height of 255 is a tenth of the edge.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-SUPERSAMPLING = 2  # sheets are drawn this much finer than they are laid down
-CANVAS = 1.06  # the canvas is wider than the photograph: a shifted product leaves no empty border
+SUPERSAMPLING = 2  # factor by which sheets are drawn finer than they are used
+CANVAS = 1.06  # wider than the photograph, so that a shifted product leaves no empty border
 
 Colour = tuple[int, int, int]
 SILVER, STEEL, BLACK, INK = (198, 200, 202), (158, 159, 161), (40, 40, 43), (26, 26, 28)
@@ -37,7 +37,7 @@ class Sheet:
         return cls(Image.new("RGB", edges, colour), *layers, size * SUPERSAMPLING)
 
     def each(self, change: Callable[[Image.Image], Image.Image]) -> "Sheet":
-        """The sheet with every layer changed alike."""
+        """The sheet with the same change applied to every layer."""
         layers = (change(layer) for layer in (self.colour, self.height, self.gloss, self.cover))
         return Sheet(*layers, self.pixels)
 
@@ -47,9 +47,9 @@ class Sheet:
         return replace(sheet, pixels=self.pixels // SUPERSAMPLING)
 
     def mark(self, shape, places, colour: Colour, height=None, gloss=30, bevel=0.003, **how):
-        """Draws `shape` (an ImageDraw method) at all `places`, its height rounded off by `bevel`.
+        """Draw `shape` (an ImageDraw method) at all `places`, with edges rounded by `bevel`.
 
-        Without a `height` the shape is printed flat on what is below.
+        Without a `height` the shape is printed flat on the surface below.
         """
         stencil = Image.new("L", self.cover.size)
         pen = ImageDraw.Draw(stencil)
@@ -64,16 +64,16 @@ class Sheet:
             self.height.paste(height, mask=rounded)
 
     def write(self, x, y, text: str, edge: float, colour: Colour, height=None) -> None:
-        """Writes `text` centred at (x, y) in letters of size `edge`."""
+        """Write `text` centred at (x, y) in letters of size `edge`."""
         how = {"text": text, "font_size": edge * self.pixels, "anchor": "mm", "align": "center"}
         self.mark("text", [(x, y)], colour, height, bevel=0.001, **how)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A sheet lying at (x, y), turned by `angle` degrees; `play` is how far it turns naturally.
+    """A sheet at (x, y), turned by `angle` degrees; `play` bounds its natural rotation in degrees.
 
-    With a `relief` it follows the surface below, raised (negative: sunk) by that height.
+    With a `relief` it follows the surface below, raised (or, if negative, sunk) by that height.
     """
 
     sheet: Sheet
@@ -84,13 +84,13 @@ class Part:
     relief: int | None = None
 
     def settled(self, rng: Generator) -> "Part":
-        """The part where an assembly line would put it."""
+        """The part with an assembly line's usual variation in position and angle."""
         dx, dy = rng.normal(0, 0.0012, 2)
         turn = rng.uniform(-self.play, self.play)
         return replace(self, x=self.x + dx, y=self.y + dy, angle=self.angle + turn)
 
     def lay(self, canvas: Sheet) -> None:
-        """Draws the part on a canvas of the photograph's resolution."""
+        """Draw the part on a canvas of the photograph's resolution."""
         bilinear = Image.Resampling.BILINEAR
         sheet = self.sheet.reduced().each(lambda x: x.rotate(self.angle, bilinear, expand=True))
         (width, breadth), edge = sheet.cover.size, canvas.cover.width
@@ -127,13 +127,13 @@ def around(count: int, radius: float, start: float = 0.0) -> list[tuple[float, f
 
 
 def clouds(edge: int, cells: int, rng: Generator) -> np.ndarray:
-    """Smooth noise (edge, edge) of deviation up to 1, `cells` blotches along each edge."""
+    """Smooth noise (edge, edge) with standard deviation up to 1 and `cells` blotches per edge."""
     coarse = Image.fromarray(rng.standard_normal((cells, cells), np.float32))
     return np.asarray(coarse.resize((edge, edge), Image.Resampling.BICUBIC))
 
 
 def groove(points: np.ndarray, widths: np.ndarray, size: int, colour: Colour, depth: int) -> Part:
-    """A groove along closely spaced points (N, 2), with half-widths (N,)."""
+    """A groove along closely spaced points (N, 2) with half-widths (N,)."""
     sheet = Sheet.blank(CANVAS, CANVAS, size, colour)
     sheet.mark("ellipse", [box(*at, w, w) for at, w in zip(points, widths, strict=True)], colour)
     return Part(sheet, relief=-depth)

@@ -1,4 +1,4 @@
-"""`make reproduce`: fit and evaluate MVTec AD, and print our figures beside published ones."""
+"""`make reproduce`: fit and evaluate MVTec AD, and compare the figures with published ones."""
 
 import json
 import logging
@@ -27,8 +27,8 @@ from reproduce.comparison import (
     Table,
     compare,
     describe,
+    format_value,
     read_published,
-    shown,
     to_markdown,
 )
 
@@ -45,10 +45,10 @@ class ReproduceOptions(ModelOptions):
     ground_truth/DEFECT."""
 
     out: Annotated[Path, Parameter(group=RESULTS)] = Path("reproduce-run")
-    """Folder of the model, the evaluation and comparison.md."""
+    """Folder for the model, the evaluation and comparison.md."""
 
     overwrite: Annotated[bool, Parameter(group=RESULTS, negative="", show_default=False)] = False
-    """Replace the results that are already in the folder."""
+    """Replace existing results in the folder."""
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -56,13 +56,13 @@ class ReproduceOptions(ModelOptions):
 
 
 def reproduce(options: ReproduceOptions) -> None:
-    """Fit and evaluate MVTec AD, and print our figures beside published ones.
+    """Fit and evaluate MVTec AD, and print a comparison with published figures.
 
     python -m reproduce --data mvtec_anomaly_detection --weights resnet18.pth
     """
     data, out = options.data.resolve(), options.out.resolve()
     if out.exists() and not options.overwrite:
-        raise PadimError(f"{out} exists; choose another --out, or say --overwrite")
+        raise PadimError(f"{out} exists; choose another --out, or pass --overwrite")
     test_images = f"{data}/{{group}}/test/{{defect}}/{image_name(data)}"
     model = str(out / "model")
     padim_ray.fit(
@@ -89,19 +89,19 @@ def reproduce(options: ReproduceOptions) -> None:
 
 
 def image_name(data: Path) -> str:
-    """The template of a test image's name: with the one suffix there is, or with any.
+    """The template of test images' names: with their common suffix, or else with any.
 
     Raises:
         PadimError: if there are no images.
     """
     suffixes = {path.suffix for path in data.glob("*/test/*/*") if path.suffix.lower() in SUFFIXES}
     if not suffixes:
-        raise PadimError(f"{data} has no images CATEGORY/test/DEFECT/IMAGE, as MVTec AD has them")
+        raise PadimError(f"{data} has no images CATEGORY/test/DEFECT/IMAGE as in MVTec AD")
     return "{name}" + (suffixes.pop() if len(suffixes) == 1 else ".*")
 
 
 def describe_spec(spec: ModelSpec) -> str:
-    """Say a fitted model's settings in a line."""
+    """Describe a fitted model's settings in one line."""
     line = describe(
         backbone=spec.backbone,
         n_features=sum(spec.grid.channels),
@@ -113,7 +113,7 @@ def describe_spec(spec: ModelSpec) -> str:
 
 
 def show(tables: Sequence[Table], settings: str, published: Published, console: Console) -> None:
-    """Print the comparison; it fits into 80 columns."""
+    """Print the comparison in at most 80 columns."""
     for name, text in published.legend(settings).items():
         console.print(Text(f"{name}: {text}"), soft_wrap=True)
     for table in tables:
@@ -129,12 +129,12 @@ def _rich(table: Table) -> RichTable:
     for column in table.columns:
         rich.add_column(Text(column.replace(" ", "\n")), justify="right")
     for name, values in table.rows:
-        rich.add_row(Text(name), *map(shown, values))
+        rich.add_row(Text(name), *map(format_value, values))
     return rich
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m reproduce`: exits with 2 after a mistake of the user's."""
+    """Run `python -m reproduce`; exit with code 2 after a user's mistake."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("padim_ray").setLevel(logging.INFO)
     app = App(

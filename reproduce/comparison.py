@@ -1,4 +1,4 @@
-"""Our metrics beside published ones: what stands in the tables, and the tables as Markdown."""
+"""Comparison of our metrics with published ones: the tables, and their Markdown."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +16,12 @@ METRICS = {
     "pixel_aupro": "Pixel AUPRO up to a false positive rate of 0.3",
 }
 PUBLISHED = Path(__file__).with_name("published.yaml")
-FEWER = "* of the published categories that this run has too, so that like is compared with like"
+SUBSET_NOTE = "* over the categories that this run covers, for both ours and the published figures"
 
 
 @dataclass(frozen=True)
 class Result:
-    """Somebody's PaDiM on MVTec AD: averages by metric, values by metric and category."""
+    """A published result on MVTec AD: averages by metric, values by metric and category."""
 
     name: str
     settings: str
@@ -31,21 +31,21 @@ class Result:
 
 @dataclass(frozen=True)
 class Published:
-    """What others published, where, and the names of MVTec AD's categories."""
+    """The published results, their sources, and the names of MVTec AD's categories."""
 
     categories: tuple[str, ...]
     results: tuple[Result, ...]
     sources: Mapping[str, str]
 
     def legend(self, settings: str) -> dict[str, str]:
-        """Say by name what each column's settings and each source are; `settings` are ours."""
+        """Settings by column and description by source; `settings` are ours."""
         columns = {result.name: result.settings for result in self.results}
         return {"ours": settings} | columns | dict(self.sources)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a name and one value for each column; None where there is none."""
+    """Rows of a name and a value per column, which is None if unknown."""
 
     title: str
     columns: tuple[str, ...]
@@ -81,21 +81,21 @@ def describe(
     crop: Sequence[int] | None,
     regularization: str,
 ) -> str:
-    """Say settings in a line, named as the options of `padim-ray fit`."""
+    """Describe settings in one line, named as the options of `padim-ray fit`."""
     cropped = f"crop {crop[0]}×{crop[1]}" if crop else "no crop"
     size = f"{image_size[0]}×{image_size[1]}"
     return f"{backbone}, {n_features} features, {size}, {cropped}, regularization {regularization}"
 
 
 def compare(metrics: Mapping[str, Any], published: Published) -> list[Table]:
-    """Lay our metrics out beside the published ones.
+    """Compare our metrics with the published ones.
 
     Args:
         metrics: the content of an evaluation's `metrics.json`.
 
     Returns:
-        One table for each metric that we have of any category, its columns ours and then the
-        published ones, its rows averages and categories; and one of our other groups.
+        A table for each metric that we have for any category, with our column before the published
+        ones and rows of averages and categories; and a table of groups that are not in MVTec AD.
     """
     groups = metrics["groups"]
     ours = {
@@ -105,13 +105,13 @@ def compare(metrics: Mapping[str, Any], published: Published) -> list[Table]:
     known = [category for category in published.categories if category in groups]
     others = sorted(set(groups) - set(known))
     tables = [
-        _beside(metric, {category: ours[metric][category] for category in known}, published)
+        _compare_metric(metric, {category: ours[metric][category] for category in known}, published)
         for metric in METRICS
         if any(ours[metric][category] is not None for category in known)
     ]
     if others:
         rows = tuple((group, tuple(ours[metric][group] for metric in METRICS)) for group in others)
-        tables.append(Table("Groups that are not of MVTec AD", tuple(METRICS), rows))
+        tables.append(Table("Groups that are not in MVTec AD", tuple(METRICS), rows))
     return tables
 
 
@@ -119,7 +119,7 @@ def _value(group: Mapping[str, Any], metric: str) -> float | None:
     return group["metrics"].get(metric, {}).get("value")
 
 
-def _beside(metric: str, ours: Mapping[str, float | None], published: Published) -> Table:
+def _compare_metric(metric: str, ours: Mapping[str, float | None], published: Published) -> Table:
     results = [result for result in published.results if metric in result.averages]
     common = [category for category, value in ours.items() if value is not None]
     theirs = [result.categories[metric] for result in results]
@@ -141,25 +141,25 @@ def _beside(metric: str, ours: Mapping[str, float | None], published: Published)
         for category, value in ours.items()
     ]
     columns = ("ours", *(result.name for result in results))
-    return Table(METRICS[metric], columns, tuple(rows), "" if is_complete else FEWER)
+    return Table(METRICS[metric], columns, tuple(rows), "" if is_complete else SUBSET_NOTE)
 
 
-def shown(value: float | None) -> str:
-    """A value as it stands in the tables: with three decimals, as published."""
+def format_value(value: float | None) -> str:
+    """Format a value with three decimals, as published."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def to_markdown(tables: Iterable[Table], settings: str, published: Published) -> str:
-    """The comparison as a Markdown document."""
+    """Render the comparison as a Markdown document."""
     legend = published.legend(settings).items()
     blocks = [
-        "# padim-ray beside published PaDiM",
+        "# padim-ray compared with published PaDiM",
         "\n".join(f"- **{name}**: {_escaped(text)}" for name, text in legend),
     ]
     for table in tables:
         blocks.append(f"## {table.title}")
         lines = [("", *table.columns), (":--", *["--:"] * len(table.columns))]
-        lines += [(_escaped(name), *map(shown, values)) for name, values in table.rows]
+        lines += [(_escaped(name), *map(format_value, values)) for name, values in table.rows]
         blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         if table.note:
             blocks.append(_escaped(table.note))

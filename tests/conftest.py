@@ -21,7 +21,7 @@ from PIL import Image
 from padim_ray.storage.location import Location
 from tests.faults.machine import LOCALHOST, Machine
 
-if not torch.cuda.is_available():  # before Triton is imported, which torchvision does
+if not torch.cuda.is_available():  # must be set before torchvision imports Triton
     os.environ["TRITON_INTERPRET"] = "1"
 
 import torchvision
@@ -29,10 +29,29 @@ import torchvision
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+STARTS_RAY = ("end_to_end", "cluster", "faults")  # directories
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --part: `make check` runs two parts at the same time."""
+    parser.addoption("--part", default="1/1", metavar="I/N", help="every N-th test file from I on")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests that start Ray, which `make check` leaves out; keep the files of --part."""
+    directories = [Path(__file__).parent / name for name in STARTS_RAY]
+    for item in items:
+        in_directory = any(item.path.is_relative_to(directory) for directory in directories)
+        if in_directory or "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+    part, parts = map(int, config.getoption("part").split("/"))
+    kept = sorted({item.path for item in items})[part - 1 :: parts]
+    items[:] = [item for item in items if item.path in kept]
+
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A seeded random ResNet-18 whose batch norms do something."""
+    """A seeded random ResNet-18 whose batch norms are not the identity."""
     torch.manual_seed(0)
     model = torchvision.models.resnet18()
     for module in model.modules():
@@ -48,7 +67,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def draw_image() -> Callable[..., Image.Image]:
-    """A function that draws one noisy image with structure, and a bright square if defective."""
+    """A function that draws a structured, noisy image, with a bright square if defective."""
 
     def draw(
         seed: int, *, size: int = 64, defective: bool = False, shade: float = 0
@@ -86,7 +105,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory, draw_image) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Ray in this process, as the jobs start it, for all tests that want one."""
+    """Ray started in this process as the jobs start it, shared by all tests."""
     from padim_ray.pipeline.cluster.session import ray_session
 
     with ray_session("local"):
@@ -94,7 +113,7 @@ def ray_cluster() -> Iterator[None]:
 
 
 class S3Server:
-    """`rclone serve s3` over a local directory: its buckets are the directory's folders."""
+    """`rclone serve s3` on a local directory, whose folders are the buckets."""
 
     def __init__(self, root: Path, address: str, key: str, secret: str) -> None:
         self.root, self.key, self.secret = root, key, secret
@@ -106,9 +125,10 @@ class S3Server:
         return {"key": self.key, "secret": self.secret, "endpoint_url": self.endpoint}
 
     def upload(self, bucket: str, directory: Path | None = None) -> None:
-        """Make a bucket, of a directory's files if one is given.
+        """Create a bucket, with a directory's files if given.
 
-        Through the server: it remembers listings for minutes, and doesn't see what others change.
+        The upload goes through the server, because it caches listings for minutes and would not
+        notice files written to disk.
         """
         fs = fsspec.filesystem("s3", **self.options)
         fs.mkdir(bucket)
@@ -118,7 +138,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a job's environment holds instead."""
+        """The same options as environment variables of a job."""
         return {
             "AWS_ACCESS_KEY_ID": self.key,
             "AWS_SECRET_ACCESS_KEY": self.secret,
@@ -146,7 +166,7 @@ def serve_s3(root: Path, machine: Machine = LOCALHOST) -> Iterator[S3Server]:
             *(*machine.prefix, str(Path(sys.executable).with_name("rclone")), "serve", "s3"),
             *(str(root), "--addr", address),
             *("--auth-key", f"{server.key},{server.secret}", "--vfs-cache-mode", "off"),
-            # now and then it takes its own upload for a change, and reading fails for minutes
+            # otherwise it sometimes mistakes its own upload for a change and refuses to read it
             "--local-no-check-updated",
         ],
         stdout=subprocess.DEVNULL,

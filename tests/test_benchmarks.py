@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is not judged here."""
+"""The benchmarks run; their figures are not checked."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu_without_ray(tmp_path):
     assert all(row["fit"] > 0 and row["score"] > 0 and row["trunk"] > 0 for row in rows)
 
 
-def test_shares_of_the_cores_are_those_of_processes_and_what_is_idle():
+def test_shares_of_the_cores_and_idle_time_add_up():
     found = Counter()
     child = [sys.executable, "-c", "while True: pass", "ray::MapWorker(MapBatches(ScoreImages))"]
     with shares(found), subprocess.Popen(child) as busy:

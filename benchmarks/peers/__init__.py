@@ -1,7 +1,7 @@
-"""What people use today, beside padim-ray: `make bench-peers` installs it.
+"""anomalib's PaDiM compared with padim-ray: `make bench-peers` installs anomalib.
 
-The same images, weights, size and machine, taking turns; start-up is left out of both by comparing
-a small with a large directory.
+Both use the same images, weights, size and machine, in turns. The difference between a small and a
+large directory excludes start-up.
 """
 
 import json
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.archive import ARCHIVES, DIFFERENT, many_images
-from benchmarks.jobs import listed, run
+from benchmarks.archive import ARCHIVES, DISTINCT, many_images
+from benchmarks.jobs import run, write_manifest
 from benchmarks.timing import Figure, cores, figure, steady_rate
 from padim_ray import PadimModel
 from padim_ray.model.spec import new_spec
@@ -24,8 +24,8 @@ from padim_ray.runs.options.model import ModelOptions
 
 PYTHON = Path(".venv-peers/bin/python")
 THEIR_SIZES = (100, 600)
-OUR_SIZES = (250, 1500)  # more, since a second of noise is more of ours
-CHANNELS = 100  # of the peer
+OUR_SIZES = (250, 1500)  # more, because our runs are shorter and noise weighs more
+CHANNELS = 100  # anomalib's default
 SAME_MODEL = {"n_features": CHANNELS, "regularization": "paper", "epsilon": 0.01001}
 CASES: dict[str, dict[str, Any]] = {
     "100 channels, bfloat16": {**SAME_MODEL, "precision": "bfloat16"},
@@ -35,16 +35,18 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def measure(root: Path, weights: str, repeats: int) -> list[Figure]:
-    """anomalib's PaDiM with 100 channels, and the jobs in three ways."""
+    """Compare anomalib's PaDiM with 100 channels and our jobs with three settings."""
     if not PYTHON.exists():
-        print("anomalib is not installed (make bench-peers): it is left out")
+        print("Skipped: anomalib is not installed (make bench-peers)")
         return []
     kind = ARCHIVES["JPEG 700²"]
     directories = {size: root / f"peers-{size}" for size in THEIR_SIZES}
     for size, directory in directories.items():
         many_images(directory, size, *kind)
     files = many_images(root / "peers", max(OUR_SIZES), *kind)
-    manifests = {size: listed(files[:size], root / f"peers-{size}.parquet") for size in OUR_SIZES}
+    manifests = {
+        size: write_manifest(files[:size], root / f"peers-{size}.parquet") for size in OUR_SIZES
+    }
     theirs: dict[str, list[float]] = {"fit": [], "score": []}
     ours = {name: {job: [] for job in theirs} for name in CASES}
     megabytes = []
@@ -86,7 +88,7 @@ def add_rates(
 
 
 def run_anomalib(directory: Path, weights: str, *, maps: Path | None = None) -> dict[str, float]:
-    """Seconds of `fit` and of `score`, and the peak memory."""
+    """Seconds of `fit` and `score`, and peak `megabytes`."""
     command = [
         *(PYTHON, Path(__file__).with_name("anomalib_padim.py")),
         *("--train", directory, "--test", directory, "--weights", weights),
@@ -101,15 +103,15 @@ def run_anomalib(directory: Path, weights: str, *, maps: Path | None = None) -> 
 
 
 def kept_channels(weights: str) -> list[int]:
-    """Our channels, counted through all layers."""
+    """Our channels, numbered across all layers."""
     spec, _ = new_spec(ModelOptions(weights=weights, n_features=CHANNELS), "float32")
     starts = dict(zip(spec.channels, (0, 64, 192), strict=True))
     return [starts[layer] + index for layer, kept in spec.channels.items() for index in kept]
 
 
 def compare_maps(root: Path, weights: str) -> float:
-    """The same model in float32, of images that need no resizing."""
-    files = many_images(root / "peers-maps", DIFFERENT, 256, "RGB", "PNG")
+    """Greatest relative difference of the maps, with float32 and images that need no resizing."""
+    files = many_images(root / "peers-maps", DISTINCT, 256, "RGB", "PNG")
     run_anomalib(files[0].parent, weights, maps=root / "maps.npy")
     theirs = np.load(root / "maps.npy").squeeze()
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])

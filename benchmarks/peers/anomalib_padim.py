@@ -1,6 +1,6 @@
-"""anomalib's PaDiM over a directory of images. Runs in its own environment (`make bench-peers`).
+"""Run anomalib's PaDiM on a directory of images, in its own environment (`make bench-peers`).
 
-Prints JSON: seconds of fitting and of scoring, without imports, and the process's peak memory.
+Prints JSON: seconds of fitting and scoring, without imports, and the process's peak memory.
 """
 
 import argparse
@@ -26,9 +26,9 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="directory of good images")
     parser.add_argument("--test", required=True, help="directory of images to score")
     parser.add_argument("--weights", required=True, help="state dict of resnet18")
-    parser.add_argument("--channels", required=True, help="JSON list of the kept channels")
-    parser.add_argument("--workers", type=int, required=True, help="that read images")
-    parser.add_argument("--maps", help="file for the anomaly maps, npy")
+    parser.add_argument("--channels", required=True, help="JSON list of the channels to keep")
+    parser.add_argument("--workers", type=int, required=True, help="processes that read images")
+    parser.add_argument("--maps", help="write the anomaly maps to this .npy file")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def padim(weights: str, channels: list[int]) -> Padim:
-    """With our weights and channels, and nothing that draws or judges."""
+    """Build the model with our weights and channels, without visualisation or evaluation."""
     model = Padim(
         backbone="resnet18",
         layers=["layer1", "layer2", "layer3"],

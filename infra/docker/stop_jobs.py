@@ -1,9 +1,9 @@
-"""Tell the jobs on this cluster to end, and wait for them: what the head node does before it ends.
+"""Stop this cluster's jobs before the head node ends (preStop hook).
 
-Ray's own end would kill a job at once. A job that gets SIGTERM lets go of its model or results, so
-that whoever continues it needn't wait until it can be taken for dead. It is told by a signal and
-not through Ray's jobs API, because a job that was stopped there counts as one that nobody wants any
-more, and KubeRay wouldn't try it again. The node's grace period bounds the wait.
+Without this hook Ray would kill the jobs at once. On SIGTERM a job releases its claim on its model
+or results, so that its successor need not wait for the claim to expire. Jobs are not stopped
+through Ray's jobs API, because KubeRay does not retry a job that was stopped there. The pod's grace
+period bounds the wait.
 """
 
 import os
@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 
 def stop_jobs(address: str) -> None:
-    """Send SIGTERM to all submitted jobs' drivers, and return when the jobs have ended."""
+    """Send SIGTERM to the drivers of all submitted jobs and wait until the jobs have ended."""
     client = JobSubmissionClient(address)
     running = [
         job

@@ -30,7 +30,13 @@ def randomise(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("backbone", [resnet.name for resnet in RESNETS])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "101" in name or "152" in name else [])
+        for name in [resnet.name for resnet in RESNETS]
+    ],
+)
 def test_features_equal_those_of_the_whole_torchvision_model(backbone):
     torch.manual_seed(1)
     model = randomise(torchvision.models.get_model(backbone))

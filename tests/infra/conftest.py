@@ -1,4 +1,4 @@
-"""Fixtures: the overlays as rendered."""
+"""Fixtures: the rendered overlays."""
 
 import pytest
 
@@ -7,13 +7,13 @@ from tests.infra.manifests import KUBERAY, OVERLAYS, Job, jobs, render
 
 @pytest.fixture(scope="session")
 def rendered():
-    """A function that gives an overlay's documents."""
+    """A function that returns the documents of an overlay by name."""
     return {name: render(KUBERAY / "overlays" / name) for name in OVERLAYS}.__getitem__
 
 
 @pytest.fixture(scope="session", params=OVERLAYS)
 def documents(request, rendered):
-    """One overlay's documents, after the other's."""
+    """The documents of each overlay in turn."""
     return rendered(request.param)
 
 

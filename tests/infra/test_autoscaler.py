@@ -1,4 +1,4 @@
-"""Ray's own autoscaler, and its `ray start`, understand the groups."""
+"""Ray's autoscaler and `ray start` understand the worker groups."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ from tests.infra.manifests import quantity
 
 @pytest.fixture(scope="module")
 def node_types(all_jobs):
-    """What the autoscaler makes of each job's cluster."""
+    """The node types that Ray's autoscaler derives from each job's cluster."""
     configs = []
     for job in all_jobs:
         cluster = {"metadata": {"name": job.name, "namespace": "padim-ray"}, "spec": job.cluster}
@@ -21,7 +21,7 @@ def node_types(all_jobs):
     return configs
 
 
-def test_the_head_has_nothing_to_compute_with(node_types):
+def test_the_head_runs_no_tasks(node_types):
     for types in node_types:
         resources = types["headgroup"]["resources"]
         assert (resources["CPU"], resources["GPU"]) == (0, 0)
@@ -32,7 +32,7 @@ def test_images_are_decoded_on_cpu_nodes_only(node_types):
     for types in node_types:
         decoding = {name for name, each in types.items() if "padim_decode" in each["resources"]}
         assert decoding == {"cpu"}
-        # decoding tasks ask for 0.001: more of them than CPUs
+        # a decoding task asks for 0.001: CPUs, not this resource, limit their number
         assert types["cpu"]["resources"]["padim_decode"] / 0.001 > types["cpu"]["resources"]["CPU"]
 
 
@@ -51,7 +51,7 @@ def test_each_group_can_grow_and_shrink(node_types):
                 assert each["idle_timeout_s"] > 0
 
 
-def test_the_autoscaler_plans_with_less_than_a_containers_memory(node_types, all_jobs):
+def test_the_autoscaler_plans_with_less_memory_than_the_limit(node_types, all_jobs):
     for types, job in zip(node_types, all_jobs, strict=True):
         for pod in job.ray_pods:
             limit = quantity(pod.container["resources"]["limits"]["memory"])
@@ -59,7 +59,7 @@ def test_the_autoscaler_plans_with_less_than_a_containers_memory(node_types, all
 
 
 def test_custom_resources_survive_the_shell_that_starts_ray(all_jobs):
-    """KubeRay writes `ray start --name=value …` into a command for bash."""
+    """KubeRay puts `ray start --name=value …` into a command for bash."""
     for job in all_jobs:
         for pod in job.ray_pods:
             if "resources" in pod.start:

@@ -1,4 +1,4 @@
-"""infra/README.md names what there is."""
+"""Paths, links, names and sizes in infra/README.md match the files."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_every_link_leads_somewhere():
             assert (README.parent / target).is_file(), link
 
 
-def test_what_is_applied_by_label_has_documents(commands, rendered):
+def test_every_label_that_a_command_selects_has_documents(commands, rendered):
     found = re.findall(r"apply -k infra/kuberay/overlays/(\w+) -l (.+)$", commands, re.M)
     assert len(found) == 4
     for overlay, selector in found:
@@ -47,7 +47,7 @@ def test_what_is_applied_by_label_has_documents(commands, rendered):
         assert set(wanted) <= labels
 
 
-def test_names_in_commands_are_those_of_the_manifests(commands, rendered):
+def test_names_in_commands_match_the_manifests(commands, rendered):
     jobs = {
         name
         for overlay in ("gpu", "nightly")
@@ -67,9 +67,9 @@ def test_the_operator_is_installed_where_the_network_policy_expects_it(commands,
     assert labels == {"kubernetes.io/metadata.name": namespace}
 
 
-def test_the_table_of_nodes_says_what_pods_ask_for(all_jobs):
+def test_the_table_of_nodes_lists_the_pods_requests(all_jobs):
     rows = re.findall(r"^\| (head|CPU|GPU)\b[^|]*\| ([^|]* GiB disk) \|", README.read_text(), re.M)
-    said = {
+    listed = {
         group: dict(reversed(part.split(" ", 1)) for part in cell.split(", "))
         for group, cell in rows
     }
@@ -78,7 +78,7 @@ def test_the_table_of_nodes_says_what_pods_ask_for(all_jobs):
         resources = [pod.container["resources"]["requests"]]
         if pod.group == "headgroup":
             resources.append(job.cluster["autoscalerOptions"]["resources"]["requests"])
-        cell = said[{"headgroup": "head", "cpu": "CPU", "gpu": "GPU"}[pod.group]]
+        cell = listed[{"headgroup": "head", "cpu": "CPU", "gpu": "GPU"}[pod.group]]
         assert sum(quantity(each["cpu"]) for each in resources) == quantity(cell["CPUs"])
         assert sum(quantity(each["memory"]) for each in resources) == quantity(cell["GiB"]) * GIB
         disk = quantity(resources[0]["ephemeral-storage"])

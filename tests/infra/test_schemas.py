@@ -1,4 +1,4 @@
-"""Every manifest is what Kubernetes and KubeRay take."""
+"""Every manifest is valid by Kubernetes' and KubeRay's schemas."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ import yaml
 from tests.infra.crds import validator
 from tests.infra.manifests import KUBERAY, copy, jobs, named, render
 
-KUBERNETES = ("1.29", "1.37")  # the oldest that infra/README.md allows, and the newest
+KUBERNETES = ("1.29", "1.37")  # the oldest that infra/README.md allows, and the latest
 
 
 def validate(document):
@@ -101,7 +101,7 @@ def test_a_mistake_in_a_network_policy_is_found(rendered):
         validate(policy)
 
 
-def test_an_overlay_starts_what_it_says(rendered):
+def test_every_overlay_starts_its_jobs_on_its_groups(rendered):
     for overlay, expected in {
         "cpu": {"padim-fit", "padim-score"},
         "gpu": {"padim-fit", "padim-score"},
@@ -114,7 +114,7 @@ def test_an_overlay_starts_what_it_says(rendered):
 
 
 def test_all_kustomizations_are_rendered_by_some_test():
-    """None is forgotten: each is an overlay, or reached from one, or a cloud's."""
+    """Each is an overlay, a part of one, or a cloud's component."""
     reached = {Path("base"), Path("jobs"), Path("site"), Path("components/rayjob")}
     reached |= {Path("components") / name for name in ("gpu", "eks", "gke", "minio")}
     reached |= {Path("overlays") / name for name in ("cpu", "gpu", "nightly")}

@@ -197,7 +197,7 @@ def test_any_layers_make_a_model(weights, layers):
 
 
 @pytest.mark.parametrize("kind", ["shrink", "paper"])
-@pytest.mark.parametrize("count", [8, 60])
+@pytest.mark.parametrize("count", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_leave_one_out_scores_are_those_of_models_refitted_without_the_image(weights, kind, count):
     """With fewer images than channels (40), and with more."""
     options = {"image_size": 64, "n_features": 40, "precision": "float32", "regularization": kind}

@@ -37,6 +37,7 @@ def add_shards(counted, images):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_images_need_no_more_memory_than_a_thousand(counted):
     few, truth = add_shards(counted, 1_024)
     many, more = add_shards(counted, 102_400)

@@ -83,6 +83,7 @@ def test_the_page_holds_as_many_images_as_wanted(tmp_path):
     assert len(cards(report(tmp_path))) == 40
 
 
+@pytest.mark.slow
 def test_many_large_noisy_images_stay_within_the_limit(tmp_path):
     rows = []
     for index in range(200):

@@ -20,7 +20,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def jobs(monkeypatch, weights):
-    """The jobs that were run, which wrote only metrics.json."""
+    """Stand-ins for the jobs, which record their options and write only metrics.json."""
     run = {}
 
     def evaluate(**options):
@@ -34,7 +34,7 @@ def jobs(monkeypatch, weights):
     spec, _ = new_spec(ModelOptions(weights=weights, n_features=100, crop=(224,)), "float32")
     monkeypatch.setattr(padim_ray, "fit", lambda **options: run.update(fit=options))
     monkeypatch.setattr(padim_ray, "evaluate", evaluate, raising=False)
-    monkeypatch.setattr(command.artifact, "open_version", lambda root: SimpleNamespace(spec=spec))
+    monkeypatch.setattr(command, "open_version", lambda root: SimpleNamespace(spec=spec))
     return run
 
 
@@ -71,7 +71,7 @@ def test_an_existing_folder_is_refused_and_nothing_in_it_removed(data, tmp_path,
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_data_without_images_are_a_sentence(tmp_path, jobs, capsys):
+def test_a_folder_without_images_is_refused(tmp_path, jobs, capsys):
     with pytest.raises(SystemExit) as exit_:
         command.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")])
     assert exit_.value.code == 2
@@ -86,7 +86,7 @@ def test_data_without_images_are_a_sentence(tmp_path, jobs, capsys):
         (["1.JPG"], "{name}.*"),
     ],
 )
-def test_one_template_covers_the_images_there_are(data, names, expected):
+def test_one_template_covers_all_images(data, names, expected):
     for name in names:
         (data / "grid/test/bent" / name).touch()
     assert command.image_name(data) == expected

@@ -22,7 +22,7 @@ TWO_OF_THREE = Published(
 
 
 def metrics_json(groups):
-    """An evaluation's metrics.json; `groups` has image AUROCs, which other metrics lack."""
+    """An evaluation's metrics.json with image AUROCs by group and no other metrics."""
     return {
         "normal": "good",
         "aupro_limit": 0.3,
@@ -40,7 +40,7 @@ def metrics_json(groups):
     }
 
 
-def test_ours_stand_before_published_ones_averages_before_categories():
+def test_our_column_comes_first_and_averages_come_before_categories():
     (table,) = compare(metrics_json({"screw": 0.5, "grid": 0.75, "carpet": 1.0}), TWO_OF_THREE)
     assert table.title == "Image AUROC"
     assert table.columns == ("ours", "first R18", "paper")
@@ -70,7 +70,7 @@ def test_a_category_without_a_value_is_shown_and_not_averaged():
     assert table.rows[2] == ("carpet", (None, 0.9, None))
 
 
-def test_other_groups_stand_alone():
+def test_other_groups_have_a_table_of_their_own():
     tables = compare(metrics_json({"tile": 0.5, "grid": 0.75, "line 7": 1.0}), TWO_OF_THREE)
     assert [row[0] for row in tables[0].rows] == ["average of 3", "average of 1*", "grid"]
     assert tables[1].rows == (
@@ -80,7 +80,7 @@ def test_other_groups_stand_alone():
     assert len(compare(metrics_json({"line 7": 1.0}), TWO_OF_THREE)) == 1
 
 
-def test_markdown_escapes_names_and_says_settings_and_sources():
+def test_markdown_escapes_names_and_lists_settings_and_sources():
     tables = compare(metrics_json({"a|b": 0.1234, "grid": 0.75}), TWO_OF_THREE)
     lines = to_markdown(tables, "resnet18, a|b.pth", TWO_OF_THREE).splitlines()
     assert r"| a\|b | 0.123 | – | – | – |" in lines

@@ -32,7 +32,7 @@ WITH_CATEGORIES = [
 ]
 
 
-def test_every_category_of_mvtec_ad_is_there():
+def test_every_category_of_mvtec_ad_has_values():
     assert sorted(READ.categories) == CATEGORIES
     assert {name: set(RESULTS[name].averages) for name in RESULTS} == {
         "anomalib R18": {"image_auroc", "pixel_auroc", "image_f1_best"},
@@ -58,7 +58,7 @@ def test_every_value_is_a_fraction_with_the_three_decimals_of_its_source():
 
 
 @pytest.mark.parametrize(("name", "metric"), WITH_CATEGORIES)
-def test_published_averages_are_the_means_of_the_categories_but_for_rounding(name, metric):
+def test_published_averages_are_the_rounded_means_of_the_categories(name, metric):
     result = RESULTS[name]
     mean = fmean(result.categories[metric].values())
     assert result.averages[metric] == pytest.approx(mean, abs=0.0005 + 1e-9)
@@ -70,8 +70,8 @@ def test_every_source_has_an_address_and_is_used():
     assert all(source["url"].startswith("https://") for source in content["sources"].values())
 
 
-def test_figures_are_those_of_the_readmes():
-    # a cell of each table, copied by hand
+def test_figures_match_the_readmes():
+    # one cell of each table, copied by hand
     cells = {
         ("anomalib R18", "image_auroc", "hazelnut"): 0.750,
         ("anomalib WR50", "image_auroc", "cable"): 0.878,
