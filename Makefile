@@ -4,16 +4,14 @@ BIN := .venv/bin
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' padim_ray/__init__.py)
 RAY = $(shell sed -n 's/^ray==//p' constraints.txt)
 
-.PHONY: demo check test faults cluster-test lint types format bench bench-peers reproduce image clean
+.PHONY: demo check test faults cluster-test lint types format docs bench bench-peers reproduce image clean
 
 demo: .venv/installed  ## draw an archive, fit, score
 	$(BIN)/python -m demo
 
 check: .venv/installed  ## in 3 minutes: lint, types, and the tests that are fast and don't start Ray
-	$(MAKE) --jobs 2 lint types fast-tests-1 fast-tests-2
-
-fast-tests-%: .venv/installed  # one of two halves, each on one core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not ray and not slow' --part $*/2
+	$(MAKE) lint types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not ray and not slow'
 
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest
@@ -34,6 +32,9 @@ types: .venv/installed  ## type check
 format: .venv/installed  ## fix what ruff can fix, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/installed  ## the documentation as a site, in build/docs
+	$(BIN)/python -m sphinx -W --keep-going docs build/docs
 
 bench: .venv/installed  ## images/s of the stages and jobs, and peak memory: make bench OPTIONS=--help
 	$(BIN)/python -m benchmarks $(OPTIONS)

@@ -32,21 +32,13 @@ settings.load_profile("untimed")
 STARTS_RAY = ("end_to_end", "cluster", "faults")  # directories
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --part: `make check` runs two parts at the same time."""
-    parser.addoption("--part", default="1/1", metavar="I/N", help="every N-th test file from I on")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests that start Ray, which `make check` leaves out; keep the files of --part."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that start Ray, which `make check` leaves out."""
     directories = [Path(__file__).parent / name for name in STARTS_RAY]
     for item in items:
         in_directory = any(item.path.is_relative_to(directory) for directory in directories)
         if in_directory or "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
-    part, parts = map(int, config.getoption("part").split("/"))
-    kept = sorted({item.path for item in items})[part - 1 :: parts]
-    items[:] = [item for item in items if item.path in kept]
 
 
 @pytest.fixture(scope="session")
