@@ -82,7 +82,7 @@ def test_mean_and_covariance_are_those_of_all_cells_embeddings(kind, grid, seed,
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40)
 @given(grids(), SEEDS, st.integers(2, 30))
-def test_distances_are_the_dense_ones(kind, grid, seed, count):
+def test_distances_equal_the_dense_ones(kind, grid, seed, count):
     rng = np.random.default_rng(seed)
     train, test = random_features(grid, count, rng), random_features(grid, 3, rng)
     density = SharedDensity(Regularization(kind))
