@@ -12,7 +12,7 @@ from padim_ray.densities.gaussian.leave_one_out import (
 from padim_ray.densities.gaussian.regularization import Regularization, pool
 from padim_ray.densities.gaussian.whitening import factorise
 from padim_ray.features.grid import PatchGrid
-from tests.densities.test_moments import SEEDS, merge_all, of
+from tests.densities.test_moments import SEEDS, merge_all, moments_of
 from tests.helpers import dense
 from tests.helpers.features import grids, nest, random_features
 
@@ -23,7 +23,7 @@ def left_out(grid, features, kind, dtype=torch.float32, **how):
     """Leave-one-out distances of all images, (images, H, W)."""
     count, regularization = len(features[0]), Regularization(kind)
     patches = [level.to(dtype) for level in nest(grid, features)]
-    state = merge_all([of(patches, dtype)])
+    state = merge_all([moments_of(patches, dtype)])
     offset, scale = regularization.offset(pool(state)), regularization.scale(count)
     gaussian = factorise(state, scale, offset, dtype=dtype)
     squared = leave_one_out_squared_distances(gaussian, patches, count, regularization, **how)
@@ -113,7 +113,7 @@ def test_distances_stay_finite_without_regularisation():
     grid, regularization = PatchGrid(((4, 4),), (3,)), Regularization("paper", epsilon=0)
     features = random_features(grid, 4, np.random.default_rng(0))
     patches = nest(grid, features)
-    state = merge_all([of(patches, torch.float32)])
+    state = merge_all([moments_of(patches, torch.float32)])
     gaussian = factorise(state, regularization.scale(4), regularization.offset(pool(state)))
     squared = leave_one_out_squared_distances(gaussian, patches, 4, regularization)
     assert torch.isfinite(squared).all()

@@ -19,7 +19,7 @@ from tests.helpers.features import grids, nest, random_features
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def of(patches, dtype=torch.float64):
+def moments_of(patches, dtype=torch.float64):
     cells = [len(level) for level in patches]
     channels = [level.shape[1] for level in patches]
     return accumulate_(
@@ -55,7 +55,7 @@ def assert_close(a, b, tolerance):
 @given(grids(), SEEDS, st.integers(2, 9))
 def test_blocks_hold_the_dense_scatter(grid, seed, count):
     features = random_features(grid, count, np.random.default_rng(seed))
-    state = of(nest(grid, features))
+    state = moments_of(nest(grid, features))
     embedding = dense.embeddings(features)
     offset = embedding - embedding.mean(2, keepdims=True)
     scatter = torch.from_numpy(np.einsum("hwbi,hwbj->hwij", offset, offset)).flatten(0, 1)
@@ -78,23 +78,26 @@ def test_merging_any_partition_in_any_order_gives_the_same_moments(grid, seed, c
     order = data.draw(st.permutations(range(count)))
     cuts = sorted(data.draw(st.sets(st.integers(1, count - 1), max_size=6)))
     parts = [order[a:b] for a, b in zip([0, *cuts], [*cuts, count], strict=True)]
-    merged = merge_all([of(images(patches, part)) for part in parts])
-    assert_close(merged, of(patches), 1e-9)
+    merged = merge_all([moments_of(images(patches, part)) for part in parts])
+    assert_close(merged, moments_of(patches), 1e-9)
 
 
 @given(grids(), SEEDS, st.integers(2, 12), st.integers(2, 12))
 def test_accumulating_batch_by_batch_equals_one_batch(grid, seed, first, second):
     patches = nest(grid, random_features(grid, first + second, np.random.default_rng(seed)))
-    state = of(images(patches, range(first)))
+    state = moments_of(images(patches, range(first)))
     state = accumulate_(state, [x.double() for x in images(patches, range(first, first + second))])
-    assert_close(state, of(patches), 1e-9)
+    assert_close(state, moments_of(patches), 1e-9)
 
 
 @given(grids(), SEEDS)
 def test_subtracting_is_the_inverse_of_merging(grid, seed):
     patches = nest(grid, random_features(grid, 12, np.random.default_rng(seed)))
-    kept, forgotten = of(images(patches, range(8))), of(images(patches, range(8, 12)))
-    assert_close(subtract(of(patches), forgotten), kept, 1e-9)
+    kept, forgotten = (
+        moments_of(images(patches, range(8))),
+        moments_of(images(patches, range(8, 12))),
+    )
+    assert_close(subtract(moments_of(patches), forgotten), kept, 1e-9)
     nothing = subtract(kept, kept)
     assert nothing.count == 0
     assert not any(block.any() for row in nothing.scatters for block in row)
@@ -102,7 +105,7 @@ def test_subtracting_is_the_inverse_of_merging(grid, seed):
 
 def test_subtracting_more_images_than_there_are_is_refused():
     rng = np.random.default_rng(0)
-    small, large = (of([torch.from_numpy(rng.random((4, 2, n)))]) for n in (3, 5))
+    small, large = (moments_of([torch.from_numpy(rng.random((4, 2, n)))]) for n in (3, 5))
     with pytest.raises(ValueError, match="5 images from 3"):
         subtract(small, large)
 
@@ -113,13 +116,13 @@ def test_a_float32_partial_sum_is_exact_to_its_precision(grid, seed):
     state = empty_moments(grid.cells, grid.channels)
     for start in range(0, 64, 16):
         state = accumulate_(state, images(patches, range(start, start + 16)))
-    assert_close(of(patches), state.to(torch.float64), 1e-6)
+    assert_close(moments_of(patches), state.to(torch.float64), 1e-6)
 
 
 @given(grids(), SEEDS)
 def test_saved_and_cut_moments_come_back_identical(grid, seed):
     patches = nest(grid, random_features(grid, 5, np.random.default_rng(seed)))
-    state = of(patches)
+    state = moments_of(patches)
     middle = max(1, grid.cells[-1] // 2)
     runs = [(0, middle), (middle, grid.cells[-1])] if middle < grid.cells[-1] else [(0, middle)]
     tensors = [state.cells(*run).packed() for run in runs]

@@ -37,7 +37,7 @@ def model(weights):
     return model
 
 
-def test_its_distances_are_the_maps(model):
+def test_distances_of_a_new_density_make_the_maps(model):
     train, test = torch.cat([images(0, 6), images(1, 5)]), images(2, 3)
     fitted, scored = (model._detector.embedder.trunk(part) for part in (train, test))
     squared = torch.zeros(3, 16, 16, device=fitted[0].device)
@@ -49,7 +49,7 @@ def test_its_distances_are_the_maps(model):
     torch.testing.assert_close(model.score(test).maps, expected.cpu(), rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_saved_loaded_and_updated(model, weights, tmp_path):
+def test_a_new_density_is_saved_loaded_and_updated(model, weights, tmp_path):
     model.save(str(tmp_path / "model"))
     names = {path.name for path in (tmp_path / "model/versions/000001/groups/default").iterdir()}
     assert names == {
@@ -63,7 +63,7 @@ def test_it_is_saved_loaded_and_updated(model, weights, tmp_path):
     torch.testing.assert_close(loaded.score(images(2, 3)).maps, model.score(images(2, 3)).maps)
 
 
-def test_it_is_calibrated_by_leave_one_out(model, weights):
+def test_a_new_density_is_calibrated_by_leave_one_out(model, weights):
     train = torch.cat([images(0, 6), images(1, 5)])
     scores = model.calibrate(train)
     for left_out in (0, 10):
@@ -74,7 +74,7 @@ def test_it_is_calibrated_by_leave_one_out(model, weights):
     np.testing.assert_array_equal(model.calibration().scores, np.sort(scores.numpy()))
 
 
-def test_its_settings_are_read_from_model_json(model, tmp_path):
+def test_settings_of_a_new_density_are_read_from_model_json(model, tmp_path):
     model.save(str(tmp_path / "model"))
     assert open_named(str(tmp_path / "model")).spec.density == density_class("centre")()
     with pytest.raises(ModelError, match=r"spec\.density has no settings"):

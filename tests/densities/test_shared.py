@@ -13,7 +13,7 @@ from padim_ray.densities.shared import SharedDensity
 from padim_ray.errors import ModelError
 from padim_ray.features.grid import PatchGrid
 from padim_ray.features.workers import Workers
-from tests.densities.test_moments import SEEDS, merge_all, of
+from tests.densities.test_moments import SEEDS, merge_all, moments_of
 from tests.helpers import dense
 from tests.helpers.features import grids, nest, random_features
 
@@ -53,7 +53,9 @@ def fit(density, grid, features, parts=1):
     """As the pipelines fit: partial sums in float32, merged in float64, pooled by runs of cells."""
     patches = nest(grid, features)
     pieces = zip(*(level.tensor_split(parts, -1) for level in patches), strict=True)
-    statistics = merge_all([of(piece, torch.float32) for piece in pieces if piece[0].shape[-1]])
+    statistics = merge_all(
+        [moments_of(piece, torch.float32) for piece in pieces if piece[0].shape[-1]]
+    )
     middle = max(1, grid.cells[-1] // 2)
     runs = {(0, middle), (middle, grid.cells[-1])} - {(middle, middle)}
     first, *others = [density.pool(statistics.cells(*run)) for run in sorted(runs)]
@@ -73,7 +75,7 @@ def test_mean_and_covariance_are_those_of_all_cells_embeddings(kind, grid, seed,
     np.testing.assert_allclose(
         whitening.T @ whitening @ covariance, np.eye(len(mean)), atol=2e-4
     )  # in float32, as it is kept
-    statistics = merge_all([of(nest(grid, features))])
+    statistics = merge_all([moments_of(nest(grid, features))])
     pooled = density.pool(statistics)
     exact = density._covariance(pooled.scatter, pooled.embeddings, pooled.channels)
     np.testing.assert_allclose(exact, covariance, rtol=1e-6, atol=1e-6 * np.abs(covariance).max())
@@ -82,7 +84,7 @@ def test_mean_and_covariance_are_those_of_all_cells_embeddings(kind, grid, seed,
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40)
 @given(grids(), SEEDS, st.integers(2, 30))
-def test_distances_are_the_dense_ones(kind, grid, seed, count):
+def test_distances_equal_the_dense_ones(kind, grid, seed, count):
     rng = np.random.default_rng(seed)
     train, test = random_features(grid, count, rng), random_features(grid, 3, rng)
     density = SharedDensity(Regularization(kind))
@@ -161,10 +163,12 @@ def test_images_that_do_not_differ_are_refused():
     same = torch.ones(4, 3, 5)
     with pytest.raises(ModelError, match="non-positive pivot"):
         density = SharedDensity(Regularization())
-        density.fit(of([same]), density.pool(of([same])))
+        density.fit(moments_of([same]), density.pool(moments_of([same])))
 
 
 def test_pooled_moments_of_other_images_do_not_add_up():
     density = SharedDensity(Regularization())
     with pytest.raises(ValueError, match="3 and of 4 images"):
-        density.pool(of([torch.rand(4, 2, 3)])) + density.pool(of([torch.rand(4, 2, 4)]))
+        density.pool(moments_of([torch.rand(4, 2, 3)])) + density.pool(
+            moments_of([torch.rand(4, 2, 4)])
+        )

@@ -1,7 +1,7 @@
-"""A model as padim-ray wrote it in format version 1 opens and scores as it did then.
+"""A model of format version 1 opens, and scores as it did when it was saved.
 
-`format_1/` holds one, saved by `PadimModel.save`, but for its trunk, whose weights are made here
-once more, and the scores that it gave.
+`format_1/` holds a model that `PadimModel.save` wrote, and its scores. The trunk's weights are left
+out there; they are computed here.
 """
 
 import json
@@ -22,7 +22,7 @@ STORED = Path(__file__).parent / "format_1"
 
 
 def pattern(shape, step, modulus):
-    """Numbers that are the same on every machine."""
+    """Integers that are the same on every machine."""
     count = int(np.prod(shape))
     return (torch.arange(count) * step % modulus).reshape(shape)
 
@@ -56,7 +56,7 @@ def expected():
     return json.loads((STORED / "expected.json").read_text())
 
 
-def test_it_scores_as_it_did(stored, expected):
+def test_a_format_1_model_scores_as_it_did(stored, expected):
     model = PadimModel.load(stored.uri, device="cpu")
     scores = model.score(images(4, 2), group="bolt").scores
     np.testing.assert_allclose(scores, expected["scores"], rtol=1e-5)
@@ -66,7 +66,7 @@ def test_it_scores_as_it_did(stored, expected):
     np.testing.assert_allclose(np.sort(left_out), expected["leave_one_out"], rtol=1e-5)
 
 
-def test_its_density_is_a_gaussian_per_cell(stored):
+def test_the_density_of_a_format_1_model_is_a_gaussian_per_cell(stored):
     density = open_version(stored).spec.density
     assert density.to_json() == {
         "kind": "gaussian",
@@ -74,7 +74,7 @@ def test_its_density_is_a_gaussian_per_cell(stored):
     }
 
 
-def test_it_takes_further_images_and_is_saved_in_the_present_format(stored, expected):
+def test_a_format_1_model_can_be_updated_and_is_saved_in_format_2(stored, expected):
     model = PadimModel.load(stored.uri, device="cpu")
     model.update(images(3, 5), group="bolt")
     assert model.save(stored.uri) == 2

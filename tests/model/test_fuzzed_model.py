@@ -1,6 +1,6 @@
-"""Random bytes and mutations of a model's files are read, or refused by a ModelError.
+"""Random bytes and mutations of a model's files are read, or refused with a ModelError.
 
-Examples are few, so that the suite stays quick; what is drawn is new each time.
+There are few examples, to keep the suite quick; every run draws new ones.
 """
 
 import copy
@@ -46,7 +46,7 @@ JSON = st.recursive(
 
 @st.composite
 def mutated(draw, value):
-    """JSON with some of its values replaced, removed, or found twice."""
+    """JSON with some values replaced, removed or duplicated."""
     value = copy.deepcopy(value)
     for _ in range(draw(st.integers(1, 3))):
         value = draw(mutated_once(value))
@@ -74,7 +74,7 @@ def mutated_once(draw, value):
 
 @st.composite
 def damaged(draw, data):
-    """Bytes with some changed, cut off or added."""
+    """Bytes of which some are changed, removed or inserted."""
     data = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
         where = draw(st.integers(0, max(len(data) - 1, 0)))

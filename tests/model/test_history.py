@@ -1,4 +1,4 @@
-"""Looking into a model, rolling it back, and pruning it, on local disk and on S3."""
+"""Inspect a model, roll it back and prune it, on local disk and on S3."""
 
 import json
 
@@ -36,7 +36,7 @@ def root(model, place):
     return root
 
 
-def test_a_model_is_told_about(root, model):
+def test_inspecting_describes_all_versions_and_one_in_detail(root, model):
     info = inspect(root)
     assert (info.current, info.number) == (4, 4)
     assert [version.number for version in info.versions] == [1, 2, 3, 4]
@@ -54,7 +54,7 @@ def test_a_model_is_told_about(root, model):
     assert info.settings["channels"] == {k: len(v) for k, v in model.spec.channels.items()}
 
 
-def test_the_command_prints_it(root, capsys):
+def test_the_info_command_prints_the_description(root, capsys):
     options = ["--storage-options", json.dumps(root.options)] if root.options else []
 
     def printed(*arguments):
@@ -152,7 +152,7 @@ def test_only_one_at_a_time_changes_a_model(root, change):
     assert published_numbers(root) == [1, 2, 3, 4] and current_number(root) == 4
 
 
-def test_what_is_no_model_is_refused(place):
+def test_a_directory_without_a_model_is_refused(place):
     for refused in (lambda: inspect(place / "x"), lambda: roll_back(place / "x", 1)):
         with pytest.raises(ModelError, match="no model"):
             refused()

@@ -1,4 +1,4 @@
-"""CURRENT and model.json as an attacker writes them: refused by a ModelError."""
+"""CURRENT and model.json as an attacker writes them are refused with a ModelError."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def test_a_pointer_that_names_no_version_is_refused(directory, text):
     assert_refused(directory, "CURRENT", text, "CURRENT")
 
 
-def test_a_pointer_without_end_is_not_read(directory, tmp_path):
+def test_an_endless_pointer_is_not_read(directory, tmp_path):
     huge = tmp_path / "CURRENT"
     with huge.open("wb") as file:
         file.truncate(2**40)  # takes no room on the disk

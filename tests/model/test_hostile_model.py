@@ -1,4 +1,4 @@
-"""A model's files as an attacker makes them: refused by a ModelError, before they take memory."""
+"""A model's files as an attacker makes them are refused with a ModelError, using little memory."""
 
 import json
 import math
@@ -31,14 +31,14 @@ def directory(weights, tmp_path_factory):
     return save_small_model(weights, tmp_path_factory.mktemp("models") / "model")
 
 
-def test_the_model_itself_is_read(directory):
+def test_the_undamaged_model_is_read(directory):
     read_everything(directory, trunk=True)
 
 
 @pytest.mark.parametrize(
     "name", [DESCRIPTION, GAUSSIAN, MOMENTS, "trunks", f"{BOLT}/pixels.parquet"]
 )
-def test_a_file_without_end_is_not_read(directory, name):
+def test_an_endless_file_is_not_read(directory, name):
     path = directory / name if name != "trunks" else next(directory.glob("trunks/*"))
     original = path.read_bytes()
     with path.open("r+b") as file:
@@ -187,7 +187,7 @@ SCORES = np.arange(1, 7, dtype=np.float32)
         ({"score": pa.nulls(10**8, pa.float32())}, "100000000 rows"),
     ],
 )
-def test_leave_one_out_scores_that_can_not_be_are_refused(directory, tmp_path, columns, match):
+def test_impossible_leave_one_out_scores_are_refused(directory, tmp_path, columns, match):
     data = parquet(tmp_path / "x", columns)
     assert_refused(directory, f"{BOLT}/calibration.parquet", data, match)
 
@@ -214,7 +214,7 @@ PIXELS = 6 * 32 * 32
         (bin_edges()[:-1].repeat(2), np.ones(2 * len(bin_edges()) - 2)),
     ],
 )
-def test_a_histogram_that_can_not_be_is_refused(directory, tmp_path, values, counts):
+def test_an_impossible_histogram_is_refused(directory, tmp_path, values, counts):
     columns = {"value": np.array(values, np.float32), "count": np.array(counts, np.int64)}
     data = parquet(tmp_path / "x", columns)
     assert_refused(directory, f"{BOLT}/pixels.parquet", data, "pixels.parquet")

@@ -1,4 +1,4 @@
-"""Whatever images and groups are called, what is made from them lies below the output directory."""
+"""Files made from images and groups of any name lie below the output directory."""
 
 import os
 
@@ -39,7 +39,7 @@ def assert_below(path, directory):
 @example("../" * 20 + "etc/passwd", "/data", True)
 @example("/" * 50 + "etc/passwd", "", True)
 @example("..\\..\\x", "s3://bucket", False)
-def test_what_is_made_from_an_image_lies_below_its_directory(name, prefix, is_below):
+def test_files_made_from_an_image_lie_below_their_directory(name, prefix, is_below):
     uri = f"{prefix}/{name}" if is_below else name
     for directory, suffix in (("heatmaps", ".png"), ("maps", ".tiff")):
         location = Location.of(OUT) / f"{directory}/{output_name(uri, prefix, suffix)}"
@@ -47,7 +47,7 @@ def test_what_is_made_from_an_image_lies_below_its_directory(name, prefix, is_be
 
 
 @given(NAME)
-def test_what_is_made_from_a_group_lies_below_its_directory(group):
+def test_files_made_from_a_group_lie_below_their_directory(group):
     shard = shard_location(Location.of(OUT), 1, group, "moments", 0, 1)
     assert_below(shard.uri, f"{OUT}/versions/000001/groups")
     assert shard.uri.count("/") == OUT.count("/") + 5
@@ -55,7 +55,7 @@ def test_what_is_made_from_a_group_lies_below_its_directory(group):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_it_can_be_written(part, tmp_path):
+def test_files_made_from_any_name_can_be_written(part, tmp_path):
     location = (
         Location.of(str(tmp_path)) / f"heatmaps/{output_name(f'/data/{part}', '/data', '.png')}"
     )

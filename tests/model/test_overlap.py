@@ -22,7 +22,7 @@ def spec(weights):
 
 
 def manifest(images):
-    """Of images by number, each in a group of its own choice: which were fitted."""
+    """A manifest of numbered images; the values say which were fitted, and the others failed."""
     rows = sorted((GROUPS[number % 2], f"s3://b/{number:03d}.png") for number in images)
     numbers = [int(uri[-7:-4]) for _, uri in rows]
     return pa.table(
@@ -51,7 +51,7 @@ def test_every_image_counts_once(models):
     assert united.manifest.drop_columns(["error"]).equals(
         manifest({n: n in fitted for n in fitted | failed}).drop_columns(["error"])
     )
-    # what is in the sums of moments, without what is left out, and what is taken out of them
+    # images in the summed statistics of all groups that aren't left out, minus the repeated ones
     sums = Counter(
         f"s3://b/{number:03d}.png"
         for index, model in enumerate(models)
@@ -63,13 +63,13 @@ def test_every_image_counts_once(models):
     assert "status" not in united.repeated.column_names
 
 
-def test_what_others_have_is_left_out_and_needs_no_image():
+def test_groups_that_other_models_have_are_left_out():
     first, second = {0: True, 2: True, 1: True}, {0: True, 2: True, 3: True, 1: True}
     united = unite(NAMES[:2], [manifest(first), manifest(second)], [{}, {}])
-    # of bolts (0, 2) both have all: the second model's count for nothing; of nuts it has more
+    # both models have all bolts (0, 2): the second model's are left out; it has more nuts
     assert united.left_out == {(1, "bolt"), (0, "nut")}
     assert united.repeated.num_rows == 0
-    # images without names may be among them: those that have names are taken out instead
+    # the second model has bolts without names, which may be others: the first's are left out
     united = unite(NAMES[:2], [manifest(first), manifest(second)], [{}, {"bolt": 5}])
     assert united.left_out == {(0, "bolt"), (0, "nut")}
     united = unite(NAMES[:2], [manifest(first), manifest(second)], [{"bolt": 1}, {"bolt": 5}])
@@ -95,7 +95,7 @@ def test_an_image_that_isnt_the_same_in_both_is_named(column, value, told):
         unite(NAMES[:2], [first, changed], [{}, {}])
 
 
-def test_images_of_whose_kind_nothing_is_known_are_refused():
+def test_images_without_size_and_version_tag_are_refused():
     bare = manifest({1: True, 3: True}).select(["uri", "group", "status", "error"])
     with pytest.raises(ModelError, match="2 images can't be merged"):
         unite(NAMES[:2], [bare, bare], [{}, {}])

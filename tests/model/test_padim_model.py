@@ -26,7 +26,7 @@ def model(weights):
 
 
 @pytest.mark.parametrize("kind", ["shrink", "paper"])
-def test_scores_and_maps_are_the_papers(weights, kind):
+def test_scores_and_maps_equal_the_papers(weights, kind):
     """From pixels to maps, with the dense formulas on the same trunk's features."""
     model = PadimModel(
         weights=weights,
@@ -112,7 +112,7 @@ def test_floats_from_zero_to_one_are_the_same_images(model):
     torch.testing.assert_close(model.score(images(9, 2).numpy()).scores, exact)
 
 
-def test_groups_are_apart(model, weights):
+def test_groups_do_not_influence_each_other(model, weights):
     both = PadimModel(weights=weights, image_size=64, n_features=40, precision="float32")
     both.update(images(0, 24), group="a")
     both.update(255 - images(0, 24), group="b")

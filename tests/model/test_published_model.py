@@ -83,7 +83,7 @@ def test_the_layout_is_as_documented(model, place):
     assert open_version(root).number == current_number(root) == 2
 
 
-def test_what_is_saved_is_read_back(model, place):
+def test_a_saved_model_is_read_back_unchanged(model, place):
     model.save(place.uri, place.options)
     version = open_version(place)
     assert version.spec == model.spec
@@ -137,7 +137,7 @@ def test_an_unfinished_fit_keeps_its_number(model, place):
     assert open_version(place).number == 2
 
 
-def test_a_full_disk_is_a_sentence(place, monkeypatch):
+def test_a_full_disk_is_reported_in_a_sentence(place, monkeypatch):
     def fail(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
@@ -147,7 +147,7 @@ def test_a_full_disk_is_a_sentence(place, monkeypatch):
     assert not (place / "x").exists()
 
 
-def test_a_version_that_was_not_finished_is_not_seen(model, place, monkeypatch):
+def test_an_unfinished_version_is_not_seen(model, place, monkeypatch):
     model.save(place.uri, place.options)
 
     def fail(*_, **__):
@@ -161,7 +161,7 @@ def test_a_version_that_was_not_finished_is_not_seen(model, place, monkeypatch):
     assert model.save(place.uri, place.options) == 2
 
 
-def test_no_model_is_said(place):
+def test_a_missing_model_is_reported(place):
     assert current_number(place / "none") is None
     with pytest.raises(ModelError, match=r"There is no model at \S+/none$"):
         open_version(place / "none")

@@ -1,6 +1,6 @@
 """One Gaussian per cell: moments, whitening, distances, leave-one-out.
 
-Other densities may build on what is named here; the modules themselves are this package's own.
+Other densities may use the names exported here; the modules are private to this package.
 """
 
 from padim_ray.densities.gaussian.density import GaussianDensity

@@ -19,7 +19,7 @@ class ConvertOptions(RoundOptions):
         str, Parameter(group=MODEL, help=f"Kind of density to convert to: {', '.join(DENSITIES)}.")
     ]
 
-    calibrate: Annotated[Literal["none", "readable"], Parameter(group=MODEL)] = "none"
+    calibrate: Annotated[Literal["readable", "none"], Parameter(group=MODEL)] = "none"
     """How to calibrate the new version. none: not at all, and no image is read; it has no
     thresholds and p-values until an update. readable: with those training images of the sample
     that can be read from here."""
