@@ -186,8 +186,7 @@ def test_masks_of_other_images(evaluate, tmp_path):
     sentence = evaluate(f"{tmp_path}/{{name}}_mask.png")
     assert sentence == (
         "--masks finds 1 masks, but none matches an image: an image and its mask must have the "
-        "same "
-        "name"
+        "same name"
     )
 
 

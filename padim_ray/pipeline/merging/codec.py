@@ -80,11 +80,19 @@ class StatisticsArrays:
     @classmethod
     def of_row(cls, row: pa.Table) -> "StatisticsArrays":
         """View the bytes of a row that `partial_sum_row` made as arrays."""
-        with pa.BufferReader(row["state"][0].as_buffer()) as reader:
+        with pa.BufferReader(_only_value(row["state"])) as reader:
             arrays = {
                 name: pa.ipc.read_tensor(reader).to_numpy() for name in row["names"][0].as_py()
             }
         return cls(row["count"][0].as_py(), arrays)
+
+
+def _only_value(column: pa.ChunkedArray) -> pa.Buffer:
+    """The bytes of a large binary column with one value; a scalar's `as_buffer` would copy them."""
+    (chunk,) = (chunk for chunk in column.chunks if len(chunk))
+    _, offsets, data = chunk.buffers()
+    start, stop = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + 2].tolist()
+    return data.slice(start, stop - start)
 
 
 def read_statistics(density: Density, row: int | None, value: Any) -> Statistics:
