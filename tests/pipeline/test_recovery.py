@@ -11,7 +11,7 @@ from ray._private.state import actors
 import padim_ray
 from padim_ray.errors import ModelError, TooManyFailed
 from padim_ray.model.padim_model import PadimModel
-from padim_ray.pipeline.cluster.lost_actors import POOL
+from padim_ray.pipeline.cluster.ray_internals import POOL_ACTOR
 from padim_ray.pipeline.cluster.recovery import until_done
 from tests.faults.processes import wait_until
 
@@ -32,7 +32,7 @@ def pools_actors():
     return [
         actor
         for actor in actors().values()
-        if actor["ActorClassName"].startswith(POOL) and actor["State"] != "DEAD"
+        if actor["ActorClassName"].startswith(POOL_ACTOR) and actor["State"] != "DEAD"
     ]
 
 
