@@ -1,7 +1,8 @@
 """Encode statistics as bytes in an Arrow row, or as arrays in Ray's object store, without copies.
 
 A *partial sum* is the statistics of one batch of images of one group, in one shard of cells. It
-travels as a row that `partial_sum_row` makes."""
+travels as a row that `partial_sum_row` makes.
+"""
 
 import warnings
 from collections.abc import Mapping

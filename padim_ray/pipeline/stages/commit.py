@@ -2,7 +2,8 @@
 
 A shard's part is written after all other files of the shard, because the part marks the shard as
 done (see `run_directory`). Heatmaps are drawn when all scores are known, since the highest scores
-and the colour scales depend on all of them."""
+and the colour scales depend on all of them.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
