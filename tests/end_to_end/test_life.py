@@ -233,9 +233,8 @@ def test_of_two_concurrent_changes_one_is_published_and_the_other_is_refused(
 
 def test_versions_are_listed_rolled_back_and_deleted(line, contested, capsys):
     root = contested
-    line.change(
-        padim_ray.update, "contested", *line.files["bolt"][:6]
-    )  # a second version, unless there is one
+    # a second version, unless there is one
+    line.change(padim_ray.update, "contested", *line.files["bolt"][:6])
 
     def told(*arguments):
         assert command(line, "info", *arguments, "--json") == 0
