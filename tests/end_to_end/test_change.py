@@ -86,7 +86,7 @@ def test_images_that_cant_be_forgotten_are_named(line):
     with pytest.raises(ModelError, match="'bolt' would be left with 1 image, and a covariance"):
         line.change(padim_ray.forget, "kept", *bolts[1:])
     line.put("bolt", "new.png", Location.of(bolts[0], line.root.options).read())
-    with pytest.raises(ModelError, match=r"fitted to none of the 1 images.*new\.png"):
+    with pytest.raises(ModelError, match=r"None of the 1 listed images is in the model.*new\.png"):
         line.change(padim_ray.forget, "kept", line.files["bolt"][-1])
     Location.of(bolts[3], line.root.options).write(b"another image")
     with pytest.raises(ModelError, match=r"can't be taken out .* changed since it was listed"):
