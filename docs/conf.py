@@ -43,6 +43,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!padim_ray\.\w+$).*")]
 ELSEWHERE = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "infra/README.md": "kubernetes.md",
 }

@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _run(app, arguments)
 
 
-def job_main(command: Callable[[Any], int], arguments: Sequence[str] | None = None) -> None:
+def job_main(command: Callable[..., int], arguments: Sequence[str] | None = None) -> None:
     """Run one command as a script, for `ray job submit -- python jobs/fit.py …`, and exit."""
     app = _app(f"jobs/{command.__name__}.py")
     app.default(command)

@@ -107,7 +107,7 @@ def describe_spec(spec: ModelSpec) -> str:
         n_features=sum(spec.grid.channels),
         image_size=spec.preprocessing.resize,
         crop=spec.preprocessing.crop,
-        **spec.density.describe(),
+        regularization=spec.density.describe()["regularization"],
     )
     return f"{line}, trunk in {spec.precision}, weights {spec.weights}"
 

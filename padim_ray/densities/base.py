@@ -1,7 +1,7 @@
 """The interface of densities: from embeddings to distances.
 
 A density is fitted from *statistics* of embeddings, which add up over images. That makes a fit
-exact, distributed and mergeable for any number of images:
+exact, distributed and mergeable for any number of images::
 
     empty → add_ → double → + …      statistics of all images of a group
     pool → +                         what all cells must share

@@ -3,7 +3,8 @@
 fit    manifest ─ fetch and decode (tasks) ─ trunk and statistics (actors) ─ partial sums
 score  manifest ─ fetch and decode (tasks) ─ detector (actors) ─ verdicts, Parquet (tasks)
 
-`merging` consumes the partial sums, and `jobs` the results."""
+`merging` consumes the partial sums, and `jobs` the results.
+"""
 
 import logging
 from collections import Counter

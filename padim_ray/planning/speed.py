@@ -125,7 +125,7 @@ def _measure(detector: Detector, pixels: np.ndarray) -> ActorSpeed:
 
 
 def _fit(spec: ModelSpec, statistics: Statistics) -> tuple[float, Fitted]:
-    """Fit a group's density on one core, as the tasks do; return the seconds and the density."""
+    """Fit a density on one core, as the jobs' tasks do; return the seconds and the density."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     started = time.perf_counter()

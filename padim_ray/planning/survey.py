@@ -1,7 +1,8 @@
 """Survey an archive: its groups, their sizes in images and bytes, and a sample of rows.
 
 A manifest may be an inventory of a hundred million rows. So only its columns `group` and `size` are
-read completely, batch by batch; the other columns are read from a single place."""
+read completely, batch by batch; the other columns are read from a single place.
+"""
 
 from collections import Counter
 from dataclasses import dataclass

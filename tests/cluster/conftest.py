@@ -1,4 +1,4 @@
-"""A cluster of machines with addresses of their own, a store on another, and a small archive in it.
+"""A cluster of machines with their own addresses, and a store with a small archive.
 
 Where network namespaces aren't permitted, all machines are this one: its nodes then have one
 address and ports of their own, and what needs more is skipped.
@@ -26,9 +26,9 @@ DECODES = f'--resources={{"{DECODE}": 1000}}'
 HAS_GPU = "--num-gpus=1"
 MODEL = {"image_size": 32, "n_features": 20, "precision": "float32"}
 SCORING = {"heatmaps": "none", "report_images": 0}
-PATIENT = {"read_timeout": 300}  # with requests that a test holds
+PATIENT = {"read_timeout": 300}  # for requests that a test holds back
 GROUPS = ("bolt", "nut", "pin", "ring")
-MANY = 4 * MIN_SHARD_IMAGES  # images, of each group: four shards
+MANY = 4 * MIN_SHARD_IMAGES  # images per group: four shards
 
 
 @pytest.fixture(scope="package")
@@ -65,7 +65,7 @@ def store(add_machine, tmp_path_factory, draw_image) -> Iterator[S3Server]:
 
 
 def draw_archive(root: Path, draw_image: Callable, **counts: int) -> None:
-    """GROUP/FOLDER/NUMBER.png; every seventh image to test has a defect."""
+    """Images GROUP/FOLDER/NUMBER.png; every seventh test image has a defect."""
     for shade, group in enumerate(GROUPS):
         for folder, count in counts.items():
             directory = root / group / folder
@@ -79,7 +79,7 @@ def draw_archive(root: Path, draw_image: Callable, **counts: int) -> None:
 
 @pytest.fixture(scope="package")
 def many(store, one_node, draw_image, tmp_path_factory) -> Path:
-    """Results of one node for a bucket `many`: shards enough for two actors, and to be amid."""
+    """Results of one node for a bucket `many`, whose shards are enough to disturb two actors."""
     images = tmp_path_factory.mktemp("many")
     draw_archive(images, draw_image, test=MANY)
     store.upload("many", images)
@@ -92,7 +92,7 @@ def many(store, one_node, draw_image, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="package")
 def proxy(store, whole_network) -> Iterator[FaultProxy]:
-    """In front of the store, at the outside's address."""
+    """A proxy in front of the store, at the outside's address."""
     host = whole_network.outside.address if whole_network else LOCALHOST.address
     with FaultProxy(store, host=host) as proxy:
         yield proxy
@@ -100,11 +100,11 @@ def proxy(store, whole_network) -> Iterator[FaultProxy]:
 
 @pytest.fixture(scope="package")
 def cluster(add_machine) -> Iterator[Cluster]:
-    """A head without work, a node that decodes, and one with a GPU that PyTorch doesn't have."""
+    """A head without CPUs, a node that decodes, and one whose GPU is announced but not there."""
     environment = {
         FAKE_GPUS: "1",
         "RAY_num_workers_soft_limit": "8",
-        "RAY_health_check_timeout_ms": "2000",  # of a node that doesn't answer; usually 10 s
+        "RAY_health_check_timeout_ms": "2000",  # to notice a lost node; the default is 10 s
     }
     with Cluster(workers=0, head=add_machine(), dashboard=True, environment=environment) as cluster:
         for option in (DECODES, HAS_GPU):
@@ -114,7 +114,7 @@ def cluster(add_machine) -> Iterator[Cluster]:
 
 @dataclass(frozen=True)
 class OneNode:
-    """What a Ray in this process makes of the archive: a model and results.
+    """A model and results that Ray in this process makes of the archive.
 
     `model`: its URI. `version` and `results`: where the store keeps the model and the results.
     """
@@ -136,7 +136,7 @@ def one_node(ray_cluster, store, weights) -> OneNode:
 
 @pytest.fixture
 def job(proxy, weights, one_node) -> Callable[..., list[str]]:
-    """The command of a job on a cluster, by way of the proxy; the GPU nodes don't decode."""
+    """The command of a job that reads through the proxy; the cluster's GPU nodes don't decode."""
 
     def command(cluster: Cluster, name: str, place: str, *more: object) -> list[str]:
         storage = json.dumps(proxy.options | {"config_kwargs": PATIENT})
@@ -152,6 +152,6 @@ def job(proxy, weights, one_node) -> Callable[..., list[str]]:
 
 
 def flags(options: dict[str, object]) -> list[object]:
-    """Options as on the command line."""
+    """Arguments of the command line for these options."""
     pairs = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
     return [part for pair in pairs for part in pair]

@@ -1,4 +1,4 @@
-"""A network of machines on this one: network namespaces, whose cables meet in a switch.
+"""A network of machines on this host: network namespaces that are connected by a switch.
 
 Nobody has to clean up: a namespace lives as long as a process in it, and its cables with it.
 """
@@ -14,13 +14,13 @@ from pathlib import Path
 from tests.faults.machine import LOCALHOST, Machine
 from tests.faults.processes import PATIENCE, wait_until
 
-# ends when its input does: with the process that started it
+# ends with the process that started it, when its input closes
 _INHABITANT = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 
 
 @dataclass
 class Network:
-    """`outside`: this process's own address in the network, which no machine has."""
+    """`outside`: this process's own address in the network."""
 
     subnet: str
     outside: Machine
@@ -37,19 +37,19 @@ class Network:
         _run(self._switch, "ip", "link", "set", f"port{number}", "master", "switch", "up")
         _run(machine, "ip", "address", "add", f"{machine.address}/24", "dev", "eth0")
         _run(machine, "ip", "link", "set", "eth0", "up")
-        # leads nowhere, but Ray finds out its address by it
+        # leads nowhere, but Ray needs a route to find its own address
         _run(machine, "ip", "route", "add", "default", "via", self.outside.address)
         return machine
 
     def unplug(self, machine: Machine) -> None:
-        """Pull its cable: from now on nobody hears from it, and no connection ends."""
+        """Pull its cable: its packets are lost, and no connection is closed."""
         number = machine.address.rpartition(".")[2]
         _run(self._switch, "ip", "link", "set", f"port{number}", "down")
 
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """A network that nobody else has, until the block ends.
+    """A network that exists until the block ends.
 
     Raises:
         OSError: if it can't be made, for lack of rights or of the command `ip`.
@@ -73,7 +73,7 @@ def network() -> Iterator[Network]:
 
 @contextmanager
 def _namespace() -> Iterator[int]:
-    """The ID of a process that lives in a network namespace of its own."""
+    """The ID of a process in a network namespace of its own."""
     own = Path("/proc/self/ns/net").readlink()
     process = subprocess.Popen(
         ["unshare", "--net", "--", *_INHABITANT],

@@ -1,4 +1,4 @@
-"""A cluster that begins with its head alone: Ray's autoscaler adds what a job asks for."""
+"""A cluster that starts with only a head: Ray's autoscaler adds the nodes that a job asks for."""
 
 import json
 
@@ -27,7 +27,7 @@ FAKE_CLUSTER = {
 
 
 def describe_cluster(address):
-    """The autoscaler's configuration: nodes that decode, GPU nodes without CPUs, none at first."""
+    """The autoscaler's configuration: decoding nodes and GPU nodes without CPUs, none at first."""
 
     def nodes(most, **resources):
         resources["object_store_memory"] = OBJECT_STORE_BYTES
@@ -38,7 +38,7 @@ def describe_cluster(address):
         "cluster_name": "fake",
         "max_workers": 4,
         "provider": {
-            "type": "external",  # the wheel lacks what the type "fake_multinode" reads
+            "type": "external",  # the wheel lacks files that "fake_multinode" needs
             "module": f"{node_provider.__name__}.FakeMultiNodeProvider",
             "gcs_address": address,
             "head_node_id": node_provider.FAKE_HEAD_NODE_ID,
@@ -71,9 +71,7 @@ def scaling_cluster(add_machine, tmp_path):
         yield cluster
 
 
-def test_a_job_gets_the_nodes_that_it_asks_for_where_there_are_none(
-    scaling_cluster, job, proxy, store, many, tmp_path
-):
+def test_a_job_gets_the_nodes_that_it_asks_for(scaling_cluster, job, proxy, store, many, tmp_path):
     command = job(scaling_cluster, "score", "s3://out/scaled", "--gpus", 2)
     log = tmp_path / "log"
 
@@ -91,7 +89,7 @@ def test_a_job_gets_the_nodes_that_it_asks_for_where_there_are_none(
     assert "0 of 2 GPUs are available" in log.read_text()
     found = compare_results(read_results(many), read_results(store.root / "out/scaled"))
     assert found == Differences()
-    assert sum("GPU" in node for node in ask_nodes(scaling_cluster)) == 2  # of 3 that may come
+    assert sum("GPU" in node for node in ask_nodes(scaling_cluster)) == 2  # of at most 3
     ran = ask_where(scaling_cluster)
     assert not any(one.is_on_head for one in ran)
     assert all("GPU" in one.resources for one in ran if one.is_of_actor)

@@ -1,4 +1,4 @@
-"""Machines that join and leave a running job. That it runs is certain: its requests are held."""
+"""Machines that join and leave during a job, which is kept running by holding its requests."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.faults.report import Differences, compare_models, compare_results, re
 pytestmark = pytest.mark.cluster
 
 
-def test_a_node_joins_and_works_and_vanishes_and_no_image_is_lost(
+def test_no_image_is_lost_when_a_node_joins_and_vanishes(
     cluster, job, proxy, store, many, add_machine, unplug, tmp_path
 ):
     first, log = cluster.nodes[1].machine.address, tmp_path / "log"
@@ -29,7 +29,7 @@ def test_a_node_joins_and_works_and_vanishes_and_no_image_is_lost(
         wait_for(driver, lambda: {first, joined.machine.address} <= end.clients)
         ran = [one for one in ask_where(cluster) if one.address == joined.machine.address]
         unplug(joined.machine)
-        # its actor would wait for it, or for the other's GPU, with what it was given
+        # its actor would wait with its calls for this GPU or the other one
         wait_for(driver, lambda: "no room for an actor of a lost node" in log.read_text())
         end.release()
     assert driver.returncode == 0, log.read_text()
@@ -40,7 +40,7 @@ def test_a_node_joins_and_works_and_vanishes_and_no_image_is_lost(
     cluster.remove(joined)
 
 
-def test_a_node_that_decodes_vanishes_and_no_image_is_lost(
+def test_no_image_is_lost_when_a_decoding_node_vanishes(
     cluster, job, proxy, store, many, weights, add_machine, unplug, tmp_path
 ):
     leaving, log = cluster.add_node(add_machine(), DECODES), tmp_path / "log"

@@ -1,4 +1,4 @@
-"""GPUs that Ray counts, and PyTorch doesn't find: as with the wrong PyTorch or driver."""
+"""GPUs that Ray counts but PyTorch doesn't find, as with the wrong PyTorch or driver."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32"])
-def test_users_are_told_in_a_sentence(precision, archive, weights, tmp_path):
+def test_the_error_is_one_sentence(precision, archive, weights, tmp_path):
     options = ("--image-size", "64", "--n-features", "20", "--weights", weights)
     command = [
         *(sys.executable, "-c", SCRIPT, "fit", "--images", f"{archive}/{{group}}/train/good/*"),

@@ -1,4 +1,4 @@
-"""The jobs as users submit them from outside, to a cluster of machines that wants a token."""
+"""The jobs, submitted from outside to a cluster of machines that requires a token."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def submit(cluster, store, *entrypoint, environment=None):
 
 @pytest.fixture(scope="module")
 def submitted(cluster, store, weights):
-    """What a fit and a score print that were submitted to the cluster."""
+    """The output of a fit and a score that were submitted to the cluster."""
     model = ("--model", "s3://out/cluster/model", "--decode-resource", DECODE)
     fitted = submit(
         *(cluster, store, "python", "jobs/fit.py", "--images", "s3://archive/{group}/train/*"),
@@ -57,7 +57,7 @@ def test_a_cluster_gives_the_moments_and_scores_of_one_node(submitted, one_node,
     assert store.secret not in fitted + scored
 
 
-def test_actors_ran_where_gpus_are_and_everything_else_on_the_nodes_that_decode(submitted, cluster):
+def test_actors_ran_on_gpu_nodes_and_everything_else_on_decoding_nodes(submitted, cluster):
     stages = {"FetchAndDecode", "WriteResults", "DrawHeatmaps", "CountPixels", "_describe_task"}
     stages |= {"_pool_task", "_write_task", "PartialSums", "ScoreImages"}
 
@@ -71,7 +71,7 @@ def test_actors_ran_where_gpus_are_and_everything_else_on_the_nodes_that_decode(
     assert all(DECODE in one.resources for one in ran if not one.is_of_actor)
 
 
-def test_without_the_token_nobody_is_let_in(cluster, store):
+def test_the_cluster_refuses_clients_without_the_token(cluster, store):
     stranger = cluster.environment | {"HOME": "/nonexistent"}
     del stranger["RAY_AUTH_TOKEN"]
     refused = submit(cluster, store, "python", "jobs/fit.py", "--help", environment=stranger)

@@ -1,4 +1,4 @@
-"""Where tasks and actors ran, as Ray's own records tell."""
+"""Where tasks and actors ran, from Ray's own records."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.faults.cluster import Cluster
 
-# in a process of its own, which has the cluster's token
+# runs in a process of its own that has the cluster's token
 _ASK = """
 import json, sys
 from ray.util.state import list_nodes, list_tasks
@@ -43,7 +43,7 @@ class Ran:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is of the pipelines, and not of Ray Data's own bookkeeping."""
+        """Whether it belongs to the pipelines, and not to Ray Data's bookkeeping."""
         return not self.is_of_actor or self.name.startswith("MapWorker(")
 
     @property
@@ -52,7 +52,7 @@ class Ran:
 
 
 def ask_where(cluster: Cluster) -> list[Ran]:
-    """All that ran so far on nodes that are alive, and is of the pipelines."""
+    """The tasks and calls of the pipelines that ran on nodes that are alive."""
     ran = [Ran(*row) for row in _ask(cluster)["tasks"]]
     return [one for one in ran if one.is_ours]
 

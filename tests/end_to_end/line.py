@@ -24,7 +24,7 @@ class Line:
         self.files.setdefault(group, []).append(location.uri)
 
     def manifest(self, name, *uris):
-        """Of these images, as they are now."""
+        """A manifest of these images as they are now."""
         location = self.root / f"{name}.parquet"
         listed = {file.uri: file for file in (self.root / "archive").list_files()}
         infos = {uri: listed[uri].fs.info(listed[uri].path) for uri in uris}

@@ -1,4 +1,4 @@
-"""Update and forget against fitting afresh, on S3, two versions published."""
+"""Update and forget, compared with a fit to the same images, on S3."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_an_update_equals_fitting_to_all(line, caplog):
     summary = line.change(padim_ray.update, "updated", *bolts, *nuts, *washers)
     assert (summary.listed, summary.done, summary.failed) == (7 + 6, 7 + 5, 1)
     assert summary.skipped == 9 + len(nuts)
-    assert summary.sampled == summary.calibrated == 12 + 5  # of bolts and washers
+    assert summary.sampled == summary.calibrated == 12 + 5  # bolts and washers
     line.fit("whole", *bolts, *nuts, *washers)
     root = line.model("updated")
     updated, whole = open_version(root), open_version(line.model("whole"))
@@ -43,10 +43,10 @@ def test_an_update_equals_fitting_to_all(line, caplog):
     np.testing.assert_allclose(
         line.scores("updated", *everything), line.scores("whole", *everything), rtol=1e-4
     )
-    # the group that got no images is the file that it was
+    # the group without new images still has its old file
     assert updated.home("nut") == 1 and updated.home("bolt") == updated.home("washer") == 2
     assert not any("nut" in name for name in (root / "versions/000002").file_sizes())
-    # nothing is new: nothing happens, but that an image isn't what it was is told
+    # without new images nothing happens, except a warning about a changed image
     Location.of(nuts[0], line.root.options).write(b"another image")
     again = line.change(padim_ray.update, "updated", *bolts, *nuts, *washers[1:])
     assert (again.listed, current_number(root)) == (0, 2)
@@ -54,7 +54,7 @@ def test_an_update_equals_fitting_to_all(line, caplog):
         f"1 of them have changed since then, such as {nuts[0]}; the model keeps their old content"
         in (caplog.text)
     )
-    # what a kept version refers to is not deleted, and the version before is as it was
+    # pruning keeps the files that a kept version refers to, and old versions still work
     prune(root, keep=1)
     open_version(root).load_statistics("nut")
     with pytest.raises(ModelError, match="no version 1"):
@@ -72,27 +72,27 @@ def test_forgetting_equals_fitting_without(line):
     np.testing.assert_allclose(
         line.scores("forgetful", *bolts, *nuts), line.scores("without", *bolts, *nuts), rtol=1e-4
     )
-    # and added again, all is as it was
+    # adding the images again restores the model
     line.change(padim_ray.update, "forgetful", *bolts[4:9])
     assert_same_model(
         open_version(line.model("forgetful")), open_version(line.model("forgetful"), 1), 1e-5
     )
 
 
-def test_what_cant_be_forgotten_is_named(line):
+def test_images_that_cant_be_forgotten_are_named(line):
     bolts, nuts = line.files["bolt"], line.files["nut"]
     line.fit("kept", *bolts, *nuts)
     root = line.model("kept")
     with pytest.raises(ModelError, match="'bolt' would be left with 1 image, and a covariance"):
         line.change(padim_ray.forget, "kept", *bolts[1:])
     line.put("bolt", "new.png", Location.of(bolts[0], line.root.options).read())
-    with pytest.raises(ModelError, match=r"fitted to none of the 1 images.*new\.png"):
+    with pytest.raises(ModelError, match=r"None of the 1 listed images is in the model.*new\.png"):
         line.change(padim_ray.forget, "kept", line.files["bolt"][-1])
     Location.of(bolts[3], line.root.options).write(b"another image")
     with pytest.raises(ModelError, match=r"can't be taken out .* changed since it was listed"):
         line.change(padim_ray.forget, "kept", *bolts[:4])
     assert current_number(root) == 1
-    # without the changed one it can be done, of what was begun nothing is left
+    # without the changed image it works, and nothing of the failed attempt is left
     line.change(padim_ray.forget, "kept", *bolts[:3], overwrite=True)
     assert open_version(root).groups["bolt"].images == 13
 
@@ -102,7 +102,7 @@ def test_what_cant_be_forgotten_is_named(line):
     [("model.rounds", "fit:round-committed"), ("model.publish", "fit:model-written")],
 )
 @pytest.mark.parametrize("job", [padim_ray.update, padim_ray.forget])
-def test_a_change_that_was_ended_early_goes_on(line, monkeypatch, job, where, point):
+def test_a_killed_change_is_continued(line, monkeypatch, job, where, point):
     bolts, nuts = line.files["bolt"], line.files["nut"]
     before, after = (bolts[:9], bolts) if job is padim_ray.update else (bolts, bolts[:9])
     line.fit("model", *before, *nuts)

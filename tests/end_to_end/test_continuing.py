@@ -1,4 +1,4 @@
-"""Jobs that ended early are continued, and never mixed with others."""
+"""Jobs that were stopped are continued, and never mixed with other jobs."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ def modified(out):
 
 
 def settled(out):
-    """When each part was written; once tasks that ran when a job ended have ended, too."""
+    """When each part was written, read after the last tasks of the stopped job have ended."""
     before = None
     while before != (before := modified(out)):
         time.sleep(3)
@@ -75,7 +75,7 @@ def test_a_stopped_run_is_continued_without_scoring_anything_twice(
         assert not (out / "run.json").exists() and not (out / "_SUCCESS").exists()
     before = settled(out)
     assert 0 < len(before) < 30
-    (incoming / "bolt/999.png").write_bytes(b"arrived later")  # not part of what was listed
+    (incoming / "bolt/999.png").write_bytes(b"arrived later")  # was not listed
     summary = padim_ray.score(**job, out=str(out), max_failed=12)
     assert (summary.listed, summary.failed) == (60, 12)
     assert summary.before == 2 * len(before)
@@ -157,14 +157,14 @@ def test_another_model_is_refused(model, archive, incoming, weights, tmp_path):
         padim_ray.score(**job, model=model)
 
 
-def test_what_could_not_be_fetched_is_tried_again(model, incoming, small_shards, tmp_path):
+def test_images_that_could_not_be_fetched_are_tried_again(model, incoming, small_shards, tmp_path):
     job = {"images": f"{incoming}/{{group}}/*", "model": model, "out": str(tmp_path / "out")}
     secret = incoming / "bolt/000.png"
     content = secret.read_bytes()
     part = tmp_path / "out/results/part-000000.parquet"
     with pytest.raises(TooManyFailed):
         padim_ray.score(**job, max_failed=8)
-    # as a store leaves it whose credentials didn't do, then: root may read any file here
+    # as if the store had refused access: root may read any local file
     table = pq.read_table(part)
     denied = {"status": "failed", "error": "fetch: permission denied", "score": None}
     rows = [row | denied if row["uri"] == str(secret) else row for row in table.to_pylist()]

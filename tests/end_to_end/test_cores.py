@@ -1,4 +1,4 @@
-"""The jobs end on few and on many logical CPUs: a pool that took them all would wait forever."""
+"""The jobs end on few and on many CPUs; a pool that took all of them would wait forever."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ print(fitted.done, scored.done)
 
 
 @pytest.mark.parametrize("cpus", [1, 24])
-def test_the_jobs_end_however_many_cpus_there_are(cpus, archive, weights, tmp_path):
+def test_the_jobs_end_with_any_number_of_cpus(cpus, archive, weights, tmp_path):
     command = [sys.executable, "-c", SCRIPT, *map(str, (archive, weights, tmp_path, cpus))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1:] == ["39 22"], done.stdout + done.stderr

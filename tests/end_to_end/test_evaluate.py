@@ -1,4 +1,4 @@
-"""evaluate on labelled images with masks, compared with scikit-learn and with plain loops."""
+"""evaluate on labelled images with masks, compared with scikit-learn and plain loops."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def test_image_metrics_are_scikit_learns(evaluated):
 
 
 def maps_and_masks(out, group, labelled):
-    """What pixels are judged on: maps as written, masks taken at every third pixel's place."""
+    """The maps as written, and the masks at every third pixel."""
     maps, masks = [], []
     for row in pq.read_table(out / "results").to_pylist():
         if row["group"] != group or row["status"] == "failed":
@@ -133,7 +133,7 @@ def maps_and_masks(out, group, labelled):
 
 
 @pytest.mark.parametrize("group", ["bolt", "nut"])
-def test_pixel_metrics_are_those_of_all_pixels_at_once(evaluated, labelled, group):
+def test_pixel_metrics_equal_those_of_all_pixels_together(evaluated, labelled, group):
     _, metrics, out = evaluated
     maps, masks = maps_and_masks(out, group, labelled)
     assert len(maps) == {"bolt": GOOD + 6, "nut": GOOD - 1 + DEFECTIVE}[group]
@@ -158,7 +158,7 @@ def plain_aupro(maps, masks, limit=0.3):
     return np.trapezoid(overlaps, rates) / limit
 
 
-def test_masks_of_no_use_are_counted_and_named(evaluated):
+def test_unusable_masks_are_counted_and_named(evaluated):
     _, metrics, _ = evaluated
     bolt, nut = (metrics["groups"][group] for group in ("bolt", "nut"))
     assert bolt["pixels"] == {
@@ -185,7 +185,7 @@ def test_tables_pictures_and_report_are_written(evaluated):
     assert summary.places["metrics.md"] == "s3://evaluations/run 1/metrics.md"
     run = json.loads((out / "run.json").read_text())
     assert run["job"] == "evaluate" and run["flagged"] == summary.flagged
-    # that a third of the images is defective is no drift of the good ones
+    # drift is measured on good images, so the defective third causes none
     drift = run["groups"]["nut"]["drift"]
     assert not drift["has_changed"] and drift["distance"] < drift["critical"] < 0.6
 
@@ -218,7 +218,7 @@ def mask_of(path: Path) -> Path:
     return path.parents[2] / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
 
 
-def test_without_masks_only_images_are_judged(labelled, bucket, model, tmp_path):
+def test_without_masks_there_are_image_metrics_only(labelled, bucket, model, tmp_path):
     padim_ray.evaluate(
         images=f"{labelled}/{{group}}/test/{{defect}}/*.png",
         model=str(bucket.root / "evaluations/model"),

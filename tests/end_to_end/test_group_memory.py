@@ -54,14 +54,14 @@ def test_each_actor_loads_a_tiny_group_once(ray_cluster, model, tmp_path, weight
     }
     assert loads == {f"{number:03d}": (1, 1) for number in range(GROUPS)}
     assert f"Gaussians loaded {GROUPS} times for {GROUPS} groups" in caplog.text
-    # one actor that holds one group, without room to load ahead
+    # one actor with room for one group only, so nothing is loaded ahead
     few = pa.table(shuffled).filter(pa.array([group < "010" for group in shuffled["group"]]))
     pq.write_table(few, manifest)
     padim_ray.score(**job, out=str(tmp_path / "one"), actors=1, group_memory=1)
     told = json.loads((tmp_path / "one/run.json").read_text())["groups"]
     assert {(each["loads"], each["loading_actors"]) for each in told.values()} == {(1, 1)}
     assert "--group-memory is 1, and one group's density takes" in caplog.text
-    # whatever is held, the scores are those of the library
+    # the scores equal the library's, whatever the actors hold
     scores = pq.read_table(tmp_path / "two/results").to_pandas().set_index("uri")["score"]
     again = pq.read_table(tmp_path / "one/results").to_pandas().set_index("uri")["score"]
     np.testing.assert_array_equal(scores.loc[again.index], again)

@@ -1,4 +1,4 @@
-"""What a head node does before it ends: infra/docker/stop_jobs.py, run as Kubernetes would."""
+"""infra/docker/stop_jobs.py, which a head node runs before it ends, as Kubernetes runs it."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.faults.cluster import answers, free_port
 STOP_JOBS = Path(__file__).parents[2] / "infra/docker/stop_jobs.py"
 BIN = Path(sys.executable).parent
 
-# a driver that says when it was told to end, and what it then did
+# a driver that prints when it is told to end, and what it does then
 DRIVER = """
 import ray, signal, sys, time
 ray.init()
@@ -30,7 +30,7 @@ while True:
     time.sleep(0.1)
 """
 
-# submits it, runs the script when it is ready, and says what has become of it
+# submits the driver, runs the script when it is ready, and prints the job's status
 STOPPING = """
 import json, subprocess, sys, time
 from ray.job_submission import JobSubmissionClient
@@ -49,7 +49,7 @@ print(json.dumps({"status": status, "message": message, "logs": client.get_job_l
 
 @pytest.fixture
 def head(monkeypatch, tmp_path):
-    """A head without CPUs that wants a token, as in infra/kuberay: its dashboard's address."""
+    """The dashboard's address of a head without CPUs that requires a token, as in infra/kuberay."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -82,9 +82,9 @@ def head(monkeypatch, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_head_that_ends_tells_the_job_and_waits_for_it(head):
-    """The job counts as failed, which KubeRay tries again, and not as stopped, which it doesn't."""
-    ran = subprocess.run(  # Ray reads once in a process whether there is a token
+def test_a_head_that_ends_stops_the_job_and_waits_for_it(head):
+    """The job's status is failed, which KubeRay retries, and not stopped, which it doesn't."""
+    ran = subprocess.run(  # a process reads the token only once
         [
             sys.executable,
             "-c",

@@ -108,7 +108,7 @@ def test_the_pipelines_calibration_equals_the_librarys(fitted, archive, weights,
             assert stored.pixel_threshold(alpha) == pytest.approx(expected_threshold, rel=2e-3)
 
 
-def test_a_calibration_of_a_sample_repeats(archive, weights, tmp_path):
+def test_a_calibration_with_a_sample_is_reproducible(archive, weights, tmp_path):
     scores = []
     for name in ("first", "again"):
         padim_ray.fit(
@@ -158,7 +158,7 @@ def test_the_pipelines_scores_equal_the_librarys(scored, archive, s3):
             np.testing.assert_allclose(np.asarray(stored), expected.maps[0], rtol=1e-3)
 
 
-def test_every_row_is_judged_by_its_groups_calibration(scored, s3):
+def test_thresholds_and_p_values_follow_from_each_groups_calibration(scored, s3):
     version = open_version(Location.of("s3://models/parts", s3.options))
     for row in scored[1]:
         if row["status"] == "failed":
@@ -212,7 +212,7 @@ def test_heatmaps_are_named_after_their_images(scored, s3):
             assert heatmap.size == (256, 256)
 
 
-def test_the_run_is_described_and_nothing_else_is_left(scored, s3):
+def test_run_json_describes_the_run_and_no_other_file_is_left(scored, s3):
     out = s3.root / "results/run 1"
     assert {path.name for path in out.iterdir()} == {
         *("results", "heatmaps", "maps"),
@@ -228,7 +228,7 @@ def test_the_run_is_described_and_nothing_else_is_left(scored, s3):
     assert "15 training images can't give" in nut["threshold_note"]
     assert sum(nut["histogram"]["scores"]) == 11
     assert sum(nut["histogram"]["leave_one_out"]) == 15
-    assert bolt["drift"] is None  # eleven images can't tell
+    assert bolt["drift"] is None  # eleven images are too few
     assert run["model_version"] == 1
     assert bolt["heatmap_scale"][0] < bolt["threshold"] < bolt["heatmap_scale"][1]
     assert not any(value in (out / "run.json").read_text() for value in (s3.key, s3.secret))
@@ -251,7 +251,9 @@ def test_top_draws_only_the_highest_scores(fitted, s3, tmp_path):
 
 
 @pytest.mark.parametrize("report_images", [0, 12])
-def test_what_is_anomalous_or_in_the_report_has_a_heatmap(fitted, s3, tmp_path, report_images):
+def test_anomalous_images_and_those_in_the_report_have_a_heatmap(
+    fitted, s3, tmp_path, report_images
+):
     summary = padim_ray.score(
         images="s3://archive/{group}/test/{defect}/*",
         model="s3://models/parts",
@@ -283,7 +285,7 @@ def test_a_given_threshold_judges_all_groups(fitted, s3, tmp_path):
     assert all(row["p_value"] is not None for row in rows)
 
 
-def test_a_model_without_calibration_scores_and_says_so(archive, weights, tmp_path):
+def test_a_model_without_calibration_scores_and_warns(archive, weights, tmp_path):
     images = f"{archive}/{{group}}/test/good/*"
     model = {"model": str(tmp_path / "m")}
     padim_ray.fit(images=images, weights=weights, calibration_images=0, **model, **SMALL)
@@ -295,7 +297,7 @@ def test_a_model_without_calibration_scores_and_says_so(archive, weights, tmp_pa
     assert (tmp_path / "run/report.html").exists()
 
 
-def test_what_a_worker_can_not_read_is_a_sentence(archive, weights, tmp_path):
+def test_a_file_that_workers_can_not_read_is_reported_in_one_sentence(archive, weights, tmp_path):
     model = padim_ray.PadimModel(weights=weights, **SMALL)
     model.update(pixels(sorted((archive / "nut/train/good").iterdir())), group="nut")
     model.save(str(tmp_path / "model"))
@@ -333,12 +335,12 @@ def fit_and_score(archive, weights, directory, manifest=None, **options):
 
 
 @pytest.mark.parametrize("variant", ["actors", "batch_size", "order", "again"])
-def test_how_the_work_is_divided_does_not_matter(
+def test_results_do_not_depend_on_how_the_work_is_divided(
     variant, reference, archive, weights, tmp_path, monkeypatch
 ):
     options = {"actors": {"actors": 3}, "batch_size": {"batch_size": 5}}.get(variant, {})
     manifest = None
-    if variant == "actors":  # so many shards that each group spans all actors
+    if variant == "actors":  # enough shards for every actor to work on each group
         monkeypatch.setattr("padim_ray.planning.batches.MIN_SHARD_IMAGES", 2)
     if variant == "order":
         manifest = shuffled_manifest(archive, tmp_path / "manifest.parquet")
@@ -351,7 +353,7 @@ def test_how_the_work_is_divided_does_not_matter(
 
 
 def shuffled_manifest(archive, path):
-    """The training images in another order, which other names bring about."""
+    """The training images under other names, which change their order."""
     copies = path.parent / "copies"
     rows = []
     for number, image in enumerate(sorted(archive.glob("*/train/good/*"), reverse=True)):

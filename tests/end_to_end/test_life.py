@@ -1,4 +1,4 @@
-"""Models merged and compared, versions rolled back and pruned: on S3, two versions published."""
+"""Models merged and compared, versions rolled back and pruned, on S3."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ def line(s3, archive, weights):
 
 @pytest.fixture(scope="module")
 def hamburg(line):
-    """Hamburg's model with a second version: lyon's merged into it. How that went."""
+    """The summary of merging lyon's model into hamburg's, as its second version."""
     return merge(line, "hamburg", "hamburg", "lyon")
 
 
@@ -73,7 +73,7 @@ def compare(line, before, after, name, uris, **options):
 
 
 def command(line, *arguments):
-    """What `padim-ray` exits with."""
+    """Run `padim-ray`, and return its exit code."""
     options = ["--storage-options", json.dumps(line.root.options)]
     with pytest.raises(SystemExit) as exit_:
         cli.main([*map(str, arguments), *options])
@@ -85,11 +85,11 @@ def table(location):
         return pq.read_table(path)
 
 
-def test_a_merged_model_is_the_one_that_is_fitted_to_all(line, caplog):
+def test_a_merged_model_equals_one_fitted_to_all_images(line, caplog):
     with caplog.at_level(logging.INFO, "padim_ray"):
         summary = merge(line, "merged", "hamburg@1", "lyon@1")
-    assert (summary.listed, summary.done) == (2, 2)  # the images that both have
-    assert (summary.sampled, summary.calibrated) == (12, 12)  # of bolts: the others are copied
+    assert (summary.listed, summary.done) == (2, 2)  # the images of both models
+    assert (summary.sampled, summary.calibrated) == (12, 12)  # bolts; the other groups are copied
     assert "12 images read again for calibration in" in caplog.text
     merged, fitted = (open_version(line.model(name)) for name in ("merged", "all"))
     assert_same_model(merged, fitted, 1e-6)
@@ -100,7 +100,7 @@ def test_a_merged_model_is_the_one_that_is_fitted_to_all(line, caplog):
     np.testing.assert_allclose(
         line.scores("merged", *everything), line.scores("all", *everything), rtol=1e-4
     )
-    # again: nothing happens
+    # the same command again does nothing
     caplog.clear()
     with caplog.at_level(logging.INFO, "padim_ray"):
         merge(line, "merged", "hamburg@1", "lyon@1")
@@ -114,15 +114,15 @@ def test_merging_into_one_of_the_models_makes_its_next_version(line, hamburg, ca
     version = open_version(root)
     assert version.number == 2
     assert_same_model(version, open_version(line.model("all")), 1e-6)
-    # its own group is the file that it was, the other model's is copied
+    # its own group keeps its file, the other model's group is copied
     homes = {group: version.home(group) for group in version.groups}
     assert homes == {"bolt": 2, "nut": 1, "washer": 2}
     assert not any("nut" in name for name in (root / "versions/000002").file_sizes())
-    # the other model adds nothing any more, and no image is read to find that out
+    # merging again adds nothing, and reads no image
     assert merge(line, "hamburg", "hamburg", "lyon").listed == 0
     assert current_number(root) == 2
     assert "aren't merged" not in caplog.text
-    # what the current version has is left out if it isn't named, and that is said
+    # the current version's images are left out if it isn't named, with a warning
     merge(line, "hamburg", "hamburg@1", "lyon", calibrate="none")
     assert "has a version 2, whose images aren't merged" in caplog.text
     assert published_numbers(root) == [1, 2, 3]
@@ -133,7 +133,7 @@ def test_merging_into_one_of_the_models_makes_its_next_version(line, hamburg, ca
     ("where", "point"),
     [("model.rounds", "fit:round-committed"), ("model.publish", "fit:model-written")],
 )
-def test_a_merge_that_was_ended_early_goes_on(line, monkeypatch, where, point):
+def test_a_killed_merge_is_continued(line, monkeypatch, where, point):
     name = f"ended at {where}"
 
     def end(reached):
@@ -188,7 +188,7 @@ def test_models_from_python_are_merged_with_the_first_ones_settings(line, weight
         assert told in caplog.text
 
 
-def test_what_cant_be_merged_is_named(line, weights):
+def test_models_that_cant_be_merged_are_named(line, weights):
     other = PadimModel(weights=weights, image_size=64, n_features=20, precision="float32")
     other.update(images(0, 4), group="bolt")
     other.save(line.model("other").uri, line.root.options)
@@ -202,8 +202,10 @@ def test_what_cant_be_merged_is_named(line, weights):
     assert current_number(line.model("refused")) is None
 
 
-def test_one_of_two_changes_at_once_wins_and_the_other_says_so(line, contested, monkeypatch):
-    """The update is held just before it publishes, until the other jobs were refused."""
+def test_of_two_concurrent_changes_one_is_published_and_the_other_is_refused(
+    line, contested, monkeypatch
+):
+    """The update waits just before it publishes, until the other jobs have been refused."""
     root, bolts = contested, line.files["bolt"]
     reached, go_on = threading.Event(), threading.Event()
 
@@ -230,9 +232,10 @@ def test_one_of_two_changes_at_once_wins_and_the_other_says_so(line, contested, 
     assert (current_number(root), open_version(root).groups["bolt"].images) == (2, 6)
 
 
-def test_versions_are_told_about_rolled_back_and_deleted(line, contested, capsys):
+def test_versions_are_listed_rolled_back_and_deleted(line, contested, capsys):
     root = contested
-    line.change(padim_ray.update, "contested", *line.files["bolt"][:6])  # if it isn't done
+    # a second version, unless there is one
+    line.change(padim_ray.update, "contested", *line.files["bolt"][:6])
 
     def told(*arguments):
         assert command(line, "info", *arguments, "--json") == 0
@@ -290,9 +293,9 @@ def test_two_versions_are_compared(line, hamburg, archive, monkeypatch, capsys):
     with pytest.raises(PadimError, match=r"unfinished run with --alpha 0\.01, which is 0\.05"):
         run(report_images=8, alpha=0.05)
     comparison = run(report_images=8)
-    assert (out / "before/run.json").read() == before  # it was there
+    assert (out / "before/run.json").read() == before  # not scored again
     assert json.loads(before)["model_version"] == 1
-    # the same figures from both runs' own results
+    # the figures follow from both runs' own results
     runs = [
         pd.concat(
             table(file).to_pandas() for file in (out / side / "results").list_files()
@@ -326,7 +329,7 @@ def test_two_versions_are_compared(line, hamburg, archive, monkeypatch, capsys):
     assert content["compared"] == len(bolts) + len(spots) + len(nuts)
     page = (out / "compare.html").read().decode()
     assert "hamburg@1" in page and page.count('class="heat"') == 16
-    # again, as a command: it is complete
+    # the same on the command line: the comparison is complete
     arguments = [f"{line.model('hamburg').uri}@{number}" for number in (1, 2)]
     arguments += ["--manifest", (line.root / "compared-versions.parquet").uri, "--out", out.uri]
     assert command(line, "compare", *arguments, "--report-images", 8) == 0
@@ -337,8 +340,8 @@ def test_two_versions_are_compared(line, hamburg, archive, monkeypatch, capsys):
         compare(line, "hamburg@1", "hamburg@2", "washers", washers)
 
 
-def test_images_that_only_the_other_site_can_read_are_merged_without(line, caplog):
-    """The last of the module that needs these images."""
+def test_a_merge_works_without_images_that_only_the_other_site_can_read(line, caplog):
+    """The last test of the module, since it removes images."""
     bolts, washers = line.files["bolt"], line.files["washer"]
     line.fit("there", *bolts[9:], *washers)
     for uri in (*bolts[9:], *washers):
@@ -362,7 +365,7 @@ def test_images_that_only_the_other_site_can_read_are_merged_without(line, caplo
         "1 merged groups have no thresholds and no p-values, because of --calibrate none"
         in caplog.text
     )
-    # what both have, and can't be read, can't be counted once
+    # an image of both models that can't be read can't be subtracted
     with pytest.raises(ModelError, match=r"2 images can't be taken out .*not found"):
         Location.of(bolts[7], line.root.options).remove()
         Location.of(bolts[8], line.root.options).remove()

@@ -38,7 +38,7 @@ def bucket(s3, tmp_path_factory):
 
 
 def fit_and_evaluate(s3, name, *, maps=False, **options):
-    """Fit and evaluate through S3: metrics.json's group, and the results. The model is removed."""
+    """Fit and evaluate through S3, and remove the model; the group's metrics, and the results."""
     padim_ray.fit(
         images="s3://factory/tile/train/good/*.jpg",
         model=f"s3://factory/{name}",
@@ -96,7 +96,7 @@ def test_good_images_alone_give_a_threshold_that_holds(defaults):
     assert metrics["miss_rate"] <= 0.25
 
 
-def test_pixel_metrics_are_those_of_all_pixels_at_once(bucket, defaults):
+def test_pixel_metrics_equal_those_of_all_pixels_together(bucket, defaults):
     metrics, table = defaults
     maps, masks = [], []
     for row in table.itertuples():

@@ -1,4 +1,4 @@
-"""Every mistake of a user's ends with exit code 2 and one sentence, before Ray starts."""
+"""Every user mistake ends with exit code 2 and one sentence, before Ray starts."""
 
 import json
 
@@ -162,7 +162,7 @@ def evaluate(mistake, model, archive, tmp_path):
     return run
 
 
-def test_images_that_do_not_say_their_defect(evaluate, archive):
+def test_images_without_a_defect_column(evaluate, archive):
     sentence = evaluate("x/{name}.png", f"{archive}/{{group}}/test/good/{{name}}.png")
     assert sentence.startswith("Nothing says which images are good: capture {defect} in --images")
 
@@ -186,8 +186,7 @@ def test_masks_of_other_images(evaluate, tmp_path):
     sentence = evaluate(f"{tmp_path}/{{name}}_mask.png")
     assert sentence == (
         "--masks finds 1 masks, but none matches an image: an image and its mask must have the "
-        "same "
-        "name"
+        "same name"
     )
 
 

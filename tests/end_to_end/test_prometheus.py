@@ -1,4 +1,4 @@
-"""What a run really exports to Prometheus, and whether the dashboard and alerts ask for that."""
+"""The metrics that a run exports to Prometheus, and those that dashboard and alerts query."""
 
 import json
 import re
@@ -49,7 +49,7 @@ class Sample:
 
 
 def scrape(port):
-    """What a node's metrics port tells, as Prometheus reads it."""
+    """The samples of a node's metrics port, parsed as Prometheus does."""
     with urllib.request.urlopen(f"http://{LOCALHOST.address}:{port}/metrics") as answer:
         text = answer.read().decode()
     return [
@@ -89,7 +89,7 @@ class Scraper(threading.Thread):
 
 @dataclass(frozen=True)
 class Run:
-    """`samples`: the latest of each series; `at_end`: there when the process had ended."""
+    """`samples`: the latest value of each series; `at_end`: the series exported after the end."""
 
     samples: list
     at_end: list
@@ -97,7 +97,7 @@ class Run:
     ended: float
 
     def values(self, name, *labels, samples=None, **wanted):
-        """Values by some of their labels, summed up over the others."""
+        """Values by some of their labels, summed over the others."""
         found = {}
         for sample in samples or self.samples:
             if sample.name == f"ray_{name}" and wanted.items() <= sample.labels.items():
@@ -108,7 +108,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(archive, weights, tmp_path_factory):
-    """Fit and score on a cluster that nobody else uses, and what its head and its worker export."""
+    """The metrics of head and worker, after a fit and a score on a cluster of their own."""
     root = tmp_path_factory.mktemp("watched")
     shutil.copytree(archive, root / "archive")
     (root / "archive/nut").rename(root / "archive/Schräge")  # labels are ASCII only
@@ -123,7 +123,7 @@ def run(archive, weights, tmp_path_factory):
             driver = cluster.start_driver([sys.executable, "-c", *map(str, jobs)], root / "log")
             assert driver.wait() == 0, (root / "log").read_text()
             ended, at_end = time.time(), scraper.scrape()
-            # workers that outlive their task for a while tell every 10 s
+            # workers that outlive their task export every 10 s
             wait_until(lambda: scraper.stages() >= STAGES, 30)
     return Run(list(scraper.latest.values()), at_end, root, ended)
 
@@ -163,7 +163,7 @@ def test_scores_are_a_histogram(run):
         assert told[(prometheus.label(group),)] == pytest.approx(np.mean(flags))
 
 
-def test_a_run_tells_what_it_is_and_that_it_succeeded(run):
+def test_a_run_exports_its_model_and_its_success(run):
     model = str(run.directory / "model")
     assert run.values("padim_model_info", "command", "model", "version") == {
         ("fit", model, "1"): 1,
@@ -196,7 +196,7 @@ def test_every_name_is_exported_and_no_other(run):
 
 
 def vectors(expression):
-    """Selected metrics with their labels, and labels that the expression names otherwise."""
+    """The metrics that an expression selects with their labels, and its other labels."""
     selected, named = [], set()
 
     def walk(node):
@@ -219,7 +219,7 @@ def vectors(expression):
 
 
 def queries():
-    """All queries with the labels that their legends show: of the dashboard, then of the alerts."""
+    """All queries of the dashboard and of the alerts, with the labels that their legends show."""
     dashboard = json.loads((GRAFANA / "padim-ray.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):
@@ -239,13 +239,13 @@ def queries():
 
 
 OF_GPUS = {"ray_node_gpus_utilization": {"ip", "GpuIndex"}}
-"""What only nodes with GPUs export, and its labels."""
+"""Metrics that only nodes with GPUs export, and their labels."""
 
 
 @pytest.mark.parametrize(
     ("title", "expression", "shown"), [pytest.param(*query, id=query[0]) for query in queries()]
 )
-def test_queries_ask_for_what_is_exported(run, title, expression, shown):
+def test_queries_select_exported_metrics(run, title, expression, shown):
     exported = {}
     for sample in run.samples:
         exported.setdefault(sample.name, set()).update(sample.labels)
@@ -279,7 +279,7 @@ def test_alerts_fire_when_they_should(action, file):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_panels_lie_side_by_side():
+def test_panels_do_not_overlap():
     panels = json.loads((GRAFANA / "padim-ray.json").read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken = set()

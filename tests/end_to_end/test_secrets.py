@@ -1,4 +1,4 @@
-"""Whatever secrets a job is given, none of them is in anything that it leaves behind."""
+"""No secret that a job is given appears in its files, logs or output."""
 
 import http.server
 import json
@@ -27,7 +27,7 @@ QUERY = f"X-Amz-Expires=60&X-Amz-Security-Token={quote(TOKEN, safe='')}&X-Amz-Si
 
 
 class ImageServer(http.server.ThreadingHTTPServer):
-    """Serves an archive to those whose query is signed; the others it refuses by repeating it."""
+    """Serves an archive to requests with a signed query; its refusals repeat the query."""
 
     def __init__(self, root):
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -42,14 +42,14 @@ class ImageServer(http.server.ThreadingHTTPServer):
             do_HEAD = do_GET
 
             def log_message(self, *_):
-                """Not to the tests' output."""
+                """Log nothing."""
 
         super().__init__(("127.0.0.1", 0), Handler)
 
 
 @pytest.fixture(scope="module")
 def signed(archive):
-    """A function: the URI by which an image of the archive is served."""
+    """A function that returns the presigned URI of an image."""
     with ImageServer(archive) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
@@ -68,7 +68,7 @@ def manifest_of(uris, path, **columns):
 
 
 def find(values, *places):
-    """Which files hold values, in their names or contents; Parquet is decoded."""
+    """The files that contain one of the values in name or content; Parquet is decoded."""
     spellings = {s for v in values for s in (v, quote(v), quote(v, safe=""), json.dumps(v)[1:-1])}
     found: set[str] = set()
     for file in (f for place in places for f in Path(place).rglob("*") if f.is_file()):
@@ -83,7 +83,7 @@ def find(values, *places):
 
 @pytest.fixture
 def told(caplog, capfd):
-    """A function: all that was logged and printed in this test so far."""
+    """A function that returns all that this test has logged and printed."""
     caplog.set_level(logging.DEBUG, "padim_ray")
     printed = []
 
@@ -113,7 +113,7 @@ CONFIGURATIONS = [
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_configurations_that_are_wrong_are_not_repeated(configuration, tmp_path, told, monkeypatch):
+def test_errors_do_not_repeat_a_wrong_configuration(configuration, tmp_path, told, monkeypatch):
     monkeypatch.setenv("PADIM_RAY_RETRY_SECONDS", "1")
     file = tmp_path / "job.yaml"
     file.write_text(configuration % PASSWORD)
@@ -127,7 +127,7 @@ def test_configurations_that_are_wrong_are_not_repeated(configuration, tmp_path,
 
 
 @pytest.mark.parametrize("options", ['{"secret": "%s", x', '["%s"]', '"%s"', '{"secret": "%s"}'])
-def test_options_that_are_wrong_are_not_repeated(options, told):
+def test_errors_do_not_repeat_wrong_options(options, told):
     with pytest.raises(SystemExit) as exit_:
         main(["score", "--storage-options", options % PASSWORD, "--nonsense"])
     assert exit_.value.code == 2
@@ -138,7 +138,7 @@ def ray_logs():
     return ray._private.worker._global_node.get_logs_dir_path()
 
 
-def test_storage_options_are_nowhere(archive, weights, s3, tmp_path, told):
+def test_storage_options_appear_nowhere(archive, weights, s3, tmp_path, told):
     s3.upload("secret-archive", archive)
     s3.upload("secret-results")
     options = {"weights": weights, "storage_options": s3.options, **SMALL}
@@ -155,11 +155,11 @@ def test_storage_options_are_nowhere(archive, weights, s3, tmp_path, told):
     values = [s3.key, s3.secret]
     assert not find(values, s3.root / "secret-results", ray_logs())
     assert_untold(values, told())
-    assert find(["secret-archive"], s3.root / "secret-results")  # what is there would be found
+    assert find(["secret-archive"], s3.root / "secret-results")  # the search works
 
 
 @pytest.mark.parametrize("wrong", ["key", "secret"])
-def test_credentials_that_are_refused_are_not_told(wrong, weights, s3, tmp_path, told):
+def test_refused_credentials_are_not_shown(wrong, weights, s3, tmp_path, told):
     options = s3.options | {wrong: f"WRONG{secrets.token_hex(12)}"}
     with pytest.raises(padim_ray.PadimError) as error:
         padim_ray.fit(
@@ -223,7 +223,7 @@ def test_presigned_uris_are_in_none_of_rays_logs(presigned):
     assert not find([SIGNATURE, TOKEN, PASSWORD], ray_logs())
 
 
-def test_presigned_uris_are_not_told(presigned, archive, signed, weights, tmp_path, told):
+def test_presigned_uris_are_not_shown(presigned, archive, signed, weights, tmp_path, told):
     uris = [signed(path, QUERY.replace("60", "62")) for path in archive.glob("bolt/test/*/*")]
     with pytest.raises(padim_ray.PadimError) as error:
         padim_ray.fit(

@@ -1,7 +1,7 @@
-"""A Ray cluster of several node processes on this machine, which tests may take apart.
+"""A Ray cluster of several node processes on this machine, whose processes tests may kill.
 
 Every node is a `ray start --block` in a session of its own. Its raylet and workers stay in that
-session whoever dies first, so they are found by it, and nothing is left in the end.
+session whoever dies first, so they can be found, and none is left at the end.
 """
 
 import os
@@ -28,8 +28,8 @@ from tests.faults.processes import (
 BIN = Path(sys.executable).parent
 OBJECT_STORE_BYTES = 200_000_000
 
-# Ray asks nodes every 3 seconds whether they live, and connections that are silent every 5 minutes
-# for as long as 2; here oftener, so that losses are noticed soon.
+# By default Ray checks nodes every 3 seconds, and silent connections every 5 minutes for up to 2.
+# Here it checks more often, so that losses are noticed soon.
 NOTICE_SOON = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "10",
@@ -55,7 +55,7 @@ class Node:
         return list_processes(self.starter.pid)
 
     def actors(self) -> list[Process]:
-        """The pipelines' actors: those that hold the trunk."""
+        """The pipelines' actors, which hold the trunk."""
         return [process for process in self.processes() if _ACTORS.match(process.title)]
 
     def task_workers(self) -> list[Process]:
@@ -86,10 +86,10 @@ class Node:
 
 
 class Cluster:
-    """A head without CPUs and some workers, from `with` to the end of the block.
+    """A head without CPUs and some workers, which exist inside the `with` block.
 
-    The head holds the cluster's state and the drivers' raylet, and is never killed: any of `nodes`
-    may be.
+    The head holds the cluster's state and the drivers' raylet, and is never killed. Any of `nodes`
+    may be killed.
     """
 
     def __init__(
@@ -104,12 +104,13 @@ class Cluster:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Args:
-        cpus: of each worker, for Ray's bookkeeping; they may be more than the machine has.
-        object_store_bytes: of each node.
-        head: where the head and the drivers are.
-        dashboard: whether jobs can be submitted, and asked where they ran.
-        head_options: more for `ray start`, when the head's address is known.
-        environment: more variables, on all nodes and for all drivers.
+        workers: number of worker nodes.
+        cpus: logical CPUs of each worker, possibly more than the machine has.
+        object_store_bytes: size of each node's object store.
+        head: the machine of the head and the drivers.
+        dashboard: whether there is a dashboard, which submitting and inspecting jobs needs.
+        head_options: further options of `ray start` on the head, given its address.
+        environment: further variables for all nodes and drivers.
         """
         self.cpus, self.object_store_bytes = cpus, object_store_bytes
         self._head, self._head_options, self._has_dashboard = head, head_options, dashboard
@@ -127,7 +128,7 @@ class Cluster:
         self._workers = workers
 
     def __enter__(self) -> "Cluster":
-        # not below pytest's directories: sockets' paths are limited to 107 bytes
+        # pytest's directories are too deep: a socket's path may have 107 bytes
         self.directory = Path(tempfile.mkdtemp(prefix="faults-"))
         self._guard = Guard(self.directory)
         try:
@@ -158,10 +159,11 @@ class Cluster:
             process.wait()
 
     def add_node(self, machine: Machine = LOCALHOST, *options: str) -> Node:
-        """Start a worker node and wait for it: two at once would take the same socket.
+        """Start a worker node and wait for it; two at a time would use the same socket.
 
         Args:
-            options: more for `ray start`.
+            machine: the machine to start it on.
+            options: further options of `ray start`.
         """
         node = self._start(
             machine, f"--address={self.address}", f"--num-cpus={self.cpus}", *options
@@ -170,7 +172,7 @@ class Cluster:
         return node
 
     def remove(self, node: Node) -> None:
-        """Kill what is left of a node."""
+        """Kill the remaining processes of a node, and forget it."""
         node.stop()
         self.nodes.remove(node)
 
@@ -188,7 +190,7 @@ class Cluster:
                 [
                     *(*machine.prefix, BIN / "ray", "start", "--block"),
                     f"--node-ip-address={machine.address}",
-                    # any free ports: the nodes would have the same fixed ones
+                    # any free ports instead of fixed ones, which the nodes would share
                     *("--min-worker-port=0", "--max-worker-port=0"),
                     f"--dashboard-agent-listen-port={free_port()}",
                     f"--object-store-memory={self.object_store_bytes}",
@@ -207,7 +209,7 @@ class Cluster:
     def start_driver(
         self, command: list[str], output: Path, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen:
-        """Start a job as a process of its own, with what it prints in a file."""
+        """Start a job as a process of its own, whose output goes to a file."""
         with output.open("ab") as file:
             driver = subprocess.Popen(
                 [*self._head.prefix, *command],
@@ -225,7 +227,7 @@ class Cluster:
         self._started.append(process)
 
     def spilled(self) -> list[str]:
-        """Names of the objects that lie on disk for a while as they don't fit in memory."""
+        """Names of the objects that are spilled to disk."""
         return [path.name for path in self.directory.glob("session_*/ray_spilled_objects*/*")]
 
     def job(self, name: str, *arguments: object) -> list[str]:
@@ -235,7 +237,7 @@ class Cluster:
 
 
 def answers(address: str, port: int) -> bool:
-    """Whether somebody listens at the port."""
+    """Whether a server listens at the port."""
     with socket.socket() as probe:
         return probe.connect_ex((address, port)) == 0
 

@@ -20,7 +20,7 @@ def whole_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(whole_cluster: Cluster) -> Cluster:
-    """The whole suite's cluster, with nodes in place of those that died."""
+    """The suite's cluster; nodes that died are replaced."""
     whole_cluster.restore()
     return whole_cluster
 
@@ -33,7 +33,7 @@ def whole_proxy(s3) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def proxy(whole_proxy: FaultProxy) -> FaultProxy:
-    """The whole suite's proxy, with counts that begin at 0."""
+    """The suite's proxy, with its counts reset."""
     whole_proxy.injected.clear()
     whole_proxy.requests = 0
     return whole_proxy
@@ -56,7 +56,7 @@ def whole_stage(
 
 @pytest.fixture
 def stage(whole_stage: Stage, cluster: Cluster, proxy: FaultProxy) -> Stage:
-    """The suite's stage, with all nodes up; undisturbed runs are made without being counted."""
+    """The suite's stage, with all nodes up and the undisturbed runs made."""
     whole_stage.reference_place("fit")
     whole_stage.reference_place("score")
     return whole_stage

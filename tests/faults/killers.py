@@ -1,4 +1,4 @@
-"""What kills processes of a running job, at random times that a seed fixes."""
+"""Kill processes of a running job at random times, which a seed makes reproducible."""
 
 import random
 import signal
@@ -16,7 +16,7 @@ from tests.faults.processes import Process, kill_session
 
 Kind = Literal["actor", "worker", "raylet"]
 
-LONGEST_RUN = 600  # seconds for one start of a driver
+MAX_RUN_SECONDS = 600  # seconds for one start of a driver
 
 
 def find_victims(cluster: Cluster, kind: Kind) -> list[Process]:
@@ -35,12 +35,18 @@ def find_victims(cluster: Cluster, kind: Kind) -> list[Process]:
 
 @dataclass
 class Killer:
-    """Kills processes of a kind from `with` to the end of the block.
+    """Kills processes of one kind inside the `with` block.
 
-    `pause`: it waits for a random time between these two numbers of seconds, then for a process of
-    the kind, and kills it. `most`: kills at most. `kills` counts them, by kind.
+    It waits for a random time, then for a process of the kind, and kills it. A killed raylet's node
+    is replaced by a new one.
 
-    When it kills a raylet, a new node joins the cluster.
+    Attributes:
+        cluster: the cluster.
+        kind: the kind of process.
+        seed: of the random times.
+        pause: bounds of the random time, in seconds.
+        most: maximum number of kills.
+        kills: number of kills by kind.
     """
 
     cluster: Cluster
@@ -82,7 +88,7 @@ class Killer:
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a driver: how it ended (a signal is negative), and what it printed."""
+    """One start of a driver: its exit code (negative: a signal), output and duration."""
 
     code: int
     output: str
@@ -91,10 +97,17 @@ class Start:
 
 @dataclass
 class DriverKiller:
-    """Kills a driver `most` times, each at a random time after there is new progress.
+    """Kills a driver several times, each at a random time after the job has made progress.
 
-    `progress`: a number that grows with the job's work on storage. One time in four it isn't waited
-    for, so that beginnings are interrupted, too. `pause`: between these two numbers of seconds.
+    One time in four it doesn't wait for progress, so that starts are interrupted as well.
+
+    Attributes:
+        progress: returns a number that grows with the job's work on storage.
+        seed: of the random times.
+        pause: bounds of the random time, in seconds.
+        most: number of kills.
+        number: the signal.
+        kills: number of kills, under "driver".
     """
 
     progress: Callable[[], int]
@@ -108,16 +121,16 @@ class DriverKiller:
         self._random = random.Random(self.seed)
 
     def watch(self, driver: subprocess.Popen) -> None:
-        """Wait for a driver, and kill it meanwhile or not."""
+        """Wait for a driver to end, and kill it if kills are left."""
         if self.kills.total() == self.most:
-            driver.wait(LONGEST_RUN)
+            driver.wait(MAX_RUN_SECONDS)
             return
         before, draw = self.progress(), self._random
         if draw.random() >= 0.25:
             _wait_for_any(driver, lambda: self.progress() > before)
         _wait_for_any(driver, _after(draw.uniform(*self.pause)))
         driver.send_signal(self.number)
-        self.kills["driver"] += driver.wait(LONGEST_RUN) != 0  # else it was done before
+        self.kills["driver"] += driver.wait(MAX_RUN_SECONDS) != 0  # 0: it ended before the kill
 
 
 def run_until_done(
@@ -129,12 +142,15 @@ def run_until_done(
     starts: int = 1,
     environment: dict[str, str] | None = None,
 ) -> list[Start]:
-    """Start a command again and again until it exits with 0.
+    """Repeat a command until it exits with 0.
 
     Args:
-        directory: for what the starts print.
-        starts: how many there are at most.
-        environment: of the first start only.
+        cluster: the cluster.
+        command: the command.
+        directory: where the output is written.
+        killer: kills the command's processes.
+        starts: maximum number of starts.
+        environment: further variables of the first start.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ended: list[Start] = []
@@ -145,16 +161,16 @@ def run_until_done(
             if killer:
                 killer.watch(driver)
             else:
-                driver.wait(LONGEST_RUN)
+                driver.wait(MAX_RUN_SECONDS)
         finally:
-            kill_session(driver.pid)  # one that hangs doesn't disturb the next test
+            kill_session(driver.pid)  # a hanging one would disturb the next test
         text = output.read_text(errors="replace")
         ended.append(Start(driver.returncode, text, time.monotonic() - since))
     return ended
 
 
 def _wait_for_any(driver: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONGEST_RUN
+    deadline = time.monotonic() + MAX_RUN_SECONDS
     while driver.poll() is None and not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
 

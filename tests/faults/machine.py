@@ -1,11 +1,11 @@
-"""Where a process runs: on this machine, or on one of a test's network."""
+"""A machine that runs processes: this one, or one of a test's network."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Machine:
-    """An address, and the command that starts other commands where it is."""
+    """A machine: its address, and the prefix that runs a command there."""
 
     address: str = "127.0.0.1"
     prefix: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Processes on this machine, found by their session: whoever dies first, it stays the same."""
+"""Processes on this machine, found by their session, which stays the same whoever dies first."""
 
 import os
 import shutil
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE = 120  # seconds for processes to start, or to die
+PATIENCE = 120  # seconds for processes to start or to die
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process as it was seen; it may be gone."""
+    """A process as it was found; it may have ended since."""
 
     pid: int
     title: str
 
     def kill(self) -> bool:
-        """SIGKILL it; whether it was still there."""
+        """Kill it; return whether it was still running."""
         try:
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -31,7 +31,7 @@ class Process:
 
 
 def list_processes(session: int) -> list[Process]:
-    """The living processes of a session, by what they call themselves."""
+    """The living processes of a session, with their titles."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -48,7 +48,7 @@ def list_processes(session: int) -> list[Process]:
 
 
 def kill_session(session: int) -> None:
-    """SIGKILL a session's processes, and those that they start meanwhile."""
+    """Kill a session's processes, including those that they start meanwhile."""
 
     def is_empty() -> bool:
         left = list_processes(session)
@@ -60,18 +60,18 @@ def kill_session(session: int) -> None:
 
 
 def wait_until(condition: Callable[[], object], seconds: float) -> None:
-    """Raises: TimeoutError if it doesn't come true."""
+    """Raises: TimeoutError if the condition doesn't become true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"after {seconds} s it still isn't so: {condition}")
+            raise TimeoutError(f"not true within {seconds} s: {condition}")
         time.sleep(0.05)
 
 
 class Guard:
-    """A process that ends sessions and removes a directory, as soon as this process is gone.
+    """A process that ends sessions and removes a directory as soon as this process has ended.
 
-    Also when this one is killed: nobody else would stop a cluster then.
+    It does so even if this process is killed; otherwise a cluster would be left running.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -85,7 +85,7 @@ class Guard:
         self._tell(directory)
 
     def watch(self, session: int) -> None:
-        """End this session, too."""
+        """Add a session to end."""
         self._tell(session)
 
     def _tell(self, what: object) -> None:
@@ -93,7 +93,7 @@ class Guard:
         print(what, file=self._process.stdin, flush=True)
 
     def clean_up(self) -> None:
-        """Do it now, and wait until it is done."""
+        """Clean up now, and wait for it."""
         assert self._process.stdin
         self._process.stdin.close()
         if self._process.wait():
@@ -101,7 +101,7 @@ class Guard:
 
 
 def clean_up_at_end_of_input() -> None:
-    """What the guard runs: lines of input name the directory, then sessions."""
+    """The guard's program: its input names the directory, then the sessions, one per line."""
     directory, *sessions = sys.stdin.read().splitlines()
     for session in sessions:
         kill_session(int(session))

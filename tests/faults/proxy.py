@@ -1,7 +1,7 @@
-"""An HTTP/1.1 proxy in front of the S3 server that loses, delays and refuses what tests ask for.
+"""An HTTP/1.1 proxy in front of the S3 server that drops, delays and refuses requests in tests.
 
 Requests are forwarded as they were signed, `Host` included: clients sign for the proxy's address.
-It adds what AWS has and rclone lacks: exclusive creation by `If-None-Match: *`.
+The proxy adds a feature of AWS that rclone lacks: exclusive creation by `If-None-Match: *`.
 """
 
 import asyncio
@@ -23,11 +23,14 @@ _MAX_HEAD = 2**20  # bytes
 
 @dataclass(frozen=True)
 class Faults:
-    """What may happen to a request: shares of all requests, and seconds that each takes longer.
+    """Faults to inject, as shares of all requests.
 
-    `slow_down`: answered 503, not forwarded. `cut`: the connection ends in the middle of the
-    request's body, or in the middle of the answer, when the request has had its effect.
-    `hang`: never answered.
+    Attributes:
+        slow_down: answered with 503 instead of being forwarded.
+        cut: the connection breaks in the middle of the request's body, or in the middle of the
+            response, after the request has had its effect.
+        hang: never answered.
+        latency: seconds that are added to every request.
     """
 
     slow_down: float = 0
@@ -38,7 +41,7 @@ class Faults:
 
 @dataclass
 class Hold:
-    """Requests that wait. `clients`: addresses that they came from."""
+    """Requests that are held back. `clients`: the addresses that they came from."""
 
     pattern: re.Pattern[str]
     loop: asyncio.AbstractEventLoop
@@ -46,7 +49,7 @@ class Hold:
     _released: asyncio.Event = field(default_factory=asyncio.Event)
 
     def release(self) -> None:
-        """Let them go on."""
+        """Let the requests proceed."""
         self.loop.call_soon_threadsafe(self._released.set)
 
     async def pass_through(self, path: str, client: str) -> None:
@@ -57,7 +60,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class _Head:
-    """A request's or an answer's first line and headers, as they came."""
+    """A request's or a response's first line and headers, unchanged."""
 
     line: bytes
     headers: tuple[bytes, ...]
@@ -80,15 +83,17 @@ class _Head:
 
     @property
     def path(self) -> str:
-        """Of a request: bucket and key."""
+        """Bucket and key of a request."""
         return unquote(urlsplit(self.line.split(b" ")[1].decode()).path).strip("/")
 
 
 class FaultProxy:
-    """The proxy, in a thread of its own from `with` to the end of the block.
+    """The proxy, which runs in a thread inside the `with` block.
 
-    `injected` counts what was done to requests, by kind of fault; `requests` those that came;
-    `read` the bytes that were read of each file, by bucket and key.
+    Attributes:
+        injected: number of faults by kind.
+        requests: number of requests.
+        read: bytes read of each file, by bucket and key.
     """
 
     def __init__(self, server: S3Server, seed: int = 0, host: str = "127.0.0.1") -> None:
@@ -119,12 +124,12 @@ class FaultProxy:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Storage options for fsspec, by way of the proxy."""
+        """Storage options for fsspec through the proxy."""
         return self.server.options | {"endpoint_url": self.endpoint}
 
     @contextmanager
     def injecting(self, faults: Faults) -> Iterator[None]:
-        """Do this to requests until the block ends."""
+        """Inject faults until the block ends."""
         before, self.faults = self.faults, faults
         try:
             yield
@@ -133,7 +138,7 @@ class FaultProxy:
 
     @contextmanager
     def holding(self, pattern: str) -> Iterator["Hold"]:
-        """Hold requests for paths in which the pattern is found, until the block ends."""
+        """Hold back requests whose path matches the pattern, until the block ends or `release`."""
         hold = Hold(re.compile(pattern), self._loop)
         self._holds.append(hold)
         try:
@@ -142,7 +147,7 @@ class FaultProxy:
             hold.release()
 
     def cut_off(self, seconds: float) -> None:
-        """Break every connection, and refuse new ones for so long; returns at once."""
+        """Break every connection, and refuse new ones for this time; return at once."""
         self.injected["outage"] += 1
         self._out_until = time.monotonic() + seconds
         self._loop.call_soon_threadsafe(self._break_connections)
@@ -163,7 +168,7 @@ class FaultProxy:
         self._break_connections()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer a client's requests one after another, until it leaves or a fault ends it."""
+        """Answer a client's requests in turn, until it or a fault ends the connection."""
         if time.monotonic() < self._out_until:
             self.injected["refused connection"] += 1
             writer.transport.abort()
@@ -178,7 +183,7 @@ class FaultProxy:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; False if the connection ends with it."""
+        """Answer one request; return False if the connection ends with it."""
         head = _Head.parse(await reader.readuntil(b"\r\n\r\n"))
         self.requests += 1
         faults, fault = self.faults, self._draw_fault()
@@ -226,7 +231,7 @@ class FaultProxy:
         return None
 
     def _hang_up(self, writer: asyncio.StreamWriter) -> bool:
-        """End the connection, politely or with a reset: clients see different errors."""
+        """Close the connection normally or with a reset, which clients see as different errors."""
         if self._random.random() < 0.5:
             writer.transport.abort()
         return False
@@ -243,7 +248,7 @@ class FaultProxy:
             return await self._ask_server(head, body)
 
     async def _ask_server(self, head: _Head, body: bytes) -> bytes:
-        """Forward a request; the answer, without the word that its connection closed."""
+        """Forward a request; return the response without its `Connection` header."""
         address = urlsplit(self.server.endpoint)
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         try:

@@ -1,4 +1,4 @@
-"""What faults did to rows: comparisons with an undisturbed run, and the table at the end."""
+"""Comparisons of disturbed with undisturbed runs, and the table of all faults."""
 
 import math
 from collections import Counter
@@ -14,12 +14,12 @@ from padim_ray.model.version import ModelVersion
 from tests.densities.test_moments import assert_close
 
 SCORE_TOLERANCE = 1e-4
-MOMENTS_TOLERANCE = 1e-6  # of a block's largest entry
+MOMENTS_TOLERANCE = 1e-6  # relative to a block's largest entry
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Numbers of rows."""
+    """Numbers of rows that were lost, written twice, or wrong."""
 
     lost: int = 0
     twice: int = 0
@@ -36,7 +36,7 @@ class Differences:
 
 @dataclass
 class Ledger:
-    """The session's faults and what came of them. `kills`: by kind of process."""
+    """All injected faults and their effects. `kills`: number of kills by kind of process."""
 
     lines: list[tuple[str, int, Differences]] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
@@ -45,12 +45,12 @@ class Ledger:
         self.lines.append((fault, times, differences))
 
     def add_kills(self, fault: str, kills: Counter[str], differences: Differences) -> None:
-        """Add a line whose fault is the end of processes."""
+        """Add a line for killed processes."""
         self.kills += kills
         self.add(fault, kills.total(), differences)
 
     def render(self) -> list[str]:
-        """The table, in lines."""
+        """The lines of the table."""
         width = max(len(fault) for fault, _, _ in self.lines)
         head = f"{'fault':<{width}}  {'injected':>8}  {'rows lost':>9}  {'rows twice':>10}  "
         lines = [f"{head}{'rows wrong':>10}"]
@@ -63,7 +63,7 @@ class Ledger:
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:
-    """A scoring run's rows, of all files in its directory; none if it has none."""
+    """All rows of a scoring run's results; none if there are none."""
     parts = sorted((out / "results").glob("part-*.parquet"))
     return pa.concat_tables(map(pq.read_table, parts)).to_pylist() if parts else []
 
@@ -71,9 +71,9 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 def compare_results(
     expected: Sequence[dict[str, Any]], actual: Sequence[dict[str, Any]]
 ) -> Differences:
-    """A disturbed scoring run's rows beside an undisturbed one's.
+    """Compare the rows of a disturbed scoring run with those of an undisturbed one.
 
-    Wrong are rows with another status, score or verdict, and those of images that aren't expected.
+    A row is wrong if its status, score or verdict differs, or if its image isn't expected.
     """
     return _compare(
         expected,
@@ -84,10 +84,9 @@ def compare_results(
 
 
 def compare_models(expected: ModelVersion, actual: ModelVersion) -> Differences:
-    """A disturbed fit's model beside an undisturbed one's.
+    """Compare the model of a disturbed fit with that of an undisturbed one.
 
-    Wrong are images with another status or leave-one-out score, and all of a group with other
-    moments.
+    An image is wrong if its status or leave-one-out score differs, or if its group's moments do.
     """
     tables = [
         pq.read_table(f"{version.root.uri}/versions/{version.number:06d}/manifest.parquet")

@@ -1,4 +1,4 @@
-"""What all scenarios share: the archive behind the proxy, the jobs' commands, undisturbed runs."""
+"""The set-up of all fault tests: an archive behind the proxy, jobs' commands, undisturbed runs."""
 
 import json
 import secrets
@@ -17,19 +17,19 @@ from tests.faults.proxy import FaultProxy
 from tests.faults.report import Differences, compare_models, compare_results, read_results
 
 GROUPS = {"bolt": "png", "nut": "jpg", "pin": "png"}
-TRAINING_IMAGES, TEST_IMAGES = 110, 200  # of each group; one more of each can't be decoded
+TRAINING_IMAGES, TEST_IMAGES = 110, 200  # per group, besides one that can't be decoded
 ROUND_IMAGES = 64
 MODEL = ("--image-size", 64, "--n-features", 20, "--precision", "float32")
-IMPATIENT = {"read_timeout": 3, "connect_timeout": 3}  # with requests that hang
+IMPATIENT = {"read_timeout": 3, "connect_timeout": 3}  # for hanging requests
 
 Job = Literal["fit", "score"]
 
 
 @dataclass
 class Stage:
-    """Commands on an archive in the bucket `faults`, and comparisons of what they leave.
+    """Runs jobs on an archive in the bucket `faults`, and compares their results.
 
-    `directory`: for logs. Undisturbed runs are made when they are first compared with.
+    `directory` is for logs. An undisturbed run is made when it is first needed.
     """
 
     cluster: Cluster
@@ -40,16 +40,16 @@ class Stage:
     undisturbed: dict[Job, str] = field(default_factory=dict)
 
     def new_place(self, name: str) -> str:
-        """A prefix in the bucket that nothing is below."""
+        """A URI in the bucket with nothing below it."""
         return f"s3://faults-out/{name}-{secrets.token_hex(3)}"
 
     def path(self, uri: str) -> Path:
-        """Where the S3 server keeps what is at a URI."""
+        """The path where the S3 server stores a URI."""
         is_remote = uri.startswith("s3://")
         return self.proxy.server.root / uri.removeprefix("s3://") if is_remote else Path(uri)
 
     def progress(self, job: Job, place: str) -> Callable[[], int]:
-        """How many results files, or rounds and groups' files, a job has finished at a place."""
+        """A function that counts the files that mark a job's progress at a place."""
         path = self.path(place)
         patterns = {
             "fit": ("versions/*/rounds/*.json", "versions/*/groups/*/*"),
@@ -81,7 +81,7 @@ class Stage:
         )
 
     def reference_place(self, job: Job) -> str:
-        """Where the undisturbed run's model or results are, made when they are first asked for."""
+        """The URI of the undisturbed run's model or results, which is made on first use."""
         if job not in self.undisturbed:
             place = self.new_place(f"undisturbed-{job}")
             (run,) = self.run(job, place)
@@ -90,7 +90,7 @@ class Stage:
         return self.undisturbed[job]
 
     def compare(self, job: Job, place: str) -> Differences:
-        """What a job left at `place`, beside an undisturbed run's."""
+        """Compare a job's results at `place` with an undisturbed run's."""
         expected, actual = (self.path(uri) for uri in (self.reference_place(job), place))
         if job == "score":
             return compare_results(read_results(expected), read_results(actual))
@@ -101,7 +101,7 @@ class Stage:
 
 
 def draw_archive(root: Path, draw_image: Callable[..., Image.Image]) -> None:
-    """GROUP/train and GROUP/test, where every seventh image has a defect."""
+    """Images in GROUP/train and GROUP/test; every seventh test image has a defect."""
     for shade, (group, suffix) in enumerate(GROUPS.items()):
         for folder, count in (("train", TRAINING_IMAGES), ("test", TEST_IMAGES)):
             directory = root / group / folder

@@ -1,4 +1,4 @@
-"""The cluster and what kills its processes, by themselves."""
+"""The test cluster and the killers themselves."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ for step in range(10):
 
 
 @pytest.mark.slow_faults
-def test_nodes_die_and_join_and_nothing_is_left(cluster, tmp_path):
+def test_killed_nodes_are_replaced_and_no_process_is_left(cluster, tmp_path):
     command = [sys.executable, "-c", BUSY, cluster.address]
     (undisturbed,) = run_until_done(cluster, command, tmp_path / "undisturbed")
     assert undisturbed.code == 0, undisturbed.output
@@ -92,7 +92,9 @@ def test_a_cluster_whose_owner_is_killed_leaves_no_process_and_no_file():
     assert not any(list_processes(int(session)) for session in sessions)
 
 
-def test_a_driver_is_killed_at_times_that_the_seed_fixes_and_started_until_done(cluster, tmp_path):
+def test_a_driver_is_killed_at_times_that_follow_from_the_seed_and_repeated_until_done(
+    cluster, tmp_path
+):
     steps = tmp_path / "steps"
     steps.mkdir()
     killer = DriverKiller(lambda: len(list(steps.iterdir())), seed=3, pause=(0, 0.5), most=3)

@@ -1,4 +1,4 @@
-"""The real jobs under faults, beside undisturbed runs: no row lost, twice or wrong."""
+"""The jobs under faults, compared with undisturbed runs: no row is lost, repeated or wrong."""
 
 import signal
 import subprocess
@@ -26,8 +26,8 @@ FAIL_POINTS = (
     "score:run-json-written",
 )
 LARGE_MODEL = ("--image-size", 128, "--n-features", 200, "--precision", "float32")
-SLOW_STORE = Faults(latency=0.15)  # so that a commit takes long enough to be interrupted
-SMALL_STORE = 80_000_000  # bytes; Ray starts with no less than 78,643,200
+SLOW_STORE = Faults(latency=0.15)  # slow enough for a commit to be interrupted
+SMALL_STORE = 80_000_000  # bytes; Ray's minimum is 78,643,200
 
 slow = pytest.mark.slow_faults
 both_jobs = pytest.mark.parametrize("job", ["fit", "score"])
@@ -54,7 +54,7 @@ def test_a_few_kills_change_no_row(stage, ledger, job):
 @pytest.mark.parametrize("kind, wanted", [("actor", 6), ("worker", 8), ("raylet", 3)])
 def test_killed_processes_change_no_row(stage, ledger, job, kind, wanted):
     found, kills, codes, output = Differences(), 0, [], ""
-    for attempt in range(4):  # one run may be over too soon
+    for attempt in range(4):  # a single run may end too early
         place = stage.new_place(f"{job}-{kind}")
         with Killer(stage.cluster, kind, SEED + attempt, PAUSES[kind], wanted - kills) as killer:
             (run,) = stage.run(job, place)
@@ -73,7 +73,7 @@ def test_killed_processes_change_no_row(stage, ledger, job, kind, wanted):
 
 @slow
 @both_jobs
-def test_a_driver_that_is_killed_and_started_again_changes_no_row(stage, ledger, job):
+def test_a_driver_killed_and_restarted_changes_no_row(stage, ledger, job):
     place = stage.new_place(f"{job}-driver")
     driver = DriverKiller(stage.progress(job, place), SEED, pause=(0, 3), most=8)
     with stage.proxy.injecting(SLOW_STORE):
@@ -87,7 +87,7 @@ def test_a_driver_that_is_killed_and_started_again_changes_no_row(stage, ledger,
 
 @slow
 @both_jobs
-def test_a_driver_that_is_told_to_stop_and_started_again_changes_no_row(stage, ledger, job):
+def test_a_driver_terminated_and_restarted_changes_no_row(stage, ledger, job):
     place = stage.new_place(f"{job}-term")
     driver = DriverKiller(
         stage.progress(job, place), SEED, pause=(0, 3), most=2, number=signal.SIGTERM
@@ -120,7 +120,7 @@ def test_everything_killed_at_once_changes_no_row(stage, ledger, job):
 
 @slow
 @pytest.mark.parametrize("name", FAIL_POINTS)
-def test_a_driver_killed_at_a_fail_point_and_started_again_changes_no_row(stage, ledger, name):
+def test_a_driver_killed_at_a_fail_point_and_restarted_changes_no_row(stage, ledger, name):
     job = name.partition(":")[0]
     place = stage.new_place(name.replace(":", "-"))
     starts = stage.run(job, place, starts=2, environment={"PADIM_RAY_FAIL_POINTS": name})
@@ -167,7 +167,7 @@ def test_an_outage_of_the_store_changes_no_row(stage, ledger, job):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system in memory, that can be given more space."""
+    """A file system in memory whose size can be raised."""
     directory = tmp_path / "disk"
     directory.mkdir()
 
@@ -204,7 +204,7 @@ def test_a_full_disk_keeps_what_was_committed(stage, ledger, disk, job, size, mo
     if job == "score":
         rows = {row["uri"]: row["scored_at"] for row in read_results(directory / job)}
         assert 0 < len(committed) < len(rows)
-        assert committed.items() <= rows.items()  # they weren't scored again
+        assert committed.items() <= rows.items()  # not scored again
 
 
 @slow
@@ -224,6 +224,6 @@ def test_a_small_object_store_spills_and_changes_no_row(stage, ledger):
 
 @slow
 def test_at_least_fifty_processes_were_killed(ledger):
-    # of the tests above, which run first
+    # by the tests above, which run first
     assert {"actor", "worker", "raylet", "driver"} <= set(ledger.kills)
     assert ledger.kills.total() >= 50

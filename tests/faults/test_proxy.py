@@ -1,4 +1,4 @@
-"""The proxy in front of the S3 server, by itself."""
+"""The proxy itself."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ def bucket(s3, request):
 
 @pytest.fixture
 def fs(proxy):
-    """A client that tries everything once."""
+    """A client without retries."""
     once = {"read_timeout": 1, "connect_timeout": 1, "retries": {"max_attempts": 0}}
     fs = fsspec.filesystem(
         "s3",
@@ -33,7 +33,7 @@ def fs(proxy):
     return fs
 
 
-ERRORS = (OSError, BotoCoreError, ClientPayloadError)  # what a client may see of a fault
+ERRORS = (OSError, BotoCoreError, ClientPayloadError)  # that a client may get from a fault
 
 
 def persist(call, *arguments):
@@ -44,7 +44,7 @@ def persist(call, *arguments):
             time.sleep(0.05)
 
 
-def test_what_is_written_comes_back(fs, bucket, proxy):
+def test_written_data_is_read_back(fs, bucket, proxy):
     content = {
         f"{bucket}/a {size}.bin": bytes(size % 251 for _ in range(size)) for size in (0, 9**5)
     }
@@ -66,7 +66,7 @@ def test_an_object_is_created_once(fs, bucket):
     fs.pipe_file(f"{bucket}/claim", b"third", mode="create")
 
 
-def test_of_many_who_create_an_object_one_succeeds(fs, bucket):
+def test_of_concurrent_creations_of_an_object_one_succeeds(fs, bucket):
     def create(number):
         try:
             fs.pipe_file(f"{bucket}/claim", str(number).encode(), mode="create")
@@ -89,13 +89,13 @@ def test_a_fault_reaches_the_client_and_is_counted(fs, bucket, proxy, kind, faul
         for attempt in range(1, 5):
             with pytest.raises(ERRORS):
                 fs.cat_file(f"{bucket}/there")
-            # aiohttp itself tries once more if a connection that it kept is closed
+            # aiohttp itself retries once if a kept connection is closed
             assert attempt <= proxy.injected[kind] <= 2 * attempt
     assert set(proxy.injected) == {kind}
     assert len(fs.cat_file(f"{bucket}/there")) == 10_000
 
 
-def test_a_write_that_is_refused_has_no_effect_and_one_that_is_cut_may_have(fs, bucket, proxy):
+def test_a_refused_write_has_no_effect_and_a_cut_one_may_have(fs, bucket, proxy):
     with proxy.injecting(Faults(slow_down=1)), pytest.raises(OSError):
         fs.pipe_file(f"{bucket}/refused", b"data")
     assert not fs.exists(f"{bucket}/refused")
@@ -107,7 +107,7 @@ def test_a_write_that_is_refused_has_no_effect_and_one_that_is_cut_may_have(fs, 
     assert set(fs.cat(fs.find(bucket)).values()) == {b"data"}
 
 
-def test_clients_that_try_again_come_through(fs, bucket, proxy):
+def test_clients_that_retry_succeed(fs, bucket, proxy):
     content = {f"{bucket}/{number}": str(number).encode() * 500 for number in range(60)}
     with proxy.injecting(Faults(slow_down=0.1, cut=0.1, hang=0.05)), ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda item: persist(fs.pipe_file, *item), content.items()))

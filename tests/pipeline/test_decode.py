@@ -1,3 +1,5 @@
+"""Fetching and decoding a shard, and arrays as columns."""
+
 import io
 from collections.abc import Mapping
 
@@ -66,7 +68,7 @@ def test_rows_keep_their_order_over_many_windows(place, is_listed):
 
 
 @given(st.integers(1, 6), st.integers(0, 8), st.data())
-def test_slices_of_chunked_columns_are_the_arrays_rows(chunks, start, data):
+def test_slices_of_chunked_columns_equal_slices_of_the_arrays(chunks, start, data):
     arrays = [
         np.random.default_rng(i).random((data.draw(st.integers(1, 4)), 2, 3), np.float32)
         for i in range(chunks)

@@ -1,3 +1,5 @@
+"""The cache of densities: hits, bounds and loading ahead."""
+
 import threading
 from collections import OrderedDict
 from itertools import pairwise
@@ -22,7 +24,7 @@ def gaussian(group):
 
 
 class Storage:
-    """Loads groups, and counts how often."""
+    """Loads densities, and counts the loads."""
 
     def __init__(self):
         self.loaded = []
@@ -33,7 +35,7 @@ class Storage:
 
 
 @given(st.lists(st.sampled_from(GROUPS), max_size=30), st.integers(0, 5 * SIZE))
-def test_whatever_is_asked_for_comes_and_memory_is_bounded(asked, most_bytes):
+def test_every_group_is_returned_and_memory_is_bounded(asked, most_bytes):
     storage = Storage()
     cache = DensityCache(storage, FOLLOWING, most_bytes)
     for group in asked:
@@ -43,7 +45,7 @@ def test_whatever_is_asked_for_comes_and_memory_is_bounded(asked, most_bytes):
 
 
 def hits_of_a_plain_cache(asked, room):
-    """Which are there when they are asked for, if the `room` groups used last are kept."""
+    """The requests that hit a cache of the `room` groups used last."""
     kept, hits = OrderedDict(), []
     for group in asked:
         hits.append(group in kept)
@@ -55,7 +57,7 @@ def hits_of_a_plain_cache(asked, room):
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=60), st.integers(0, 6 * SIZE))
-def test_the_groups_used_last_are_kept(asked, most_bytes):
+def test_the_least_recently_used_group_is_dropped(asked, most_bytes):
     storage = Storage()
     cache = DensityCache(storage, {}, most_bytes)
     hits = []
@@ -68,7 +70,7 @@ def test_the_groups_used_last_are_kept(asked, most_bytes):
 
 
 @given(st.lists(st.sampled_from(GROUPS), max_size=60), st.integers(2, 5))
-def test_nothing_is_loaded_that_is_there(asked, room):
+def test_a_group_in_the_cache_is_not_loaded_again(asked, room):
     loads = []
 
     def load(group):
@@ -85,23 +87,23 @@ def test_nothing_is_loaded_that_is_there(asked, room):
     assert loads == cache.started
 
 
-def test_what_was_loaded_ahead_for_another_group_is_kept():
+def test_a_group_loaded_ahead_is_kept_while_another_one_is_used():
     storage = Storage()
     cache = DensityCache(storage, {"a": "b"}, 2 * SIZE)
     cache["a"]
-    cache["c"]  # came first, where blocks don't come in their order
+    cache["c"]  # blocks may arrive out of order
     cache["b"]
     assert storage.loaded == ["a", "b", "c"]
 
 
-def test_a_group_is_loaded_ahead_only_by_actors_that_are_sure_to_need_it():
+def test_only_groups_that_every_actor_needs_are_loaded_ahead():
     shards = ["a", "b", "b", "c", "d", "d", "d"]
     assert find_next_groups(shards, 1) == {"a": "b", "b": "c", "c": "d"}
     assert find_next_groups(shards, 2) == {"a": "b", "c": "d"}
     assert find_next_groups(shards, 4) == {}
 
 
-def test_in_order_each_group_is_loaded_once():
+def test_groups_in_order_are_loaded_once_each():
     storage = Storage()
     cache = DensityCache(storage, FOLLOWING, 2 * SIZE)
     for group in GROUPS:
@@ -132,7 +134,7 @@ def test_without_room_nothing_is_loaded_ahead():
     assert storage.loaded == ["a", "b"]
 
 
-def test_what_could_not_be_loaded_ahead_fails_when_it_is_asked_for():
+def test_an_error_while_loading_ahead_is_raised_when_the_group_is_asked_for():
     def load(group):
         if group == "b":
             raise ModelError("b is damaged")

@@ -15,7 +15,7 @@ def test_on_cpus_there_is_no_problem():
 
 
 @without_cuda
-def test_a_gpu_of_ray_that_pytorch_does_not_find_is_named(monkeypatch):
+def test_a_gpu_that_ray_has_and_pytorch_does_not_find_is_reported(monkeypatch):
     monkeypatch.delenv(FAKE_GPUS, raising=False)
     device = Device.of(WITH_GPUS)
     assert device.name == "cpu"
@@ -24,6 +24,6 @@ def test_a_gpu_of_ray_that_pytorch_does_not_find_is_named(monkeypatch):
 
 
 @without_cuda
-def test_only_tests_may_take_a_cpu_for_a_gpu(monkeypatch):
+def test_a_variable_lets_tests_compute_on_cpus_instead_of_gpus(monkeypatch):
     monkeypatch.setenv(FAKE_GPUS, "1")
     Device.of(WITH_GPUS).check()

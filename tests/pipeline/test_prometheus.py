@@ -19,7 +19,7 @@ from tests.faults.processes import wait_until
 
 
 class Recorder:
-    """In place of Ray's metrics: values by name and labels, and the number of calls."""
+    """Replaces Ray's metrics: records values by name and labels, and the number of calls."""
 
     def __init__(self):
         self.values, self.calls = defaultdict(Counter), 0
@@ -54,7 +54,7 @@ def test_a_shard_costs_the_same_however_many_images_it_has(recorder):
 
 
 @pytest.mark.parametrize("count", [3, MAX_GROUPS, MAX_GROUPS + 1, 5000])
-def test_thousands_of_groups_are_a_hundred_labels(recorder, count):
+def test_thousands_of_groups_share_a_hundred_labels(recorder, count):
     groups = {f"line {number:04d}": 1 + number for number in range(count)}
     metrics = JobMetrics("score", "m", 1, groups, 10)
     for number, group in enumerate(groups):
@@ -86,7 +86,7 @@ def test_buckets_count_scores_up_to_their_ends(scores, failed):
 
 
 def test_every_cause_in_the_code_has_its_label():
-    """So that a new one isn't "other" by accident."""
+    """A new cause must not be counted as "other" by accident."""
     found = defaultdict(set)
     for path in Path(padim_ray.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -101,7 +101,7 @@ def test_every_cause_in_the_code_has_its_label():
 
 
 @given(st.text())
-def test_whatever_a_library_says_is_one_of_few_labels(text):
+def test_every_error_text_maps_to_a_known_label(text):
     assert bounded_cause(text)[0] in {*KNOWN_CAUSES, "other"}
     for where, causes in KNOWN_CAUSES.items():
         assert bounded_cause(f"{where}: {text}")[1] in {*causes, "other"}
@@ -114,7 +114,7 @@ def test_labels_are_short_and_ascii(text):
     assert label(text).isascii() and len(label(text)) <= prometheus.MAX_LABEL_LENGTH
 
 
-def test_what_fails_is_not_timed(recorder):
+def test_failing_work_is_not_counted(recorder):
     with pytest.raises(ZeroDivisionError), stage("score", 5):
         raise ZeroDivisionError
     assert recorder.calls == 0
@@ -123,14 +123,14 @@ def test_what_fails_is_not_timed(recorder):
     assert recorder.values["padim_stage_images_total"] == {("score",): 5}
 
 
-def test_gauges_are_there_for_as_long_as_the_job(recorder, monkeypatch):
+def test_gauges_are_set_again_while_the_job_runs(recorder, monkeypatch):
     monkeypatch.setattr(prometheus, "REFRESH_SECONDS", 0.001)
     metrics = JobMetrics("fit", "s3://m", 7, {"a": 5, "b": 6}, 1234)
     with metrics:
         metrics.report_progress(4, 1)
         metrics.report_success()
         told, recorder.values = recorder.values, defaultdict(Counter)
-        # set again, by nobody but the thread
+        # set again by the thread
         wait_until(lambda: len(recorder.values) == len(told), 30)
     assert {name: dict(values) for name, values in recorder.values.items()} == {
         name: dict(values) for name, values in told.items()

@@ -1,4 +1,4 @@
-"""What is used of Ray that isn't public: a new version of Ray that breaks it is told so here."""
+"""Ray's private API that the pipelines use; these tests show what a new version breaks."""
 
 import inspect
 import subprocess
@@ -48,14 +48,14 @@ def test_the_core_worker_kills_actors():
     assert hasattr(worker, "global_worker")
 
 
-def test_pools_actors_are_of_the_class_that_is_looked_for():
+def test_the_actors_of_pools_have_the_expected_class():
     assert actor_pool_map_operator._MapWorker.__name__ == "_MapWorker"
     source = inspect.getsource(actor_pool_map_operator)
     assert ray_internals.POOL_ACTOR.removesuffix("(") in source
 
 
 @pytest.mark.parametrize("module", [streaming_executor_state, progress, exceptions])
-def test_loggers_that_are_silenced_are_those_that_talk(module):
+def test_the_silenced_loggers_exist_in_ray(module):
     assert module.logger.name in ray_internals.NOISY_LOGGERS
 
 

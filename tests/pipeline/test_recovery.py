@@ -1,4 +1,4 @@
-"""Stages that end with an error."""
+"""Stages that end with an error: no actor stays alive."""
 
 import gc
 import traceback
@@ -20,7 +20,7 @@ SMALL = {"image_size": 64, "n_features": 20, "precision": "float32"}
 
 @pytest.fixture
 def no_collection():
-    """Python doesn't look for cycles itself, as it may not for as long as a job takes."""
+    """Disable the cycle collector, which may not run during a whole job."""
     gc.collect()
     gc.disable()
     yield
@@ -28,7 +28,7 @@ def no_collection():
 
 
 def pools_actors():
-    """The actors of Ray Data's pools that live, or are to live."""
+    """The actors of Ray Data's pools that are alive or starting."""
     return [
         actor
         for actor in actors().values()
@@ -48,7 +48,7 @@ def model(weights, draw_image, tmp_path):
 
 @pytest.fixture
 def images(draw_image, monkeypatch, tmp_path):
-    """The first is broken, and an actor still has many to do when a job gives up for it."""
+    """Images of which the first is broken; actors are still busy when the job fails for it."""
     monkeypatch.setattr("padim_ray.planning.batches.MIN_SHARD_IMAGES", 2)
     for index in range(100):
         path = tmp_path / f"images/{index:03d}.png"
@@ -82,7 +82,7 @@ def test_no_actor_outlives_its_stage_even_if_somebody_keeps_the_error(
     wait_until(lambda: not pools_actors(), 30)
 
 
-def test_what_the_caller_was_handling_keeps_its_variables(ray_cluster):
+def test_an_exception_that_the_caller_is_handling_keeps_its_variables(ray_cluster):
     def fail():
         kept = "as it was"
         raise KeyError(kept)

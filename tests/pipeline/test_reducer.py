@@ -1,4 +1,4 @@
-"""The reducer, given blocks of partial sums as the actors make them."""
+"""The reducer, given blocks of partial sums like those of the actors."""
 
 from types import SimpleNamespace
 
@@ -31,7 +31,7 @@ GRID = PatchGrid(((8, 8), (4, 4)), (3, 4))
 SHARDS = split_cells(GRID.cells[-1], 3)
 FAILED = {"x": "decode: empty file", "y": "fetch: gone"}
 DENSITY = GaussianDensity(Regularization())
-ROUNDED = 2**-24  # of a scatter, when it is written
+ROUNDED = 2**-24  # relative rounding error of a stored scatter
 PARTS = FAN_IN**2 + FAN_IN + 2  # enough for two ranks of the tree, and some left over
 
 
@@ -58,7 +58,7 @@ def reducer_for(directory, *, round_images=10**9, max_failed=None, **listed):
 
 
 def load(file, unpack, group):
-    """The shards of a group, of one kind of file."""
+    """Load the shards of a group from files of one kind."""
     files = [file(group, index).uri for index in range(len(SHARDS))]
     return [unpack(safetensors.torch.load_file(file)) for file in files]
 
@@ -73,7 +73,7 @@ def test_many_partial_sums_become_the_moments_of_all(tmp_path):
     for group, states in parts.items():
         for block in partial_sums(group, states):
             reducer.add(block)
-    assert list(reducer.entries) == ["a"]  # finished when the first block of b came
+    assert list(reducer.entries) == ["a"]  # finished by the first block of b
     reducer.finish(Share(0.1))
     for group, states in parts.items():
         expected = merge_all(states)
@@ -106,7 +106,7 @@ def test_a_partial_sum_that_is_counted_twice_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("killed_after", range(1, 9))
-def test_what_a_round_holds_is_not_needed_again(tmp_path, killed_after):
+def test_images_of_a_committed_round_are_not_read_again(tmp_path, killed_after):
     parts = {"a": parts_of(1, 5), "b": parts_of(2, 3)}
     blocks = [block for group, states in parts.items() for block in partial_sums(group, states)]
     failed = ray.put(partial_sum_row("b", 0, None, {"x": "decode: empty file"}))
@@ -118,7 +118,7 @@ def test_what_a_round_holds_is_not_needed_again(tmp_path, killed_after):
         killed.add(block)
     reducer = reducer_for(tmp_path, round_images=7, **listed)
     starts = np.cumsum([0, *lengths]).tolist()
-    first = starts.index(reducer.rows)  # a round ends where a partial sum does
+    first = starts.index(reducer.rows)  # rounds end at the end of a partial sum
     assert killed_after - 2 <= first <= killed_after
     assert reducer.count_failures.read == reducer.rows
     for block in blocks[first:]:
@@ -132,7 +132,7 @@ def test_what_a_round_holds_is_not_needed_again(tmp_path, killed_after):
     }
     for group, states in parts.items():
         merged = load_statistics(reducer, group)
-        assert_close(merged, merge_all(states), 7 * ROUNDED)  # by each round
+        assert_close(merged, merge_all(states), 7 * ROUNDED)  # one rounding per round
     assert Round.latest(reducer.draft.location).rows == 41
 
 

@@ -13,14 +13,14 @@ ACTORS = st.one_of(st.none(), st.integers(1, 64))
 
 @given(NODES, ACTORS)
 def test_a_decoder_and_a_helper_always_fit_beside_the_actors(nodes, actors):
-    """Actors take at most half of all CPUs, so however Ray packs them some node has half free."""
+    """Actors take at most half of all CPUs, so however Ray packs them, some node is half free."""
     plan = plan_resources(nodes, actors)
     assert plan.actors * plan.actor.cpus <= sum(node.cpus for node in nodes) / 2 + 1e-9
     assert plan.decode.cpus + plan.helper.cpus <= min(node.cpus for node in nodes) / 2 + 1e-9
 
 
 @given(NODES)
-def test_helpers_fit_beside_as_many_decoding_tasks_as_there_may_be(nodes):
+def test_helpers_fit_beside_the_maximum_of_decoding_tasks(nodes):
     plan = plan_resources(nodes)
     cpus = sum(node.cpus for node in nodes)
     taken = plan.actors * plan.actor.cpus + plan.decode_tasks * plan.decode.cpus
@@ -29,7 +29,7 @@ def test_helpers_fit_beside_as_many_decoding_tasks_as_there_may_be(nodes):
 
 @example([Node(1.001)])
 @given(st.lists(st.builds(Node, CPUS), min_size=1, max_size=12))
-def test_a_second_actor_fits_on_no_node_for_one_even_where_nodes_may_join(nodes):
+def test_no_second_actor_fits_on_a_node_for_one_even_if_nodes_may_join(nodes):
     assume(max(node.cpus for node in nodes) < 12)
     plan = plan_resources([max(nodes, key=lambda node: node.cpus)], grows=True)
     assert 2 * plan.actor.cpus > max(node.cpus for node in nodes) >= plan.actor.cpus
@@ -50,7 +50,7 @@ def test_more_actors_than_gpus_share_them():
 
 
 @given(NODES, ACTORS, st.one_of(st.none(), st.integers(0, 64)))
-def test_actors_get_a_gpu_each_and_never_more_than_were_asked_for(nodes, actors, gpus):
+def test_each_actor_gets_a_gpu_and_never_more_are_used_than_asked_for(nodes, actors, gpus):
     plan = plan_resources(nodes, actors, gpus=gpus, grows=True)
     usable = sum(node.gpus for node in nodes) if gpus is None else gpus
     assert (plan.device == "cuda") == (usable > 0)
@@ -67,11 +67,11 @@ def test_processors_are_shared_among_actors_of_eight_threads(cpus, actors, threa
     assert (plan.actors, plan.threads, plan.device) == (actors, threads, "cpu")
 
 
-def test_a_head_without_work_is_left_alone():
+def test_a_head_without_cpus_is_not_used():
     assert plan_resources([Node(0), Node(8)]) == plan_resources([Node(8)])
 
 
-def test_with_a_decode_resource_all_but_the_actors_asks_for_it():
+def test_everything_but_actors_asks_for_the_decode_resource():
     nodes = [Node(4, decodes=True), Node(64, 8, decodes=False)]
     plan = plan_resources(nodes, decode_resource="padim_decode")
     for share in (plan.decode, plan.helper, plan.finish):
@@ -92,18 +92,20 @@ def test_gpu_nodes_may_be_without_cpus(decode_resource, decode):
 @pytest.mark.parametrize(
     ("shards", "initial", "most"), [(1, 1, 1), (2, 2, 2), (20, 2, 2), (48, 6, 6), (1000, 8, 8)]
 )
-def test_gpus_that_may_come_are_asked_for_as_far_as_the_work_is_worth_them(shards, initial, most):
+def test_actors_are_asked_for_on_future_gpus_as_far_as_the_work_is_worth_them(
+    shards, initial, most
+):
     pool = actor_pool(plan_resources([Node(8, 2)], gpus=8, grows=True), shards)
     assert (pool.min_size, pool.initial_size, pool.max_size) == (min(2, shards), initial, most)
 
 
-def test_the_first_gpu_is_waited_for():
+def test_a_job_waits_for_the_first_gpu():
     pool = actor_pool(plan_resources([Node(8)], gpus=3, grows=True), 1000)
     assert (pool.min_size, pool.initial_size, pool.max_size) == (1, 3, 3)
 
 
 @pytest.mark.parametrize("node", [Node(8), Node(8, 1)])
-def test_a_pool_may_grow_where_nodes_may_join(node):
+def test_a_pool_may_grow_if_nodes_may_join(node):
     def sizes(**how):
         pool = actor_pool(plan_resources([node], **how), 80)
         return pool.min_size, pool.initial_size, pool.max_size

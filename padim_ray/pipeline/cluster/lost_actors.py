@@ -3,7 +3,8 @@
 Ray restarts an actor of a lost node as soon as some node has room for it, and keeps the calls that
 were sent to it. Without such a node they would wait forever, after the other actors have done
 everything else. So the actor is killed for good and its stage fails; `recovery` then runs the stage
-again on the nodes that are left."""
+again on the nodes that are left.
+"""
 
 import logging
 import threading

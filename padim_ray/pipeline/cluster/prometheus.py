@@ -11,7 +11,8 @@ costs a few calls, an image none. Recording without Ray does nothing.
 Ray ships values every 10 s (`RAY_metrics_report_interval_ms`) and when a process exits normally; a
 killed process loses its last seconds. Nodes keep counters for as long as they live, but drop a
 gauge that wasn't set for two of these intervals. So a job sets its gauges repeatedly, and their
-last values can be read for 20 s after its end."""
+last values can be read for 20 s after its end.
+"""
 
 import threading
 import time

@@ -1,7 +1,8 @@
 """All uses of Ray's private API.
 
 pyproject.toml pins Ray to the minor versions that this was tested with, and
-`tests/pipeline/test_ray_internals.py` shows what a new version breaks."""
+`tests/pipeline/test_ray_internals.py` shows what a new version breaks.
+"""
 
 import os
 import tempfile

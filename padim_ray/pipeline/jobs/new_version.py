@@ -1,7 +1,8 @@
 """What fit, update, forget and merge share: making a new version of a model.
 
 The images' statistics accumulate round after round, and are added to those of the base versions or
-subtracted from them. Then the changed groups are calibrated, and the version becomes current."""
+subtracted from them. Then the changed groups are calibrated, and the version becomes current.
+"""
 
 import logging
 import time
@@ -182,9 +183,7 @@ class Job(ABC):
     def nothing_left(self, number: int, images: pa.Table) -> Summary:
         """Report a version that an earlier attempt made."""
         manifest = with_outcomes(open_version(self.root, number).load_manifest())
-        here = pc.is_in(
-            manifest["uri"], images["uri"].combine_chunks()
-        )  # the others failed in earlier jobs
+        here = pc.is_in(manifest["uri"], images["uri"].combine_chunks())  # others failed earlier
         causes = count_causes(manifest.filter(here)["error"].to_pylist())
         return self.sum_up(number, images, causes, before=images.num_rows)
 

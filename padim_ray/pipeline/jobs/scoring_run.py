@@ -272,9 +272,7 @@ class ScoringJob:
         places = self.output.places() | dict(places or {})
         if self.is_complete:
             log.info("%s is complete: nothing is left to do", self.root.uri)
-            run_directory.complete(
-                self.root
-            )  # an earlier attempt may have been killed before it cleaned up
+            run_directory.complete(self.root)  # a killed attempt may have left files
             summary = read_summary(self.root, places)
             summary.report()
             return summary

@@ -1,7 +1,8 @@
 """Encode statistics as bytes in an Arrow row, or as arrays in Ray's object store, without copies.
 
 A *partial sum* is the statistics of one batch of images of one group, in one shard of cells. It
-travels as a row that `partial_sum_row` makes."""
+travels as a row that `partial_sum_row` makes.
+"""
 
 import warnings
 from collections.abc import Mapping
@@ -80,11 +81,19 @@ class StatisticsArrays:
     @classmethod
     def of_row(cls, row: pa.Table) -> "StatisticsArrays":
         """View the bytes of a row that `partial_sum_row` made as arrays."""
-        with pa.BufferReader(row["state"][0].as_buffer()) as reader:
+        with pa.BufferReader(_only_value(row["state"])) as reader:
             arrays = {
                 name: pa.ipc.read_tensor(reader).to_numpy() for name in row["names"][0].as_py()
             }
         return cls(row["count"][0].as_py(), arrays)
+
+
+def _only_value(column: pa.ChunkedArray) -> pa.Buffer:
+    """The bytes of a large binary column with one value; a scalar's `as_buffer` would copy them."""
+    (chunk,) = (chunk for chunk in column.chunks if len(chunk))
+    _, offsets, data = chunk.buffers()
+    start, stop = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + 2].tolist()
+    return data.slice(start, stop - start)
 
 
 def read_statistics(density: Density, row: int | None, value: Any) -> Statistics:

@@ -1,7 +1,8 @@
 """Merge partial sums in a tree of Ray tasks while they arrive.
 
 The driver holds references only. Every key (group and shard of cells) is merged on its own, on any
-node of the cluster."""
+node of the cluster.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

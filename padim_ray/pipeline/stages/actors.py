@@ -1,7 +1,8 @@
 """The actors, one per GPU or per eight cores: images to partial sums (fit), or to scores (score).
 
 An actor keeps a trunk and a cache of densities, but no results: each call returns its own, because
-Ray may repeat any call."""
+Ray may repeat any call.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Mapping

@@ -2,7 +2,8 @@
 
 A shard's part is written after all other files of the shard, because the part marks the shard as
 done (see `run_directory`). Heatmaps are drawn when all scores are known, since the highest scores
-and the colour scales depend on all of them."""
+and the colour scales depend on all of them.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -206,13 +207,13 @@ def read_committed(output: Output, *, with_counts: bool) -> Iterator[CommittedSh
             with part.as_local_file() as path, pq.ParquetFile(path) as file:
                 table = file.read(["score", "error"])
                 metadata = file.schema_arrow.metadata or {}
+            scores, errors = (table[name].to_pylist() for name in ("score", "error"))
             counts = output.read_counts(number) if with_counts else {}
         except (OSError, ValueError, KeyError) as error:
             raise PadimError(f"{part.uri} is damaged: {error}; see --overwrite") from error
-        errors = table["error"].to_pylist()
         return CommittedShard(
             number=number,
-            scores=np.array(table["score"].to_pylist(), np.float32),  # None becomes NaN
+            scores=np.array(scores, np.float32),  # None becomes NaN
             causes=count_causes(errors),
             may_improve=any(map(is_worth_another_try, errors)),
             is_drawn=DRAWN in metadata,
