@@ -107,7 +107,7 @@ def describe_spec(spec: ModelSpec) -> str:
         n_features=sum(spec.grid.channels),
         image_size=spec.preprocessing.resize,
         crop=spec.preprocessing.crop,
-        regularization=spec.density.describe()["regularization"],
+        regularization=spec.density.describe().get("regularization", "none").partition(" ")[0],
     )
     return f"{line}, trunk in {spec.precision}, weights {spec.weights}"
 
