@@ -267,6 +267,11 @@ class SharedDensity(Density[Moments, SharedGaussian, PooledMoments]):
         scatter = fitted.scatter - scatter - _outer(delta) * (total * own / left)
         covariance = self._covariance(scatter, left, fitted.channels.tolist())
         whitening = _whiten(covariance).float()
+        if not whitening.isfinite().all():
+            raise ModelError(
+                "Without one of its images, a group has no covariance: add images, or regularise "
+                "more (--ridge, --epsilon)"
+            )
         squares = [
             _measure(_at(fitted, image_mean, image_whitening), embeddings[slice(row, row + 1)])
             for row, (image_mean, image_whitening) in enumerate(zip(others, whitening, strict=True))
@@ -306,7 +311,7 @@ def _whiten(covariance: torch.Tensor) -> torch.Tensor:
 def _measure(fitted: SharedGaussian, embeddings: Embeddings) -> torch.Tensor:
     """Squared Mahalanobis distances (P_0, B) float32, coarse to fine, each product once."""
     offsets = [
-        (level[..., :channels].double() - fitted.mean[where]).float()
+        level[..., :channels].float() - fitted.mean[where].float()
         for level, channels, where in zip(
             embeddings.levels, embeddings.channels, fitted.levels, strict=True
         )

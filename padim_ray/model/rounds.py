@@ -54,9 +54,9 @@ class Round:
     groups: Mapping[str, GroupEntry] = field(default_factory=dict)
     partial: PartialGroup | None = None
 
-    def moments(self, version: Location, shard: int, shards: int) -> Location:
-        """The file of a shard of the unfinished group's statistics."""
-        name = f"moments-{shard:05d}-of-{shards:05d}.safetensors"
+    def statistics_file(self, version: Location, kind: str, shard: int, shards: int) -> Location:
+        """The file of a shard of the unfinished group's statistics, of that kind."""
+        name = f"{kind}-{shard:05d}-of-{shards:05d}.safetensors"
         return version / f"rounds/{self.number:06d}/{name}"
 
     def commit(self, version: Location, failures: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from padim_ray.pipeline.merging.codec import (
     partial_sum_row,
     read_statistics,
 )
-from tests.densities.test_moments import SEEDS, of
+from tests.densities.test_moments import SEEDS, moments_of
 from tests.helpers.features import grids, nest, random_features
 
 DENSITY = GaussianDensity(Regularization())
@@ -42,7 +42,9 @@ def addresses(statistics):
     failures,
 )
 def test_rows_of_a_block_hold_the_statistics(grid, seed, images, shards, dtype, failed):
-    whole = of(nest(grid, random_features(grid, images, np.random.default_rng(seed))), dtype)
+    whole = moments_of(
+        nest(grid, random_features(grid, images, np.random.default_rng(seed))), dtype
+    )
     parts = [whole.cells(*run) for run in split_cells(grid.cells[-1], shards)]
     rows = [partial_sum_row("a", number, part, failed) for number, part in enumerate(parts)]
     block = pa.concat_tables(rows).combine_chunks()
@@ -60,7 +62,7 @@ def test_rows_of_a_block_hold_the_statistics(grid, seed, images, shards, dtype, 
 
 @given(grids(), SEEDS)
 def test_arrays_share_the_memory_of_the_statistics(grid, seed):
-    statistics = of(nest(grid, random_features(grid, 3, np.random.default_rng(seed))))
+    statistics = moments_of(nest(grid, random_features(grid, 3, np.random.default_rng(seed))))
     read = read_statistics(DENSITY, None, StatisticsArrays.of(statistics))
     assert_equal(read, statistics)
     assert addresses(read) == addresses(statistics)
@@ -72,5 +74,5 @@ def test_a_row_without_images_holds_the_failures_only():
     assert row.num_rows == 1 and row["count"].to_pylist() == [0]
     assert dict(row["failures"][0].as_py()) == failed
     assert StatisticsArrays.of_row(row) == StatisticsArrays(0, {})
-    other = partial_sum_row("b", 1, of([torch.ones(4, 2, 3)], torch.float32), {})
+    other = partial_sum_row("b", 1, moments_of([torch.ones(4, 2, 3)], torch.float32), {})
     assert pa.concat_tables([row, other]).num_rows == 2  # of the same schema

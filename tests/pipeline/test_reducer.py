@@ -22,7 +22,7 @@ from padim_ray.planning.resources import Share
 from padim_ray.runs.failures import Failures
 from padim_ray.runs.options.common import JobOptions
 from padim_ray.storage.location import Location
-from tests.densities.test_moments import assert_close, join_moments, merge_all, of
+from tests.densities.test_moments import assert_close, join_moments, merge_all, moments_of
 from tests.helpers.features import nest, random_features
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -46,7 +46,9 @@ def partial_sums(group, parts):
 
 def parts_of(seed, count):
     rng = np.random.default_rng(seed)
-    return [of(nest(GRID, random_features(GRID, 5, rng)), torch.float32) for _ in range(count)]
+    return [
+        moments_of(nest(GRID, random_features(GRID, 5, rng)), torch.float32) for _ in range(count)
+    ]
 
 
 def reducer_for(directory, *, round_images=10**9, max_failed=None, **listed):
@@ -163,7 +165,7 @@ def test_a_group_whose_images_do_not_differ_is_named(tmp_path):
     reducer = reducer_for(tmp_path, a=4)
     cells = zip(GRID.cells, GRID.channels, strict=True)
     same = [torch.ones(count, channels, 4) for count, channels in cells]
-    for block in partial_sums("a", [of(same, torch.float32)]):
+    for block in partial_sums("a", [moments_of(same, torch.float32)]):
         reducer.add(block)
     with pytest.raises(ModelError, match="Group 'a' has a non-positive pivot"):
         reducer.finish(Share(0.1))

@@ -14,7 +14,7 @@ from padim_ray.scoring import threshold
 from padim_ray.scoring.anomaly_map import AnomalyMapper, image_scores
 from padim_ray.scoring.calibration import Calibration, count_pixels, read_scores
 from padim_ray.scoring.histogram import BINS, bin_edges, count_values
-from tests.densities.test_moments import of
+from tests.densities.test_moments import moments_of
 from tests.helpers.features import nest
 
 SCORES = st.lists(st.floats(0.125, 1000, width=32), min_size=1, max_size=300)
@@ -104,7 +104,7 @@ def flagged_share(kind, rng, fitted, fresh, alphas):
 
     mapper = AnomalyMapper((4, 4), (16, 16), 2.0)
     train, regularization = draw(fitted), Regularization(kind)
-    state = of(train, torch.float32)
+    state = moments_of(train, torch.float32)
     gaussian = factorise(state, regularization.scale(fitted), regularization.offset(pool(state)))
     left_out = leave_one_out_squared_distances(gaussian, train, fitted, regularization)
     calibration = calibrated(scores(left_out))

@@ -37,7 +37,7 @@ class ResNet(Architecture):
         return build_stages(self, levels)
 
     def pretrained(self, weights: str) -> "Mapping[str, torch.Tensor]":
-        from padim_ray.features.weights import read_torchvision
+        from padim_ray.features.trunks.torchvision_weights import read_torchvision
 
         return read_torchvision(weights, self.name)
 

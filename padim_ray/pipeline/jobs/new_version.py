@@ -133,7 +133,7 @@ class Job(ABC):
         images = record.images if record else self.list_images()
         if not record and self.is_done(images):
             log.info("Nothing is left to do")
-            return self.sum_up(check_number(self.root), images, {}, before=0)
+            return self.summarise(check_number(self.root), images, {}, before=0)
         with ray_session(self.options.address):
             if record is None:
                 place.remove_all()
@@ -147,7 +147,7 @@ class Job(ABC):
                 before, causes = _NewVersion(self, number, spec, images, metrics).make()
                 metrics.report_success()
         remove_rounds(place)
-        return self.sum_up(number, images, causes, before)
+        return self.summarise(number, images, causes, before)
 
     def repeated_images(self, record: JobRecord) -> pa.Table | None:
         """The images of a finished job with the same identity; None if this job's differ."""
@@ -185,9 +185,9 @@ class Job(ABC):
         manifest = with_outcomes(open_version(self.root, number).load_manifest())
         here = pc.is_in(manifest["uri"], images["uri"].combine_chunks())  # others failed earlier
         causes = count_causes(manifest.filter(here)["error"].to_pylist())
-        return self.sum_up(number, images, causes, before=images.num_rows)
+        return self.summarise(number, images, causes, before=images.num_rows)
 
-    def sum_up(
+    def summarise(
         self, number: int, images: pa.Table, causes: Mapping[str, int], before: int
     ) -> Summary:
         """Make the summary and log it."""

@@ -25,6 +25,7 @@ from padim_ray.pipeline.merging.groups import (
 from padim_ray.pipeline.merging.tree import Merged, MergeTree
 from padim_ray.planning.resources import Share
 from padim_ray.runs.failures import Failures, count_causes
+from padim_ray.storage.location import Location
 
 log = logging.getLogger("padim_ray")
 COPIED_PER_ROUND, REWRITTEN_PER_ROUND = 64, 16  # groups
@@ -83,7 +84,7 @@ class Reducer:
         self._group, self._group_failed = partial.group, partial.failed
         self._group_rows = partial.images + partial.failed
         for shard in range(self.draft.shards if partial.images else 0):
-            file = self._round.moments(self.draft.location, shard, self.draft.shards)
+            file = self._unfinished_file(self._round, shard)
             self._tree.add_merged(
                 (partial.group, shard), load_unfinished(density, file, self.share)
             )
@@ -145,7 +146,7 @@ class Reducer:
             check_counts(partial.group, merged, partial.images, self.draft.shards)
             saved = []
             for shard, part in merged.items():
-                file = following.moments(self.draft.location, shard, self.draft.shards)
+                file = self._unfinished_file(following, shard)
                 saved.append(save_unfinished(self.draft.spec.density, part, file, self.share))
                 self._tree.add_merged((partial.group, shard), part.source)
             ray.get(saved)
@@ -157,6 +158,10 @@ class Reducer:
             "Round %d committed: %d images added or failed, %d groups finished",
             *(number, self.rows, len(self.entries)),
         )
+
+    def _unfinished_file(self, round_: Round, shard: int) -> Location:
+        kind, shards = self.draft.spec.density.statistics_kind, self.draft.shards
+        return round_.statistics_file(self.draft.location, kind, shard, shards)
 
     def finish(self, share: Share) -> None:
         """Merge, fit and write the current group, by tasks that ask for `share`.
