@@ -67,9 +67,8 @@ class FeatureOptions(Options):
         str,
         Parameter(
             group=MODEL,
-            help=f"Kind of density: {', '.join(DENSITIES)}. gaussian: one Gaussian per position, "
-            "PaDiM's. shared: one Gaussian for all positions, for textures and objects that "
-            "aren't aligned.",
+            help=f"Kind of density: {', '.join(DENSITIES)}. gaussian: one Gaussian per position, as "
+            "in PaDiM. shared: one Gaussian for all positions.",
         ),
     ] = DEFAULT_DENSITY
 
