@@ -58,9 +58,10 @@ def rates(
         function()
     for _ in range(repeats):
         for name, function in work.items():
-            started, images = clock(), 0
-            while (spent := clock() - started) < seconds:
+            started, images, spent = clock(), 0, 0.0
+            while spent < seconds:
                 images += function()
+                spent = clock() - started
             measured[name].append(images / spent)
     return [figure(stage, name, values, "images/s") for name, values in measured.items()]
 
