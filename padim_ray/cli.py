@@ -36,7 +36,7 @@ SUCCESS, BUG, MISTAKE, TOO_MANY_FAILED = 0, 1, 2, 3
 
 
 def fit(options: FitOptions) -> int:
-    """Fit a model to good images: one Gaussian per position and group.
+    """Fit a model to good images, one per group: what is normal at every position.
 
     padim-ray fit --images 's3://archive/{group}/train/good/*.png' --model s3://models/line7
     """

@@ -7,7 +7,7 @@ valid file needs.
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,6 +86,16 @@ def _check(root: Location, location: Location, max_bytes: int) -> None:
         raise ModelError(f"it has {size} bytes, and not at most {max_bytes}")
 
 
+def load_in_order(path: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file in the order of `names`: the file has an order of its own.
+
+    Raises:
+        KeyError: if one is missing.
+    """
+    tensors = safetensors.torch.load_file(path)
+    return {name: tensors[name] for name in names}
+
+
 def load_tensors(
     root: Location,
     location: Location,
@@ -98,7 +108,8 @@ def load_tensors(
         root: the model's directory.
         location: the file.
         expected: tensors of the same names, shapes and types, for example on the meta device.
-        parse: makes something of the file's tensors, all of which are finite.
+        parse: makes something of the file's tensors, which are finite and in the order of
+            `expected`.
 
     Raises:
         ModelError: if the file is missing, holds other tensors, NaN or infinity, or `parse` refuses
@@ -110,7 +121,7 @@ def load_tensors(
             _check_names(set(file.keys()), set(expected))
             for name, tensor in expected.items():
                 _check_kind(name, file.get_slice(name), tensor)
-        tensors = safetensors.torch.load_file(path)
+        tensors = load_in_order(path, expected)
         for name, tensor in tensors.items():
             _check_finite(name, tensor)
         return parse(tensors)

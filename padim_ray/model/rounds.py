@@ -4,7 +4,7 @@ versions/000003/
   job.json, listed.parquet            the fit's options and its list of images
   rounds/000002.json                  the progress; written after all files that it refers to
   rounds/000002.parquet               images that failed in this round
-  rounds/000002/moments-….safetensors statistics of the unfinished group, so far
+  rounds/000002/<kind>-….safetensors  statistics of the unfinished group, so far
   groups/…                            the groups that are finished
 """
 

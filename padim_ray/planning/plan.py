@@ -1,7 +1,7 @@
 """Plan jobs over an archive: what they take, and what to know before they cost money."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from padim_ray.planning.forecast import (
 from padim_ray.planning.resources import Node, Plan, plan_resources
 from padim_ray.planning.speed import Sampled, measure_actor, read_sample
 from padim_ray.planning.survey import Survey, survey
-from padim_ray.runs.options.model import ModelOptions, pair
+from padim_ray.runs.options.model import FeatureOptions, ModelOptions, pair
 from padim_ray.runs.options.plan import PlanOptions
 from padim_ray.storage.credentials import hidden_credentials
 from padim_ray.storage.location import Location
@@ -158,9 +158,16 @@ def _spec(options: PlanOptions) -> ModelSpec:
             None if options.crop is None else pair("crop", options.crop),
             options.scaled_jpeg,
         ),
-        density=density_of_options(ModelOptions(density=options.density)),
+        density=density_of_options(_model_options(options)),
         precision=precision,
         sigma=4.0,
+    )
+
+
+def _model_options(options: PlanOptions) -> ModelOptions:
+    """The options that a plan has, and defaults for the others: sizes don't depend on these."""
+    return ModelOptions(
+        **{each.name: getattr(options, each.name) for each in fields(FeatureOptions)}
     )
 
 

@@ -195,7 +195,7 @@ class Summary:
         if self.verdicts:
             log.info("%d images are anomalous", self.flagged)
             loads = sum(verdict.loads for verdict in self.verdicts.values())
-            log.info("Gaussians loaded %d times for %d groups", loads, len(self.verdicts))
+            log.info("Densities loaded %d times for %d groups", loads, len(self.verdicts))
         notes = [
             f"{group!r}: {verdict.threshold_note}"
             for group, verdict in self.verdicts.items()

@@ -53,7 +53,7 @@ def test_each_actor_loads_a_tiny_group_once(ray_cluster, model, tmp_path, weight
         group: (told["loads"], told["loading_actors"]) for group, told in run["groups"].items()
     }
     assert loads == {f"{number:03d}": (1, 1) for number in range(GROUPS)}
-    assert f"Gaussians loaded {GROUPS} times for {GROUPS} groups" in caplog.text
+    assert f"Densities loaded {GROUPS} times for {GROUPS} groups" in caplog.text
     # one actor with room for one group only, so nothing is loaded ahead
     few = pa.table(shuffled).filter(pa.array([group < "010" for group in shuffled["group"]]))
     pq.write_table(few, manifest)

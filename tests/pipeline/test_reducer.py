@@ -52,7 +52,7 @@ def parts_of(seed, count):
 
 
 def reducer_for(directory, *, round_images=10**9, max_failed=None, **listed):
-    spec = SimpleNamespace(density=DENSITY)
+    spec = SimpleNamespace(density=DENSITY, grid=GRID)
     draft = DraftVersion(Location.of(str(directory)), 1, spec, len(SHARDS))
     options = JobOptions(images="x", model="m", max_failed=max_failed)
     failures = Failures(options, sum(listed.values()))

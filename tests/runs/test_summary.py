@@ -133,7 +133,7 @@ def test_a_report_mentions_what_there_is_and_nothing_else(logged):
         ("WARNING", "3 failed: decode: empty file"),
         ("WARNING", "1 failed: fetch: not found"),
         ("INFO", "2 images are anomalous"),
-        ("INFO", "Gaussians loaded 3 times for 2 groups"),
+        ("INFO", "Densities loaded 3 times for 2 groups"),
         ("INFO", "report: /out/report.html"),
     ]
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-import safetensors.torch
 
 from padim_ray.densities.base import Density, Pooled
 from padim_ray.errors import ModelError
 from padim_ray.model.draft import DraftVersion
+from padim_ray.model.files import load_in_order
 from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.publish import save_calibration, save_tensors
+from padim_ray.model.spec import ModelSpec
 from padim_ray.model.version import ModelVersion
 from padim_ray.pipeline.cluster.memory import give_back_memory, prepare_memory
 from padim_ray.pipeline.cluster.prometheus import stage
@@ -149,14 +150,15 @@ def _save_task(density: Density, row: int | None, value: Any, file: Location) ->
     save_tensors(file, read_statistics(density, row, value).packed())
 
 
-def load_unfinished(density: Density, file: Location, share: Share) -> Source:
+def load_unfinished(spec: ModelSpec, file: Location, share: Share) -> Source:
     """Start a task that loads what `save_unfinished` wrote."""
-    return Source(_load_task.options(**share.options).remote(density, file))
+    names = list(spec.density.empty(spec.grid, "meta").packed())
+    return Source(_load_task.options(**share.options).remote(spec.density, names, file))
 
 
 @ray.remote(max_retries=-1)
-def _load_task(density: Density, file: Location) -> StatisticsArrays:
+def _load_task(density: Density, names: list[str], file: Location) -> StatisticsArrays:
     prepare_memory()
     with file.as_local_file() as path:
-        packed = safetensors.torch.load_file(path)
+        packed = load_in_order(path, names)
     return StatisticsArrays.of(density.unpack_statistics(packed))

@@ -86,7 +86,7 @@ class Reducer:
         for shard in range(self.draft.shards if partial.images else 0):
             file = self._unfinished_file(self._round, shard)
             self._tree.add_merged(
-                (partial.group, shard), load_unfinished(density, file, self.share)
+                (partial.group, shard), load_unfinished(self.draft.spec, file, self.share)
             )
 
     def add(self, block: ray.ObjectRef) -> None:
@@ -155,7 +155,7 @@ class Reducer:
         self.on_commit(images, count_causes(self._uncommitted.values()))
         self._round, self._uncommitted = following, {}
         log.info(
-            "Round %d committed: %d images added or failed, %d groups finished",
+            "Round %d committed: %d images added or failed, groups finished: %d",
             *(number, self.rows, len(self.entries)),
         )
 

@@ -188,26 +188,6 @@ class JobOptions(ImagesOptions):
     take a version, s3://models/line7@3."""
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class ResultsOptions(Options):
-    """Where results are written, and what is in their report."""
-
-    out: Annotated[str, Parameter(group=RESULTS)]
-    """Directory of the results: a path or a URI."""
-
-    alpha: Annotated[float, Parameter(group=RESULTS)] = 0.01
-    """False-alarm rate: the share of good images that may be called anomalous. Thresholds follow
-    from it and the training images' leave-one-out scores."""
-
-    report_images: ReportImages = 200
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("alpha", self.alpha)
-        check_number("report_images", self.report_images)
-
-
 def check_no_credentials(name: str, uri: str) -> None:
     """Raises: PadimError if a URI holds credentials, which results would repeat."""
     if redact(uri) != uri:

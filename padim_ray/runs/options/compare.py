@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from cyclopts import Parameter
 
-from padim_ray.runs.options.common import ImagesOptions, ReportImages, ResultsOptions
+from padim_ray.runs.options.common import ImagesOptions, ReportImages
+from padim_ray.runs.options.score import ResultsOptions
 
 
 @Parameter(name="*")

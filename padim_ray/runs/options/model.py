@@ -67,8 +67,8 @@ class FeatureOptions(Options):
         str,
         Parameter(
             group=MODEL,
-            help=f"Kind of density: {', '.join(DENSITIES)}. gaussian: one Gaussian per position, as "
-            "in PaDiM. shared: one Gaussian for all positions.",
+            help=f"Kind of density: {', '.join(DENSITIES)}. gaussian: one Gaussian per position "
+            "(PaDiM). shared: one Gaussian for all positions.",
         ),
     ] = DEFAULT_DENSITY
 

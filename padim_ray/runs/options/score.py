@@ -1,4 +1,4 @@
-"""Options of `score`."""
+"""Options of `score`, some of which `evaluate` and `compare` share."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -8,11 +8,32 @@ from cyclopts import Parameter
 from padim_ray.runs.options.common import (
     RESULTS,
     JobOptions,
-    ResultsOptions,
+    Options,
+    ReportImages,
     check_number,
     check_positive,
     check_share,
 )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ResultsOptions(Options):
+    """Where results are written, and what is in their report."""
+
+    out: Annotated[str, Parameter(group=RESULTS)]
+    """Directory of the results: a path or a URI."""
+
+    alpha: Annotated[float, Parameter(group=RESULTS)] = 0.01
+    """False-alarm rate: the share of good images that may be called anomalous. Thresholds follow
+    from it and the training images' leave-one-out scores."""
+
+    report_images: ReportImages = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("alpha", self.alpha)
+        check_number("report_images", self.report_images)
 
 
 @Parameter(name="*")
