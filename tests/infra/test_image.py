@@ -59,18 +59,22 @@ def test_modules_that_the_dockerfile_imports_exist():
     assert all(importlib.util.find_spec(name) for name in modules)
 
 
+RULES = [
+    rule
+    for rule in (ROOT / ".dockerignore").read_text().splitlines()
+    if rule and not rule.startswith("#")
+]
+
+
 def sent(path: Path) -> bool:
     """Whether .dockerignore lets a path of the repository into the build context."""
-    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    whole = [str(path), *(str(parent) for parent in path.parents if parent.name)]
     kept = True
-    for rule in rules:
-        if rule and not rule.startswith("#"):
-            pattern = rule.removeprefix("!").removeprefix("**/")
-            names = [str(path), *map(str, path.parents)]
-            if rule.startswith("**/"):
-                names = list(path.parts)
-            if any(fnmatch.fnmatch(name, pattern) for name in names if name != "."):
-                kept = rule.startswith("!")
+    for rule in RULES:
+        pattern = rule.removeprefix("!").removeprefix("**/")
+        names = path.parts if rule.startswith("**/") else whole
+        if any(fnmatch.fnmatch(name, pattern) for name in names):
+            kept = rule.startswith("!")
     return kept
 
 

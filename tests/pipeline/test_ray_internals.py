@@ -97,6 +97,7 @@ print("done", file=sys.stderr)
 """
 
 
+@pytest.mark.ray
 def test_a_job_says_nothing_of_rays_own_affairs():
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DRIVER], capture_output=True, text=True, check=True
