@@ -120,7 +120,10 @@ class Statistics(State):
 
 
 class Pooled(Protocol):
-    """What a fit needs to know of all cells of a group; adds up over disjoint runs of cells."""
+    """What fitting a run of cells needs to know about the group's other cells.
+
+    The sum over disjoint runs is that of all their cells.
+    """
 
     @property
     def count(self) -> int:

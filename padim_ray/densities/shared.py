@@ -16,7 +16,7 @@ covariance is factorised again. That takes about as long as computing the image'
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -156,20 +156,17 @@ class SharedDensity(Density[Moments, SharedGaussian, PooledMoments]):
         means = [mean.double() for mean in statistics.means]
         finest = len(means[0])
         channels = tuple(mean.shape[1] for mean in means)
-        mean = torch.cat([level.mean(0) for level in means])
-        scatter = mean.new_zeros(len(mean), len(mean))
         where = _levels(channels)
+        # the cells' means are one image's embeddings
+        (mean,), (scatter,) = _moments_of_each([level[None] for level in means], where)
+        scatter *= statistics.count
         for level, row in enumerate(statistics.scatters):
-            offsets = means[level] - mean[where[level]]
-            descendants = finest / len(offsets)
+            descendants = finest / len(means[level])
             for k, block in enumerate(row, start=level):
-                ancestors = means[k] - mean[where[k]]
-                below = offsets.view(*_families(offsets, ancestors, 0), channels[level]).sum(1)
-                between = statistics.count * (below.mT @ ancestors)
-                within = block.sum(0, dtype=torch.float64)
-                total = (within + between) * descendants
-                scatter[where[level], where[k]] = total
-                scatter[where[k], where[level]] = total.mT
+                within = block.sum(0, dtype=torch.float64) * descendants
+                scatter[where[level], where[k]] += within
+                if k > level:
+                    scatter[where[k], where[level]] += within.mT
         return PooledMoments(statistics.count, statistics.count * finest, channels, mean, scatter)
 
     def fit(self, statistics: Moments, pooled: PooledMoments) -> SharedGaussian:
@@ -259,7 +256,11 @@ class SharedDensity(Density[Moments, SharedGaussian, PooledMoments]):
         """Squared distances (P_0, B), each image's from the Gaussian of the other images."""
         total = int(fitted.embeddings)
         own = total // images  # embeddings per image
-        mean, scatter = _moments_of_each(embeddings, fitted)
+        levels = [
+            level[..., :channels].double()
+            for level, channels in zip(embeddings.levels, embeddings.channels, strict=True)
+        ]
+        mean, scatter = _moments_of_each(levels, fitted.levels)
         left = total - own
         delta = mean - fitted.mean  # (B, D)
         # Chan's formula, solved for the other images
@@ -273,14 +274,13 @@ class SharedDensity(Density[Moments, SharedGaussian, PooledMoments]):
                 "more (--ridge, --epsilon)"
             )
         squares = [
-            _measure(_at(fitted, image_mean, image_whitening), embeddings[slice(row, row + 1)])
-            for row, (image_mean, image_whitening) in enumerate(zip(others, whitening, strict=True))
+            _measure(
+                replace(fitted, mean=others[row], whitening=whitening[row]),
+                embeddings[slice(row, row + 1)],
+            )
+            for row in range(len(embeddings))
         ]
         return torch.cat(squares, 1)
-
-
-def _at(fitted: SharedGaussian, mean: torch.Tensor, whitening: torch.Tensor) -> SharedGaussian:
-    return SharedGaussian(fitted.embeddings, mean, fitted.scatter, whitening, fitted.channels)
 
 
 def _levels(channels: Sequence[int]) -> list[slice]:
@@ -332,25 +332,26 @@ def _measure(fitted: SharedGaussian, embeddings: Embeddings) -> torch.Tensor:
 
 
 def _moments_of_each(
-    embeddings: Embeddings, fitted: SharedGaussian
+    levels: Sequence[torch.Tensor], where: Sequence[slice]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (B, D) and centred scatter (B, D, D), float64, of each image's own embeddings."""
-    levels = [
-        level[..., :channels].double()
-        for level, channels in zip(embeddings.levels, embeddings.channels, strict=True)
-    ]
+    """Mean (B, D) and centred scatter (B, D, D) of each image's own embeddings.
+
+    Args:
+        levels: the features (B, P_ℓ, c_ℓ) of each level, finest first, float64.
+        where: the channels of each level in an embedding.
+    """
     mean = torch.cat([level.mean(1) for level in levels], -1)
     scatter = mean.new_zeros(len(mean), mean.shape[1], mean.shape[1])
     finest = levels[0].shape[1]
     offsets = [
-        level - mean[:, None, where] for level, where in zip(levels, fitted.levels, strict=True)
+        level - mean[:, None, channels] for level, channels in zip(levels, where, strict=True)
     ]
     for level, fine in enumerate(offsets):
         for k, coarse in enumerate(offsets[level:], start=level):
             below = fine.unflatten(1, _families(fine, coarse, 1)).sum(2)
             block = below.mT @ coarse * (finest / fine.shape[1])
-            scatter[:, fitted.levels[level], fitted.levels[k]] = block
-            scatter[:, fitted.levels[k], fitted.levels[level]] = block.mT
+            scatter[:, where[level], where[k]] = block
+            scatter[:, where[k], where[level]] = block.mT
     return mean, scatter
 
 

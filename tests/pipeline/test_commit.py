@@ -88,7 +88,7 @@ def test_a_part_has_verdicts_regions_and_p_values(tmp_path):
     rows = results.to_pydict()
     assert rows["uri"] == [f"s3://a/bolt/{row}.png" for row in range(4)]  # not the signed ones
     assert rows["score"] == [2, 9, None, 5]
-    # of the four reference scores 3, 0 and 0 are at least as high
+    # there are four reference scores: three are at least 2, and none is at least 9 or 5
     assert rows["p_value"] == [(1 + 3) / 5, 1 / 5, None, 1 / 5]
     assert rows["threshold"] == [5, 5, None, 5]
     assert rows["is_anomalous"] == [False, True, None, False]  # 5 doesn't exceed 5
