@@ -34,7 +34,8 @@ from padim_ray.images.shards import shard_rows, shard_table
 from padim_ray.model.spec import new_spec
 from padim_ray.pipeline.cluster.session import data_context, rows_of
 from padim_ray.planning.batches import images_per_batch, images_per_shard
-from padim_ray.planning.forecast import State, count_sums, distance_bytes, image_bytes
+from padim_ray.planning.forecast import State, distance_bytes, image_bytes
+from padim_ray.planning.sums import count_sums
 from padim_ray.runs.options.fit import VersionOptions
 from padim_ray.runs.options.model import ModelOptions
 

@@ -4,8 +4,7 @@ Every formula says why it holds. `tests/planning/test_forecast_of_jobs.py` compa
 no clock with real jobs. Sizes are in bytes, times in seconds.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -19,6 +18,7 @@ from padim_ray.model.layout import state_shards
 from padim_ray.model.spec import ModelSpec
 from padim_ray.planning.batches import FAN_IN, MERGING_SPEED, images_per_batch, images_per_shard
 from padim_ray.planning.resources import Plan, decoding_tasks
+from padim_ray.planning.sums import SumCounts, count_sums
 from padim_ray.runs.options.common import GROUP_MEMORY
 from padim_ray.scoring.histogram import BINS
 
@@ -43,8 +43,6 @@ RESULT_ROW_BYTES = 150
 """Maximum size of a row of results without the manifest's columns."""
 RESULT_FILE_BYTES = 32 * 1024
 """Maximum size of what a Parquet file holds besides its rows."""
-MERGED_RANK = -1
-"""Rank of the statistics that earlier rounds merged."""
 
 
 @dataclass(frozen=True)
@@ -124,83 +122,6 @@ class State:
 def _nbytes(tensors: Mapping[str, torch.Tensor]) -> int:
     # scalars, such as the count, are stored in the file's header
     return sum(tensor.nbytes for tensor in tensors.values() if tensor.ndim)
-
-
-@dataclass(frozen=True)
-class SumCounts:
-    """Numbers of a fit's partial sums and of what happens to them.
-
-    Attributes:
-        partials: partial sums.
-        merges: merges of up to `FAN_IN` of them.
-        saves: times that an unfinished group's moments are saved with a round.
-    """
-
-    partials: int = 0
-    merges: int = 0
-    saves: int = 0
-
-
-def count_sums(groups: Mapping[str, int], shard: int, batch: int, round_images: int) -> SumCounts:
-    """Follow the images through the partial sums, the merge tree and the rounds.
-
-    Args:
-        groups: number of images per group, in the manifest's order.
-        shard: images per shard; a group's last one may have fewer.
-        batch: images per batch, see `images_per_batch`.
-        round_images: images after which a round is committed.
-    """
-    partials = merges = saves = rows = committed = 0
-    waiting: Counter[int] = Counter()  # the current group's sums, by rank
-    current: str | None = None
-
-    def merge_rest() -> int:
-        left = waiting.total()
-        waiting.clear()
-        return int(left > 1)
-
-    for group, images in _partial_sums(groups, shard, batch):
-        partials += 1
-        if group != current:
-            merges += merge_rest()
-        if rows - committed >= round_images:
-            committed = rows
-            if waiting:
-                merges, saves = merges + merge_rest(), saves + 1
-                waiting[MERGED_RANK] = 1  # until its group ends
-        current, rows, rank = group, rows + images, 0
-        waiting[0] += 1
-        while waiting[rank] == FAN_IN:
-            del waiting[rank]
-            merges, rank = merges + 1, rank + 1
-            waiting[rank] += 1
-    return SumCounts(partials, merges + merge_rest(), saves)
-
-
-def _partial_sums(groups: Mapping[str, int], shard: int, batch: int) -> Iterator[tuple[str, int]]:
-    """Yield group and number of images of each partial sum.
-
-    A task for an actor holds as many whole shards as fill a batch. The actor gets its rows batch by
-    batch, and makes one partial sum per group in a batch.
-    """
-    task: dict[str, int] = {}
-
-    def cut() -> Iterator[tuple[str, int]]:
-        start = 0
-        for group, images in task.items():
-            end = start + images
-            while start < end:
-                stop = min(end, (start // batch + 1) * batch)
-                yield group, stop - start
-                start = stop
-
-    for group, images in groups.items():
-        for first in range(0, images, shard):
-            task[group] = task.get(group, 0) + min(shard, images - first)
-            if sum(task.values()) >= batch:
-                yield from cut()
-                task.clear()
-    yield from cut()
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from padim_ray.planning.forecast import (
     Archive,
     Rates,
     State,
-    count_sums,
     device_bytes,
     forecast_fit,
     forecast_score,
     state_loads,
 )
 from padim_ray.planning.resources import Node, plan_resources
+from padim_ray.planning.sums import count_sums
 
 specs = st.builds(
     lambda layers, n_features, size, precision, density: ModelSpec(

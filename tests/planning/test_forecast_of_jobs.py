@@ -26,6 +26,7 @@ from padim_ray.planning import forecast
 from padim_ray.planning.batches import images_per_batch, images_per_shard
 from padim_ray.planning.plan import make_plan
 from padim_ray.planning.resources import Node, plan_resources
+from padim_ray.planning.sums import count_sums
 from padim_ray.planning.survey import survey_manifest
 from padim_ray.runs.options.fit import FitOptions
 from padim_ray.runs.options.plan import PlanOptions
@@ -92,9 +93,7 @@ def test_fit_and_score_take_what_plan_forecast(store, planned, s3, weights, monk
     assert told["images"] == fitted.listed == fitting["images"]
     assert read(store, "planned/") == fitting["read_bytes"]
     assert (done["sums"], done["merges"]) == (fitting["partial_sums"], fitting["merges"]) == (3, 1)
-    assert (
-        done["saves"] == forecast.count_sums({"bolt": 24, "nut": 15}, 64, ROUND, ROUND).saves == 1
-    )
+    assert done["saves"] == count_sums({"bolt": 24, "nut": 15}, 64, ROUND, ROUND).saves == 1
     groups = s3.root / "planned-out/model/versions/000001/groups"
     stored = sum(path.stat().st_size for path in groups.rglob("*.safetensors"))
     assert fitting["state_bytes"] <= stored <= fitting["state_bytes"] + 4 * 2048
@@ -144,7 +143,7 @@ def test_the_object_store_holds_what_plan_forecast(archive, weights, tmp_path):
     batch = images_per_batch(600, 2, spec, 260)
     assert batch == 256 == 2 * shard
     groups = {"bolt": 440, "nut": 160}
-    sums = forecast.count_sums(groups, shard, batch, 260)
+    sums = count_sums(groups, shard, batch, 260)
     assert sums.partials == sum(block.num_rows for block in blocks) == 5
     predicted = sums.partials * forecast.State.of(spec).statistics
     assert sum(block.nbytes for block in blocks) == pytest.approx(predicted, rel=0.02)
