@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -11,9 +10,9 @@ import pyarrow as pa
 from padim_ray.densities import convert_density
 from padim_ray.model.layout import split_name
 from padim_ray.model.spec import ModelSpec
-from padim_ray.model.version import ModelVersion, open_version
-from padim_ray.pipeline.jobs.new_version import OUTCOMES, Job, with_outcomes
-from padim_ray.pipeline.jobs.update_and_forget import sample_of
+from padim_ray.model.version import open_version
+from padim_ray.pipeline.jobs.new_version import OUTCOMES
+from padim_ray.pipeline.jobs.on_version import JobOnVersion, sample_of
 from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.runs.job_record import identify
 from padim_ray.runs.options.common import check_no_credentials, from_mapping
@@ -77,17 +76,8 @@ def run_convert(model: str, options: ConvertOptions) -> Summary:
 
 
 @dataclass(kw_only=True)
-class _Convert(Job):
+class _Convert(JobOnVersion):
     spec: ModelSpec
-
-    @property
-    def version(self) -> ModelVersion:
-        (version,) = self.base.versions
-        return version
-
-    @cached_property
-    def manifest(self) -> pa.Table:
-        return with_outcomes(self.version.load_manifest())
 
     def list_images(self) -> pa.Table:
         """No image is added or subtracted."""

@@ -17,7 +17,7 @@ from padim_ray.model.spec import ModelSpec
 from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.pipeline.jobs.calibrate import Sample
 from padim_ray.pipeline.jobs.new_version import Job, nameless_images, with_outcomes
-from padim_ray.pipeline.jobs.update_and_forget import sample_of
+from padim_ray.pipeline.jobs.on_version import sample_of
 from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.runs.job_record import identify
 from padim_ray.runs.options.common import check_no_credentials, from_mapping

@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -12,17 +11,16 @@ import pyarrow.compute as pc
 from padim_ray.errors import ModelError
 from padim_ray.images.manifest import group_counts
 from padim_ray.images.sources import FETCHED
-from padim_ray.model.layout import version_location
 from padim_ray.model.spec import ModelSpec
-from padim_ray.model.version import ModelVersion, open_version
-from padim_ray.pipeline.jobs.calibrate import Sample
-from padim_ray.pipeline.jobs.new_version import OUTCOMES, Job, with_outcomes
+from padim_ray.model.version import open_version
+from padim_ray.pipeline.jobs.new_version import OUTCOMES
+from padim_ray.pipeline.jobs.on_version import JobOnVersion, sample_of
 from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.pipeline.merging.reducer import check_count
-from padim_ray.runs.job_record import JobRecord, identify
+from padim_ray.runs.job_record import identify
 from padim_ray.runs.listing import check_images_option, read_images_table
 from padim_ray.runs.options.common import from_mapping
-from padim_ray.runs.options.fit import FitOptions, VersionOptions
+from padim_ray.runs.options.fit import VersionOptions
 from padim_ray.runs.summary import Summary
 from padim_ray.storage.claim import claimed
 from padim_ray.storage.credentials import hidden_credentials
@@ -100,30 +98,11 @@ def _run(
             ).run()
 
 
-def sample_of(version: ModelVersion) -> Sample:
-    """The choice of images that the version was calibrated with; later versions keep it."""
-    record = JobRecord.read(version_location(version.root, version.number))
-    chosen = record.identity if record else {}
-    names = [field.name for field in fields(Sample)]
-    return Sample(*(int(chosen.get(name, getattr(FitOptions, name))) for name in names))
-
-
 @dataclass(kw_only=True)
-class _Change(Job):
-    """What update and forget share."""
+class _Change(JobOnVersion):
+    """A job that adds images to a version, or subtracts them."""
 
     options: VersionOptions
-
-    @property
-    def version(self) -> ModelVersion:
-        """The version that is changed."""
-        (version,) = self.base.versions
-        return version
-
-    @cached_property
-    def manifest(self) -> pa.Table:
-        """The manifest of the version that is changed."""
-        return with_outcomes(self.version.load_manifest())
 
     def prepare(self, settings: Mapping[str, Any]) -> ModelSpec:
         return self.version.spec

@@ -1,0 +1,37 @@
+"""What update, forget and convert share: jobs that start from one version of a model."""
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import pyarrow as pa
+
+from padim_ray.model.layout import version_location
+from padim_ray.model.version import ModelVersion
+from padim_ray.pipeline.jobs.calibrate import Sample
+from padim_ray.pipeline.jobs.new_version import Job, with_outcomes
+from padim_ray.runs.job_record import JobRecord
+from padim_ray.runs.options.fit import FitOptions
+
+
+@dataclass(kw_only=True)
+class JobOnVersion(Job):
+    """A job whose base is one version."""
+
+    @property
+    def version(self) -> ModelVersion:
+        """The version that the job starts from."""
+        (version,) = self.base.versions
+        return version
+
+    @cached_property
+    def manifest(self) -> pa.Table:
+        """That version's manifest."""
+        return with_outcomes(self.version.load_manifest())
+
+
+def sample_of(version: ModelVersion) -> Sample:
+    """The choice of images that the version was calibrated with; later versions keep it."""
+    record = JobRecord.read(version_location(version.root, version.number))
+    chosen = record.identity if record else {}
+    names = [field.name for field in fields(Sample)]
+    return Sample(*(int(chosen.get(name, getattr(FitOptions, name))) for name in names))
