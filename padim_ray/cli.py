@@ -17,7 +17,7 @@ import yaml
 from cyclopts import App, Parameter
 
 from padim_ray import __version__
-from padim_ray.errors import PadimError, TooManyFailed
+from padim_ray.errors import NoImages, PadimError, TooManyFailed
 from padim_ray.redaction import redact
 from padim_ray.runs.options.common import RUN, ReportImages, StorageOptions
 from padim_ray.runs.options.compare import CompareOptions
@@ -32,7 +32,9 @@ from padim_ray.storage.credentials import RedactingFilter, Secrets, hidden_crede
 from padim_ray.storage.location import Location
 
 CONTINUE = "what is done is kept. Repeat the command to continue"
-SUCCESS, BUG, MISTAKE, TOO_MANY_FAILED = 0, 1, 2, 3
+SUCCESS, BUG, MISTAKE = 0, 1, 2
+EXIT_CODES: dict[type[Exception], int] = {TooManyFailed: 3, NoImages: 4}
+"""Of errors that a scheduler may want to tell from other mistakes."""
 
 
 def fit(options: FitOptions) -> int:
@@ -263,8 +265,8 @@ def prune(model: str, /, *, keep: int, storage_options: StorageOptions = None) -
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `padim-ray` and exit.
 
-    Exit codes: 0 (success), 1 (a bug), 2 (a user's mistake), 3 (too many images failed),
-    130 (Ctrl-C), 143 (SIGTERM).
+    Exit codes: 0 (success), 1 (a bug), 2 (a user's mistake), 3 (too many images failed,
+    or some couldn't be fetched), 4 (there are no images), 130 (Ctrl-C), 143 (SIGTERM).
     """
     app = _app("padim-ray", help="PaDiM anomaly detection for image archives, on Ray.")
     for command in (
@@ -323,7 +325,7 @@ def _run(app: App, arguments: Sequence[str] | None) -> None:
         code = stop.exit_code
     except (PadimError, cyclopts.CycloptsError) as error:
         print(f"Error: {redact(str(error))}", file=sys.stderr)
-        code = TOO_MANY_FAILED if isinstance(error, TooManyFailed) else MISTAKE
+        code = EXIT_CODES.get(type(error), MISTAKE)
     except Exception:  # a bug of ours; Python's own traceback could disclose a secret
         print(Secrets.of(None).redact(traceback.format_exc()), file=sys.stderr)
         code = BUG

@@ -20,7 +20,14 @@ class ModelError(PadimError):
 
 
 class TooManyFailed(PadimError):
-    """More images failed than `--max-failed` allows. Finished work is kept."""
+    """More images failed than `--max-failed` allows, or some couldn't be fetched.
+
+    Finished work is kept.
+    """
+
+
+class NoImages(PadimError):
+    """No image matches `--images`, or the manifest is empty."""
 
 
 class ImageError(Exception):

@@ -2,7 +2,7 @@
 
 import asyncio
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +21,9 @@ from padim_ray.storage.location import Location, version_tag
 from padim_ray.storage.retry import is_transient, patience, patiently
 
 READING_THREADS = 16  # for file systems without concurrent reads of their own
+HTTP_CHUNK = 2**20  # bytes read at a time, so that an oversized file is noticed early
+_FINAL = ("not found", "not a file", "file too large", "changed since it was listed")
+"""Causes of failed fetches that another try can't change."""
 
 
 class ListedFile(NamedTuple):
@@ -68,7 +71,11 @@ class Fetcher:
 
     def _fetch_from_one_store(self, files: list[ListedFile]) -> dict[str, bytes | ImageError]:
         fs = Location.of(files[0].uri, self.storage_options).fs
-        read = self._read_from_s3 if "s3" in fs.protocol else self._read
+        read = self._read
+        if "s3" in fs.protocol:
+            read = self._read_from_s3
+        elif "http" in fs.protocol:
+            read = self._read_from_http
         contents: dict[str, bytes | BaseException] = {}
 
         def read_remaining() -> bool:
@@ -119,20 +126,46 @@ class Fetcher:
             finally:
                 answer["Body"].close()
 
-        async def read_all() -> list[bytes | BaseException]:
-            return await asyncio.gather(*map(read, files), return_exceptions=True)
+        return _read_concurrently(fs, read, files)
 
-        return fsspec.asyn.sync(fs.loop, read_all)
+    def _read_from_http(
+        self, fs: AsyncFileSystem, files: Sequence[ListedFile]
+    ) -> list[bytes | BaseException]:
+        """Read with one request per image.
+
+        fsspec would ask for the size first, and take any error there for a missing file.
+        """
+
+        async def read(file: ListedFile) -> bytes:
+            self._check_size(file.size)
+            session = await fs.set_session()
+            async with session.get(fs.encode_url(file.uri), **fs.kwargs) as answer:
+                if answer.status in (404, 410):
+                    raise FileNotFoundError(file.uri)
+                if answer.status in (401, 403, 407):
+                    raise PermissionError(file.uri)
+                answer.raise_for_status()
+                self._check_size(answer.content_length)  # of the compressed content, if it is
+                content = bytearray()
+                async for chunk in answer.content.iter_chunked(HTTP_CHUNK):
+                    content += chunk
+                    self._check_size(len(content))
+                _check_version(file, len(content), version_tag(answer.headers))
+                return bytes(content)
+
+        return _read_concurrently(fs, read, files)
 
     def _explain(self, error: BaseException) -> ImageError:
         redact = Secrets.of(self.storage_options).redact
         match error:
             case ImageError():
                 return error
-            case FileNotFoundError():
+            case FileNotFoundError() if not is_transient(error):
                 return ImageError("fetch", "not found")
             case PermissionError():
                 return ImageError("fetch", "permission denied")
+            case IsADirectoryError() | NotADirectoryError():
+                return ImageError("fetch", "not a file")
             case _ if is_transient(error):
                 detail = redact(f"tried for {patience():.0f} s: {error}")
                 return ImageError("fetch", "the storage failed", detail)
@@ -145,6 +178,17 @@ class Fetcher:
         if size is not None and size > self.max_bytes:
             limit = f"more than --max-image-bytes {self.max_bytes}"
             raise ImageError("fetch", "file too large", f"{size} bytes, {limit}")
+
+
+def _read_concurrently(
+    fs: AsyncFileSystem,
+    read: Callable[[ListedFile], Awaitable[bytes]],
+    files: Sequence[ListedFile],
+) -> list[bytes | BaseException]:
+    async def read_all() -> list[bytes | BaseException]:
+        return await asyncio.gather(*map(read, files), return_exceptions=True)
+
+    return fsspec.asyn.sync(fs.loop, read_all)
 
 
 def _check_version(file: ListedFile, size: int, tag: str | None) -> None:
@@ -162,8 +206,14 @@ def _is_pending(content: bytes | BaseException | None) -> bool:
     return content is None or (isinstance(content, BaseException) and is_transient(content))
 
 
-def is_worth_another_try(error: str | None) -> bool:
-    """Whether a continued job should read an image again that failed with this error."""
-    return error is not None and error.startswith(
-        ("fetch: the storage failed", "fetch: permission denied")
-    )
+def is_unfetched(error: str | None) -> bool:
+    """Whether an image failed only because its content couldn't be fetched.
+
+    The store gave no answer, refused access, or answered with an error. Such an image is unfinished
+    work: a job tries it again when it is continued.
+
+    Args:
+        error: the image's error or its cause; None if it didn't fail.
+    """
+    stage, _, cause = (error or "").partition(": ")
+    return stage == "fetch" and not cause.startswith(_FINAL)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from padim_ray.errors import PadimError
+from padim_ray.errors import NoImages, PadimError
 from padim_ray.storage.location import Location
 
 DEFAULT_GROUP = "default"
@@ -23,6 +23,15 @@ _RESULT_COLUMNS = """
 RESERVED_COLUMNS = frozenset(_RESULT_COLUMNS.split())
 """Columns of the results, which a template can't capture."""
 _ALLOWED = frozenset({"uri", "size", "version_tag", "mask_uri"})  # reserved, but kept if given
+
+
+NO_IMAGES = pa.table(
+    {
+        **{name: pa.array([], pa.string()) for name in ("uri", "group", "version_tag")},
+        "size": pa.array([], pa.int64()),
+    }
+)
+"""An empty manifest."""
 
 
 def read_manifest(location: Location) -> pa.Table:
@@ -73,12 +82,13 @@ def check_manifest(columns: Sequence[str], rows: int, location: Location) -> Non
     """Check that a manifest lists images.
 
     Raises:
-        PadimError: if it has no column `uri`, or no rows.
+        PadimError: if it has no column `uri`.
+        NoImages: if it has no rows.
     """
     if "uri" not in columns:
         raise PadimError(f"The manifest {location.uri} has no column 'uri'.")
     if not rows:
-        raise PadimError(f"No image matched: the manifest {location.uri} is empty.")
+        raise NoImages(f"No image matched: the manifest {location.uri} is empty.")
 
 
 def complete_manifest(table: pa.Table, location: Location) -> pa.Table:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from padim_ray.errors import PadimError
+from padim_ray.errors import NoImages, PadimError
 from padim_ray.images.manifest import DEFAULT_GROUP, RESERVED_COLUMNS, sort_images
 from padim_ray.storage.location import Location, version_tag
 from padim_ray.storage.refusals import explained
@@ -83,8 +83,8 @@ def list_images(template: UriTemplate) -> pa.Table:
     """List the images that match a template, as a manifest.
 
     Raises:
-        PadimError: if nothing matches, with the first part of the template that matches nothing, or
-            if the storage refuses.
+        NoImages: if nothing matches, with the first part of the template that matches nothing.
+        PadimError: if only directories match, or the storage refuses.
     """
     location = template.root
     with explained(location.uri, "list"), ThreadPoolExecutor(LISTING_THREADS) as pool:
@@ -106,7 +106,7 @@ def list_images(template: UriTemplate) -> pa.Table:
                 for match in _matches(entry, children, pattern, kind)
             ]
             if not matches:
-                raise PadimError(_nothing_fits(location, found, pattern))
+                raise _nothing_fits(location, found, pattern)
             found = matches
             if is_last:
                 break
@@ -192,13 +192,15 @@ def _matches(
             yield _Found(path, captured, child.get("size"), version_tag(child))
 
 
-def _nothing_fits(location: Location, parents: Sequence[_Found], segments: Sequence[str]) -> str:
-    """The error message that no child of these directories matches path segments."""
+def _nothing_fits(
+    location: Location, parents: Sequence[_Found], segments: Sequence[str]
+) -> PadimError:
+    """The error that no child of these directories matches path segments."""
     pattern = "/".join(segments)
     first = min(parents, key=lambda entry: entry.path)
     below = location.uri_of(first.path or "/")
     if any(_matches(first, _children(location, first.path, False), segments, "directory")):
-        return (
+        return PadimError(
             f"No image matched: in {below}, only directories fit {pattern!r}; "
             "end it with a pattern such as /*.png"
         )
@@ -206,7 +208,7 @@ def _nothing_fits(location: Location, parents: Sequence[_Found], segments: Seque
     what = "image" if len(segments) > 1 or "." in pattern else "directory or image"
     if "{group}" in pattern:
         what = "group"
-    return f"No {what} matched: nothing in {below}{others} fits {pattern!r}."
+    return NoImages(f"No {what} matched: nothing in {below}{others} fits {pattern!r}.")
 
 
 def _table(location: Location, found: Sequence[_Found], names: Sequence[str]) -> pa.Table:

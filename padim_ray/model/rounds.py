@@ -3,7 +3,7 @@
 versions/000003/
   job.json, listed.parquet            the fit's options and its list of images
   rounds/000002.json                  the progress; written after all files that it refers to
-  rounds/000002.parquet               images that failed in this round
+  rounds/000002.parquet               images that failed in this round, or no longer do
   rounds/000002/<kind>-….safetensors  statistics of the unfinished group, so far
   groups/…                            the groups that are finished
 """
@@ -19,7 +19,15 @@ import pyarrow.parquet as pq
 from padim_ray.model.files import naming_file
 from padim_ray.model.model_json import MAX_IMAGES, GroupEntry
 from padim_ray.storage.fail_points import kill_at
-from padim_ray.storage.json_fields import mapping, parse_json, read_fields, show, text, whole
+from padim_ray.storage.json_fields import (
+    flag,
+    mapping,
+    parse_json,
+    read_fields,
+    show,
+    text,
+    whole,
+)
 from padim_ray.storage.location import Location, list_numbers, numbered_file
 
 
@@ -31,11 +39,13 @@ class PartialGroup:
         group: its name.
         images: the number of its images in the statistics so far.
         failed: the number of its images that failed so far.
+        has_base: whether the statistics have the images of the base version as well.
     """
 
     group: str
     images: int
     failed: int
+    has_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,13 @@ class Round:
         name = f"{kind}-{shard:05d}-of-{shards:05d}.safetensors"
         return version / f"rounds/{self.number:06d}/{name}"
 
-    def commit(self, version: Location, failures: Mapping[str, str]) -> None:
+    def commit(self, version: Location, failures: Mapping[str, str | None]) -> None:
         """Commit the round, whose statistics are written, and delete those of the one before.
 
         Args:
             version: directory of the version that is being fitted.
-            failures: errors of this round's failed images, by URI.
+            failures: errors of this round's failed images, by URI; None for an image that failed
+                in an earlier round and was read in this one.
         """
         table = pa.table(
             {
@@ -94,12 +105,12 @@ class Round:
 
     def read_failures(self, version: Location) -> dict[str, str]:
         """The errors of failed images of this round and all before, by URI."""
-        failures: dict[str, str] = {}
+        failures: dict[str, str | None] = {}
         for number in range(1, self.number + 1):
             with (version / f"rounds/{number:06d}.parquet").as_local_file() as path:
                 table = pq.read_table(path)
             failures.update(zip(table["uri"].to_pylist(), table["error"].to_pylist(), strict=True))
-        return failures
+        return {uri: error for uri, error in failures.items() if error is not None}
 
 
 def _groups(value: Any, where: str) -> dict[str, GroupEntry]:
@@ -118,7 +129,7 @@ _ROUND = {
     "groups": _groups,
     "partial": _partial,
 }
-_PARTIAL = {"group": text(".*"), "images": _count, "failed": _count}
+_PARTIAL = {"group": text(".*"), "images": _count, "failed": _count, "has_base": flag}
 
 
 def remove_rounds(version: Location) -> None:

@@ -35,7 +35,9 @@ def judge(run: Mapping[str, Any]) -> Verdict:
         run: the content of `run.json`.
     """
     findings = [
-        finding for check in (_drift, _failures, _flags, _thresholds) for finding in check(run)
+        finding
+        for check in (_listing, _drift, _failures, _flags, _thresholds)
+        for finding in check(run)
     ]
     tone: Tone = min(
         (finding.tone for finding in findings),
@@ -68,6 +70,17 @@ def rank_groups(run: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
         return -distance, -flagged_share(group), -group["failed"], name
 
     return sorted(run["groups"].items(), key=noteworthiness)
+
+
+def _listing(run: Mapping[str, Any]) -> Iterable[Finding]:
+    if not run["listed"]:
+        yield Finding("notice", "no images", "There were no images to score.", "images")
+    if not run.get("is_complete", True):  # earlier padim-ray wrote this only of complete runs
+        sentence = (
+            "Some images could not be fetched, so this run is not complete. Repeat its command to "
+            "try them again."
+        )
+        yield Finding("warning", "not complete", sentence, "failed")
 
 
 def _drift(run: Mapping[str, Any]) -> Iterable[Finding]:

@@ -27,6 +27,7 @@ NOT_IDENTITY = frozenset(
     {
         *("model", "out", "batch_size", "actors", "max_failed", "storage_options", "address"),
         *("overwrite", "round_images", "gpus", "decode_resource", "group_memory"),
+        *("retry_failed", "allow_empty"),
     }
 )
 """Options that results don't depend on, or that only say where things are."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from padim_ray.images.manifest import group_counts
 from padim_ray.images.sources import uris_to_fetch
-from padim_ray.runs.options.score import ScoreOptions
+from padim_ray.runs.options.score import ScoringOptions
 from padim_ray.scoring.decision import Decision
 
 
@@ -28,15 +28,17 @@ class Scores:
     def __post_init__(self) -> None:
         self.values = np.full(self.manifest.num_rows, np.nan, np.float32)
 
-    def wanted(self, options: ScoreOptions) -> np.ndarray:
+    def wanted(self, options: ScoringOptions) -> np.ndarray:
         """Rows of the images that get a heatmap, ascending."""
         if options.heatmaps == "all":
             return np.flatnonzero(np.isfinite(self.values))
         if options.heatmaps == "top":
             return np.sort(self.highest(options.top))
         highest = self.highest(options.report_images)
-        flags = [decision.flags(scores) for _, _, scores, decision in self.groups()]
-        return np.union1d(highest, np.flatnonzero(np.concatenate(flags)))
+        flags = np.zeros(len(self.values), bool)
+        for _, where, scores, decision in self.groups():
+            flags[where] = decision.flags(scores)
+        return np.union1d(highest, np.flatnonzero(flags))
 
     def highest(self, count: int) -> np.ndarray:
         """Rows of the `count` most anomalous images, in descending order.
@@ -45,11 +47,11 @@ class Scores:
         without a threshold come last, by score. Ties keep the manifest's order; images without a
         score are left out.
         """
-        excess, unjudged = [], []
-        for _, _, scores, decision in self.groups():
-            excess.append(decision.excess(scores))
-            unjudged.append(np.full(len(scores), decision.threshold is None))
-        order = np.lexsort([-np.concatenate(excess), np.concatenate(unjudged)])
+        excess, unjudged = np.zeros(len(self.values)), np.zeros(len(self.values), bool)
+        for _, where, scores, decision in self.groups():
+            excess[where] = decision.excess(scores)
+            unjudged[where] = decision.threshold is None
+        order = np.lexsort([-excess, unjudged])
         return order[np.isfinite(self.values[order])][:count]
 
     def groups(self) -> Iterator[tuple[str, slice, np.ndarray, Decision]]:

@@ -1,4 +1,4 @@
-"""Every user mistake ends with exit code 2 and one sentence, before Ray starts."""
+"""Every user mistake ends with one sentence and an exit code, before Ray starts."""
 
 import json
 
@@ -26,10 +26,10 @@ def mistake(capsys, monkeypatch):
     """Run the command line, and return the sentence that it ends with."""
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
 
-    def run(*arguments):
+    def run(*arguments, code=2):
         with pytest.raises(SystemExit) as exit_:
             main([str(argument) for argument in arguments])
-        assert exit_.value.code == 2
+        assert exit_.value.code == code
         error = capsys.readouterr().err
         assert "Traceback" not in error
         (sentence,) = (line for line in error.splitlines() if line.startswith("Error: "))
@@ -42,6 +42,7 @@ def test_no_image_matched(mistake, archive, weights, tmp_path):
     sentence = mistake(
         *("fit", "--images", f"{archive}/{{group}}/train/good/*.bmp"),
         *("--model", tmp_path / "m", "--weights", weights),
+        code=4,
     )
     assert sentence == (
         f"No image matched: nothing in {archive}/bolt/train/good and 1 more like it fits '*.bmp'."
@@ -53,6 +54,7 @@ def test_nothing_fits_the_group(mistake, tmp_path, weights):
     sentence = mistake(
         *("fit", "--images", f"{tmp_path}/archive/{{group}}/*.png"),
         *("--model", tmp_path / "m", "--weights", weights),
+        code=4,
     )
     assert sentence == f"No group matched: nothing in {tmp_path}/archive fits '{{group}}'."
 

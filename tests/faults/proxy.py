@@ -31,12 +31,14 @@ class Faults:
             response, after the request has had its effect.
         hang: never answered.
         latency: seconds that are added to every request.
+        paths: regular expression of the buckets and keys to which the first three are limited.
     """
 
     slow_down: float = 0
     cut: float = 0
     hang: float = 0
     latency: float = 0
+    paths: str = ""
 
 
 @dataclass
@@ -186,7 +188,7 @@ class FaultProxy:
         """Answer one request; return False if the connection ends with it."""
         head = _Head.parse(await reader.readuntil(b"\r\n\r\n"))
         self.requests += 1
-        faults, fault = self.faults, self._draw_fault()
+        faults, fault = self.faults, self._draw_fault(head.path)
         is_cut_early = fault == "cut" and self._random.random() < 0.5
         if fault:
             self.injected[fault] += 1
@@ -218,8 +220,10 @@ class FaultProxy:
         writer.write(answer)
         return True
 
-    def _draw_fault(self) -> str | None:
+    def _draw_fault(self, path: str) -> str | None:
         chance, faults = self._random.random(), self.faults
+        if not re.search(faults.paths, path):
+            return None
         for name, share in (
             ("503", faults.slow_down),
             ("cut", faults.cut),

@@ -22,7 +22,7 @@ ROUND_IMAGES = 64
 MODEL = ("--image-size", 64, "--n-features", 20, "--precision", "float32")
 IMPATIENT = {"read_timeout": 3, "connect_timeout": 3}  # for hanging requests
 
-Job = Literal["fit", "score"]
+Job = Literal["fit", "score", "update"]
 
 
 @dataclass
@@ -67,6 +67,10 @@ class Stage:
         """The command of a job that writes its model or its results to `place`."""
         storage = self.proxy.options | {"config_kwargs": IMPATIENT}
         shared = ("--storage-options", json.dumps(storage), *more)
+        if job == "update":
+            return self.cluster.job(
+                *("update", "--images", "s3://faults/{group}/test/00*", "--model", place, *shared)
+            )
         if job == "fit":
             return self.cluster.job(
                 *("fit", "--images", "s3://faults/{group}/train/*", "--model", place),

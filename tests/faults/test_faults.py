@@ -165,6 +165,45 @@ def test_an_outage_of_the_store_changes_no_row(stage, ledger, job):
     assert not found
 
 
+@slow
+@pytest.mark.parametrize(
+    "job, images", [("fit", "^faults/[bn].*/train/.*[05][.]"), ("score", "^faults/nut/test/")]
+)
+def test_images_refused_for_longer_than_the_retries_are_not_lost(stage, ledger, job, images):
+    place = stage.new_place(f"{job}-refused")
+    with Cluster(environment={"PADIM_RAY_RETRY_SECONDS": "2"}) as cluster:
+        impatient = replace(stage, cluster=cluster)
+        with stage.proxy.injecting(Faults(slow_down=1, paths=images)):
+            (stopped,) = impatient.run(job, place)
+        refused = stage.proxy.injected["503"]
+        (finished,) = impatient.run(job, place)
+    found = stage.compare(job, place)
+    ledger.add(f"{job}: images refused for longer than the retries", refused, found)
+    assert stopped.code == 3, stopped.output
+    assert "could not be fetched (fetch: the storage failed: " in " ".join(stopped.output.split())
+    assert refused
+    assert finished.code == 0, finished.output
+    assert not found
+
+
+@slow
+def test_a_model_that_is_updated_in_mid_run_changes_no_row(stage, ledger):
+    model = stage.new_place("updated")
+    (fitted,) = stage.run("fit", model)
+    of_its_own = replace(stage, undisturbed={**stage.undisturbed, "fit": model})
+    place = stage.new_place("score-updated")
+    killing = {"PADIM_RAY_FAIL_POINTS": "score:part-written"}
+    (killed,) = of_its_own.run("score", place, starts=1, environment=killing)
+    (updated,) = of_its_own.run("update", model)
+    (finished,) = of_its_own.run("score", place)
+    found = stage.compare("score", place)
+    ledger.add("score: model updated between two attempts", updated.code == 0, found)
+    assert [fitted.code, killed.code, updated.code] == [0, -signal.SIGKILL, 0], updated.output
+    assert finished.code == 0, finished.output
+    assert "is 2; the run stays with version 1" in finished.output
+    assert not found
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system in memory whose size can be raised."""

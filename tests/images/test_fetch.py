@@ -1,11 +1,13 @@
+import threading
 import time
 
 import pytest
 
 from padim_ray.errors import ImageError
-from padim_ray.images.fetch import Fetcher
+from padim_ray.images.fetch import Fetcher, is_unfetched
 from padim_ray.images.template import UriTemplate, list_images
 from padim_ray.storage.location import Location
+from tests.helpers.http_server import serve_http
 
 NASTY = ["plain.png", "b[1].png", "star*.png", "what?.png", "spa ce.png", "ü%2F.png", "-dash.png"]
 
@@ -68,3 +70,64 @@ def test_if_a_store_can_t_be_reached_each_image_fails(monkeypatch):
     for content in contents:
         assert isinstance(content, ImageError)
         assert str(content).startswith("fetch: the storage failed (tried for 1 s: ")
+
+
+@pytest.fixture
+def http():
+    with serve_http() as files:
+        yield files
+
+
+@pytest.mark.parametrize("has_lengths", [True, False])
+def test_images_are_read_over_http(http, has_lengths):
+    http.has_lengths = has_lengths
+    uris = [http.put(f"/{index}.png", bytes([index]) * index) for index in range(4)]
+    too_large = ImageError("fetch", "file too large")
+    contents = Fetcher(max_bytes=2)(uris)
+    assert contents[:3] == [b"", b"\1", b"\2\2"]
+    assert str(contents[3]).startswith(str(too_large))
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        *((404, "not found"), (410, "not found")),
+        *((401, "permission denied"), (403, "permission denied")),
+        *((500, "the storage failed"), (503, "the storage failed"), (429, "the storage failed")),
+    ],
+)
+def test_what_an_http_server_refuses_is_told_apart(http, monkeypatch, status, error):
+    monkeypatch.setenv("PADIM_RAY_RETRY_SECONDS", "1")
+    uris = [http.put("/good.png", b"1"), http.put("/bad.png", b"2")]
+    http.refused["/bad.png"] = status
+    for sizes in (None, [1, 1]):
+        http.requests.clear()
+        good, bad = Fetcher()(uris, sizes)
+        assert good == b"1"
+        assert str(bad).partition(" (")[0] == f"fetch: {error}"
+        assert is_unfetched(str(bad)) == (error != "not found")
+        is_tried_again = error == "the storage failed"
+        assert (http.requests["/bad.png"] > 1) == is_tried_again
+        assert http.requests["/good.png"] == 1
+
+
+def test_a_busy_http_server_is_asked_again(http):
+    uri = http.put("/a.png", b"1")
+    http.refused["/a.png"] = 503
+    threading.Timer(1, http.refused.clear).start()
+    assert Fetcher()([uri]) == [b"1"]
+    assert http.requests["/a.png"] > 1
+
+
+def test_an_image_that_changed_on_an_http_server_fails(http):
+    uri = http.put("/a.png", b"1")
+    (changed,) = Fetcher()([uri], [None], ["other"])
+    assert str(changed).startswith("fetch: changed since it was listed (other became ")
+    (changed,) = Fetcher()([uri], [2])
+    assert str(changed) == "fetch: changed since it was listed (2 became 1 bytes)"
+
+
+def test_a_directory_is_no_image(tmp_path):
+    (content,) = Fetcher()([str(tmp_path)])
+    assert str(content) == "fetch: not a file"
+    assert not is_unfetched(str(content))

@@ -99,6 +99,7 @@ def test_nightly_scores_the_day_before(programs, by_name, site):
     assert options.images == "s3://archive/{group}/2026-11-25/*.png"
     assert (options.model, options.out) == (site["MODEL"], "s3://results/2026-11-25")
     assert options.decode_resource == "padim_decode"
+    assert options.allow_empty
 
 
 def test_templates_of_the_settings_capture_groups(programs, by_name, site):

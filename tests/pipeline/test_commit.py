@@ -171,8 +171,7 @@ def test_committed_shards_are_read_back(tmp_path_factory, shards, error):
     for number, values in shards.items():
         shard, failed = committed[number], values.count(None)
         np.testing.assert_array_equal(shard.scores, np.array(values, np.float32))
-        assert shard.causes == ({error.partition(" (")[0]: failed} if failed else {})
-        assert shard.may_improve == (error == BUSY and failed > 0)
+        assert shard.errors == [error] * failed
         assert not shard.is_drawn and shard.counts == {}
 
 

@@ -28,11 +28,13 @@ def test_calibration_counts_the_pixels_of_scored_images(is_scored, seed):
             "shard": [4] * len(scores),
             "group": ["tile"] * len(scores),
             "score": pa.array(scores, pa.float32()),
+            "error": [None if scored else "fetch: x (y)" for scored in is_scored],
             "distances": fixed_size_column(distances),
         }
     )
     (row,) = CountPixels(MAPPER)(shard).to_pylist()
     assert (row["shard"], row["group"]) == (4, "tile")
+    assert sum(dict(row["causes"]).values()) == is_scored.count(False)
     np.testing.assert_array_equal(
         np.frombuffer(row["scores"], np.float32), np.array(scores, np.float32)
     )

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 GRID = PatchGrid(((8, 8), (4, 4)), (3, 4))
 SHARDS = split_cells(GRID.cells[-1], 3)
-FAILED = {"x": "decode: empty file", "y": "fetch: gone"}
+FAILED = {"x": "decode: empty file", "y": "fetch: not found"}
 DENSITY = GaussianDensity(Regularization())
 ROUNDED = 2**-24  # relative rounding error of a stored scatter
 PARTS = FAN_IN**2 + FAN_IN + 2  # enough for two ranks of the tree, and some left over
@@ -169,3 +169,77 @@ def test_a_group_whose_images_do_not_differ_is_named(tmp_path):
         reducer.add(block)
     with pytest.raises(ModelError, match="Group 'a' has a non-positive pivot"):
         reducer.finish(Share(0.1))
+
+
+UNFETCHED = {
+    group: {f"{group}{n}": "fetch: permission denied" for n in range(10)} for group in "ab"
+}
+
+
+def blocks_again(group, states):
+    """Blocks of the images in `UNFETCHED`, 5 by 5; of "b" the second half fails again."""
+    uris = list(UNFETCHED[group])
+    first, second = partial_sums(group, states)
+    if group == "b":
+        failures = {uri: UNFETCHED["b"][uri] for uri in uris[5:]}
+        second = ray.put(partial_sum_row("b", 0, None, failures))
+    return [(uris[:5], first), (uris[5:], second)]
+
+
+def try_again(reducer, states, most):
+    """Feed at most `most` blocks of images that are still unfetched, as the job does."""
+    fed = 0
+    for group in sorted(states, key=lambda group: (group != reducer.group, group)):
+        for uris, block in blocks_again(group, states[group]):
+            if set(uris) <= set(reducer.unfetched) and fed < most:
+                reducer.try_again(uris)
+                reducer.add(block)
+                fed += 1
+    if fed < most:
+        reducer.finish(Share(0.1))
+        reducer.commit()
+
+
+@pytest.mark.parametrize("round_images", [1, 10**9])
+@pytest.mark.parametrize("killed_after", range(5))
+def test_images_that_could_not_be_fetched_are_added_later_once(
+    tmp_path, round_images, killed_after
+):
+    parts = {"a": parts_of(1, 2), "b": parts_of(2, 1)}
+    listed = {"a": 20, "b": 16}
+    reducer = reducer_for(tmp_path, **listed)
+    for group, states in parts.items():
+        for block in partial_sums(group, states):
+            reducer.add(block)
+        reducer.add(ray.put(partial_sum_row(group, 0, None, UNFETCHED[group])))
+    reducer.add(ray.put(partial_sum_row("b", 0, None, {"x": "decode: empty file"})))
+    reducer.finish(Share(0.1))
+    reducer.commit()
+    with pytest.raises(TooManyFailed, match=r"20 of 36 images .* could not be fetched"):
+        reducer.count_failures.check_fetched()
+    later = {"a": parts_of(3, 2), "b": parts_of(4, 2)}
+    try_again(reducer_for(tmp_path, round_images=round_images, **listed), later, killed_after)
+    reducer = reducer_for(tmp_path, round_images=round_images, **listed)
+    try_again(reducer, later, 10**9)
+    left = dict(list(UNFETCHED["b"].items())[5:]) | {"x": "decode: empty file"}
+    for found in (reducer, reducer_for(tmp_path, **listed)):
+        assert found.failures == left and found.rows == 36
+        assert {g: (e.images, e.failed) for g, e in found.entries.items()} == {
+            "a": (20, 0),
+            "b": (10, 6),
+        }
+    assert load_statistics(reducer, "a").count == 20
+    expected = {"a": [*parts["a"], *later["a"]], "b": [*parts["b"], later["b"][0]]}
+    for group, states in expected.items():
+        assert_close(load_statistics(reducer, group), merge_all(states), 9 * ROUNDED)
+
+
+def test_a_group_that_is_too_small_because_of_unfetched_images_is_no_mistake(tmp_path):
+    reducer = reducer_for(tmp_path, a=10)
+    reducer.add(ray.put(partial_sum_row("a", 0, None, UNFETCHED["a"])))
+    with pytest.raises(TooManyFailed, match=r"10 of 10 images .* could not be fetched"):
+        reducer.finish(Share(0.1))
+    reducer.commit()
+    parts = parts_of(1, 2)
+    try_again(reducer_for(tmp_path, a=10), {"a": parts}, 10**9)
+    assert_close(load_statistics(reducer, "a"), merge_all(parts), ROUNDED)

@@ -117,7 +117,19 @@ def test_a_share_that_is_reached_exactly_is_allowed(listed, data):
 
 
 @given(st.integers(1, 10**9), st.integers(1, 10**9))
-def test_a_number_is_allowed_up_to_itself_and_without_a_limit_any(limit, listed):
+def test_a_number_is_allowed_up_to_itself(limit, listed):
     options = JobOptions(images="a", model="m", max_failed=limit)
     assert options.allows(limit, listed) and not options.allows(limit + 1, listed)
-    assert JobOptions(images="a", model="m").allows(listed, listed)
+
+
+@given(st.integers(0, 10**9))
+def test_by_default_one_per_cent_is_allowed_or_ten(listed):
+    options = JobOptions(images="a", model="m")
+    most = max(10, listed // 100)
+    assert options.allows(most, listed) and not options.allows(most + 1, listed)
+
+
+def test_the_causes_to_retry_must_exist():
+    ScoreOptions(**NEEDED[ScoreOptions], retry_failed=("fetch: not found", "decode"))
+    with pytest.raises(PadimError, match="--retry-failed 'x' names no cause: begin with one of fe"):
+        ScoreOptions(**NEEDED[ScoreOptions], retry_failed=("x",))

@@ -1,6 +1,6 @@
 """Calibrate a new version: leave-one-out scores of its training images, group by group."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from padim_ray.densities import MIN_LEFT_OUT_OF
+from padim_ray.images.fetch import is_unfetched
 from padim_ray.images.shards import sample_images, shard_rows, shard_table
 from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.publish import save_calibration
@@ -19,6 +20,7 @@ from padim_ray.pipeline.graphs import scored_shards
 from padim_ray.pipeline.stages.count import CountPixels
 from padim_ray.planning.batches import images_per_shard
 from padim_ray.planning.resources import Plan
+from padim_ray.runs.failures import Failures
 from padim_ray.runs.options.common import RunOptions
 from padim_ray.runs.summary import warn
 from padim_ray.scoring.calibration import Calibration
@@ -54,6 +56,10 @@ def calibrate(
         The version's groups with their numbers of calibration images; the manifest's leave-one-out
         scores (n,) float32, NaN for images outside the sample and those that can't be read any
         more; and the number of images in the sample.
+
+    Raises:
+        TooManyFailed: if images couldn't be fetched. Images that can't be read otherwise are left
+            out: they may have been deleted since they were fitted.
     """
     scores = np.full(manifest.num_rows, np.nan, np.float32)
     entries = dict(version.groups)
@@ -65,10 +71,12 @@ def calibrate(
     shards = shard_rows(images, images_per_shard(images.num_rows, version.spec.preprocessing))
     tables = [shard_table(images, *shard) for shard in enumerate(shards)]
     count = CountPixels(version.spec.mapper)
+    failures = Failures(options, len(rows))
     with data_context(preserve_order=True):
         counted = scored_shards(tables, version, options, plan, count, leave_one_out=True)
         with rows_of(counted) as all_parts:
-            for group, parts in groupby(all_parts, key=itemgetter("group")):
+            counted_parts = _count_unfetched(all_parts, shards, failures)
+            for group, parts in groupby(counted_parts, key=itemgetter("group")):
                 where, sampled, pixels = _join(parts, shards)
                 scores[rows[where]] = sampled
                 valid = np.sort(sampled[np.isfinite(sampled)])
@@ -78,6 +86,7 @@ def calibrate(
                 if len(valid) < len(sampled):
                     problems.append(_describe_problem(group, len(valid), len(sampled)))
                 entries[group] = replace(entries[group], calibrated=len(valid))
+    failures.check_fetched()
     warn(problems)
     return entries, scores, len(rows)
 
@@ -87,6 +96,17 @@ def _sample_rows(manifest: pa.Table, version: ModelVersion, sample: Sample) -> n
     rows = sample_images(manifest, sample.calibration_images, sample.seed)
     groups = manifest["group"].take(rows).to_pylist()
     return rows[[version.groups[group].images >= MIN_LEFT_OUT_OF for group in groups]]
+
+
+def _count_unfetched(
+    parts: Iterable[Mapping[str, Any]], shards: Sequence[slice], failures: Failures
+) -> Iterator[Mapping[str, Any]]:
+    """Pass on the rows of `CountPixels`, and count their unfetched images."""
+    for part in parts:
+        shard = shards[part["shard"]]
+        unfetched = {cause: n for cause, n in part["causes"] if is_unfetched(cause)}
+        failures.add(shard.stop - shard.start, unfetched)
+        yield part
 
 
 def _join(

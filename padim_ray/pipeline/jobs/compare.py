@@ -29,7 +29,7 @@ from padim_ray.pipeline.cluster.nodes import plan_for
 from padim_ray.pipeline.cluster.recovery import until_done
 from padim_ray.pipeline.cluster.session import data_context, ray_session, rows_of
 from padim_ray.pipeline.graphs import scored_shards
-from padim_ray.pipeline.jobs.score import continue_run, scoring_job
+from padim_ray.pipeline.jobs.score import continue_run, scoring_job, version_to_continue
 from padim_ray.pipeline.stages.commit import read_committed
 from padim_ray.pipeline.stages.decode import fetcher
 from padim_ray.pipeline.stages.output import encode_image
@@ -51,6 +51,7 @@ from padim_ray.storage.location import Location
 log = logging.getLogger("padim_ray")
 RESULT, TABLE, PAGE = "compare.json", "compare.parquet", "compare.html"
 SIDES = ("before", "after")
+MODELS = ("models", "models_sha256")  # in a comparison's identity
 BATCH_IMAGES = 16  # in memory at their full size
 
 
@@ -75,20 +76,31 @@ def run_compare(before: str, after: str, options: CompareOptions) -> Comparison:
     for name in (before, after):
         check_no_credentials("A model's name", name)
     with hidden_credentials(options.storage_options):
-        versions = [open_named(name, options.storage_options) for name in (before, after)]
-        if versions[0].name == versions[1].name:
-            raise PadimError(f"compare takes two versions, but was given {versions[0].name} twice")
         root = Location.of(options.out, options.storage_options)
-        identity = identify(
-            options,
-            job="compare",
-            models=[version.name for version in versions],
-            models_sha256=[version.fingerprint() for version in versions],
-        )
         with claimed(root, "compare") as claim:
+            record = None if options.overwrite else JobRecord.read(root)
+            begun_with = record.identity.get("models", (None, None)) if record else (None, None)
+            names = [
+                version_to_continue(name, begun, options.storage_options)
+                for name, begun in zip((before, after), begun_with, strict=True)
+            ]
+            if record and names == begun_with and run_directory.is_complete(root):
+                identity = identify(
+                    options, **{key: record.identity[key] for key in ("job", *MODELS)}
+                )
+                continue_run(record, identity, options, read_images_table, root)
+                log.info("%s is complete: nothing is left to do", root.uri)
+                return _report(root, _read(root))
+            versions = [open_named(name, options.storage_options) for name in names]
+            names = [version.name for version in versions]
+            if names[0] == names[1]:
+                raise PadimError(f"compare takes two versions, but was given {names[0]} twice")
+            hashes = [version.fingerprint() for version in versions]
+            identity = identify(
+                options, job="compare", **dict(zip(MODELS, (names, hashes), strict=True))
+            )
             if options.overwrite:
                 _clear(root)
-            record = JobRecord.read(root)
             if record:
                 record = continue_run(record, identity, options, read_images_table, root)
             else:
@@ -98,11 +110,7 @@ def run_compare(before: str, after: str, options: CompareOptions) -> Comparison:
                 if not common.num_rows:
                     raise PadimError(f"No group of the images is in both {before} and {after}")
                 record.write(root)
-            job = _Comparing(options, versions, root, claim, record.images, *started)
-            if run_directory.is_complete(root):
-                log.info("%s is complete: nothing is left to do", root.uri)
-                return job.report(_read(root))
-            return job.run()
+            return _Comparing(options, versions, root, claim, record.images, *started).run()
 
 
 def _clear(root: Location) -> None:
@@ -116,6 +124,21 @@ def _read(root: Location) -> Comparison:
         return Comparison.from_json(json.loads((root / RESULT).read()))
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise PadimError(f"{root.uri}/{RESULT} is missing or damaged: {error}") from error
+
+
+def _report(root: Location, comparison: Comparison) -> Comparison:
+    """Log the comparison, and return it."""
+    log.info(
+        "%d of %d images scored by both models: %d newly flagged, %d no longer flagged",
+        *(comparison.total("compared"), comparison.total("listed")),
+        *(comparison.total("newly_flagged"), comparison.total("no_longer_flagged")),
+    )
+    if lowest := comparison.lowest_rank_correlation:
+        group, correlation = lowest
+        log.info("Lowest rank correlation: %.4f in group %r", correlation, group)
+    for name in (RESULT, TABLE, PAGE, *SIDES):
+        log.info("%s: %s", name, (root / name).uri)
+    return comparison
 
 
 def _common_images(
@@ -212,21 +235,7 @@ class _Comparing:
             sources=sources,
         )
         run_directory.complete(self.root)
-        return self.report(comparison)
-
-    def report(self, comparison: Comparison) -> Comparison:
-        """Log the comparison, and return it."""
-        log.info(
-            "%d of %d images scored by both models: %d newly flagged, %d no longer flagged",
-            *(comparison.total("compared"), comparison.total("listed")),
-            *(comparison.total("newly_flagged"), comparison.total("no_longer_flagged")),
-        )
-        if lowest := comparison.lowest_rank_correlation:
-            group, correlation = lowest
-            log.info("Lowest rank correlation: %.4f in group %r", correlation, group)
-        for name in (RESULT, TABLE, PAGE, *SIDES):
-            log.info("%s: %s", name, (self.root / name).uri)
-        return comparison
+        return _report(self.root, comparison)
 
     def _score(self, side: str, version: ModelVersion, images: pa.Table) -> dict[str, Verdicts]:
         """Score with one model, or continue that; return verdicts by group."""

@@ -17,6 +17,7 @@ from padim_ray.evaluation import tables
 from padim_ray.evaluation.curves import draw_curves
 from padim_ray.evaluation.metrics import PixelCounts
 from padim_ray.evaluation.tables import GroupOutcome, MaskCounts
+from padim_ray.images.fetch import is_unfetched
 from padim_ray.images.manifest import cast_column, normalise_uris
 from padim_ray.images.sources import hide_credentials
 from padim_ray.images.template import UriTemplate, list_images
@@ -75,6 +76,7 @@ def _evaluate(job: ScoringJob, options: EvaluateOptions) -> None:
             options.max_image_pixels,
         )
     job.run(count, truth.add)
+    job.failures.unfetched_masks = sum(map(is_unfetched, truth.unreadable.values()))
     outcomes = truth.outcomes(job)
     results = tables.evaluate(outcomes, options.normal)
     root = job.root

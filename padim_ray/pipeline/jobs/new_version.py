@@ -259,7 +259,11 @@ class _NewVersion:
         return plan_for(self.job.options)
 
     def _add(self, draft: DraftVersion) -> Reducer:
-        """Add the images that no round holds, and finish all groups."""
+        """Add the images that no round holds, and finish all groups.
+
+        Raises:
+            TooManyFailed: if images couldn't be fetched, after all others are committed.
+        """
         plan, options = self._plan(), self.job.options
         reducer = Reducer(
             draft,
@@ -272,20 +276,37 @@ class _NewVersion:
         )
         if reducer.rows:
             log.info("%d of %d images are done already", reducer.rows, self.images.num_rows)
+        uris = self.images["uri"]
+        again = self.images.filter(pc.is_in(uris, pa.array(reducer.unfetched, uris.type)))
+        in_group = pc.equal(again["group"], pa.scalar(reducer.group, pa.string())).fill_null(False)
         left = self.images.slice(reducer.rows)
-        if left.num_rows:
-            with closing(partial_sums_of(left, self.spec, self.job.root, options, plan)) as parts:
-                for blocks in parts:
-                    for block in blocks:
-                        reducer.add(block)
-                    self.metrics.report_progress(reducer.rows, len(reducer.failures))
+        if again.num_rows:
+            log.info("%d images that couldn't be fetched are tried again", again.num_rows)
+        # first those of the unfinished group, which may be too small without them
+        self._sum(again.filter(in_group), reducer, plan, again=True)
+        self._sum(left, reducer, plan)
+        reducer.finish(plan.finish)
+        self._sum(again.filter(pc.invert(in_group)), reducer, plan, again=True)
         reducer.finish(plan.finish)
         reducer.finish_base(plan.finish)
         reducer.commit()
         self.metrics.report_progress(reducer.rows, len(reducer.failures))
         if reducer.rows != self.images.num_rows:
             raise RuntimeError(f"{self.images.num_rows} images listed, but {reducer.rows} read")
+        reducer.count_failures.check_fetched()
         return reducer
+
+    def _sum(self, images: pa.Table, reducer: Reducer, plan: Plan, *, again: bool = False) -> None:
+        """Add images to the reducer: the manifest's next ones, or failed ones `again`."""
+        if not images.num_rows:
+            return
+        reducer.try_again(images["uri"].to_pylist() if again else None)
+        parts = partial_sums_of(images, self.spec, self.job.root, self.job.options, plan)
+        with closing(parts):
+            for blocks in parts:
+                for block in blocks:
+                    reducer.add(block)
+                self.metrics.report_progress(reducer.rows, len(reducer.failures))
 
     def _count(self, images: int, causes: Mapping[str, int]) -> None:
         self.metrics.count_fitted(images)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ import pyarrow.compute as pc
 import ray
 
 from padim_ray.errors import PadimError
+from padim_ray.images.fetch import is_unfetched
 from padim_ray.images.manifest import group_counts
 from padim_ray.images.shards import shard_rows, shard_table
 from padim_ray.images.sources import uris_to_fetch
 from padim_ray.images.template import UriTemplate
-from padim_ray.model.version import ModelVersion
+from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.pipeline.cluster.nodes import plan_for
 from padim_ray.pipeline.cluster.pools import drawing_pool
 from padim_ray.pipeline.cluster.prometheus import JobMetrics
@@ -35,9 +37,9 @@ from padim_ray.planning.resources import Plan
 from padim_ray.redaction import redact
 from padim_ray.report import MAX_FAILED, write_report
 from padim_ray.runs import run_directory
-from padim_ray.runs.failures import Failures
+from padim_ray.runs.failures import Failures, count_causes
 from padim_ray.runs.job_record import JobRecord
-from padim_ray.runs.options.score import ScoreOptions
+from padim_ray.runs.options.score import ScoringOptions
 from padim_ray.runs.ranking import Scores
 from padim_ray.runs.summary import GroupVerdict, Summary, read_summary, timed, write_summary
 from padim_ray.scoring.decision import Decision
@@ -59,16 +61,13 @@ class ScoringJob:
     Attributes:
         name: "score" or "evaluate".
         options: of the run.
-        version: the model's.
+        version_name: of the model's version, as `open_named` takes it.
         record: the job's record, with the images.
         root: directory of the run.
         claim: on `root`.
         started_at: when this attempt started.
         started: the same on the monotonic clock.
-        output: the run's files.
-        scores: all images' scores.
-        failures: counts failed images.
-        metrics: the job's metrics.
+        retry_failed: beginnings of the errors of images that are scored again.
         done: numbers of the shards whose results are committed.
         drawn: numbers of the shards whose heatmaps are drawn.
         before: number of images that earlier attempts did.
@@ -77,26 +76,30 @@ class ScoringJob:
     """
 
     name: str
-    options: ScoreOptions
-    version: ModelVersion
+    options: ScoringOptions
+    version_name: str
     record: JobRecord
     root: Location
     claim: Claim
     started_at: datetime
     started: float
-    output: Output = field(init=False)
-    scores: Scores = field(init=False)
-    failures: Failures = field(init=False)
-    metrics: JobMetrics = field(init=False)
+    retry_failed: tuple[str, ...] = ()
     done: set[int] = field(default_factory=set)
     drawn: set[int] = field(default_factory=set)
     before: int = 0
     loads: Counter[tuple[str, str]] = field(default_factory=Counter)
     stages: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def version(self) -> ModelVersion:
+        """The model's version. A complete run doesn't need it, so it may have been pruned."""
+        return open_named(self.version_name, self.options.storage_options)
+
+    @cached_property
+    def output(self) -> Output:
+        """The run's files."""
         options = self.options
-        self.output = Output(
+        return Output(
             root=self.root,
             prefix=_prefix(options, self.manifest),
             heatmaps=options.heatmaps,
@@ -105,13 +108,25 @@ class ScoringJob:
             maps=options.maps,
             min_region_area=options.min_region_area,
         )
-        self.scores = Scores(
+
+    @cached_property
+    def scores(self) -> Scores:
+        """All images' scores."""
+        return Scores(
             self.manifest,
             shard_rows(self.manifest, self.record.settings["images_per_shard"]),
-            _decide(group_counts(self.manifest), self.version, options),
+            _decide(group_counts(self.manifest), self.version, self.options),
         )
-        self.failures = Failures(self.options, self.manifest.num_rows)
-        self.metrics = JobMetrics(
+
+    @cached_property
+    def failures(self) -> Failures:
+        """Counts failed images."""
+        return Failures(self.options, self.manifest.num_rows)
+
+    @cached_property
+    def metrics(self) -> JobMetrics:
+        """The job's metrics."""
+        return JobMetrics(
             self.name,
             self.version.root.uri,
             self.version.number,
@@ -166,14 +181,19 @@ class ScoringJob:
                 until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
 
     def _read_committed(self, with_counts: bool, add_counts: AddCounts) -> None:
-        """Record what earlier attempts did, except shards with images that couldn't be fetched."""
+        """Record what earlier attempts did, except shards of which something is tried again.
+
+        That are images and masks that couldn't be fetched, and images of `retry_failed`.
+        """
         for shard in read_committed(self.output, with_counts=with_counts):
             rows = self.shards[shard.number]
             if len(shard.scores) != rows.stop - rows.start:
                 raise PadimError(f"{self.output.part(shard.number).uri} belongs to another run")
-            if shard.may_improve:
+            if any(map(is_unfetched, [*shard.errors, *shard.mask_errors])) or any(
+                error.startswith(self.retry_failed) for error in shard.errors
+            ):
                 continue
-            self._record(shard.number, shard.scores, shard.causes)
+            self._record(shard.number, shard.scores, count_causes(shard.errors))
             add_counts(rows, shard.counts)
             if shard.is_drawn:
                 self.drawn.add(shard.number)
@@ -181,7 +201,9 @@ class ScoringJob:
         if self.before:
             log.info("%d of %d images are done already", self.before, self.manifest.num_rows)
         if len(self.done) < len(self.shards):
-            self.drawn.clear()  # new scores may change which images get heatmaps
+            # new scores may change which images get heatmaps; what to draw them from is gone only
+            # if the run was complete, and then no other images of these shards can come to need one
+            self.drawn -= self.output.staged_shards()
 
     def _record(self, shard: int, scores: np.ndarray, causes: Mapping[str, int]) -> None:
         """Record a shard that is committed."""
@@ -268,6 +290,10 @@ class ScoringJob:
         Args:
             is_good: (n,) bool, the images on which drift is measured; None: all.
             places: URIs of further results by name.
+
+        Raises:
+            TooManyFailed: if images couldn't be fetched. The summary and the report are written,
+                but the run isn't complete.
         """
         places = self.output.places() | dict(places or {})
         if self.is_complete:
@@ -282,6 +308,7 @@ class ScoringJob:
         kill_at("score:run-json-written")
         summary.report()
         self._report()
+        self.failures.check_fetched()
         run_directory.complete(self.root)
         self.metrics.report_success()
         return summary
@@ -337,6 +364,7 @@ class ScoringJob:
             "pixel_alpha": options.pixel_alpha,
             "threshold": options.threshold,
             "heatmaps": options.heatmaps,
+            "is_complete": self.failures.is_complete,
         }
 
 
@@ -345,12 +373,12 @@ def _max_highest_per_shard(highest: int, listed: int) -> int:
 
     If they cluster in a few shards, most of them are flagged, and flagged images are kept anyway.
     """
-    expected = highest * min(1, MAX_SHARD_IMAGES / listed)
+    expected = highest * min(1, MAX_SHARD_IMAGES / max(1, listed))
     return int(expected + 5 * expected**0.5 + 1) if highest else 0
 
 
 def _decide(
-    groups: Iterable[str], version: ModelVersion, options: ScoreOptions
+    groups: Iterable[str], version: ModelVersion, options: ScoringOptions
 ) -> dict[str, Decision]:
     """Load the calibrations, and derive each group's decision."""
 
@@ -362,9 +390,11 @@ def _decide(
         return dict(zip(groups, pool.map(decide, groups), strict=True))
 
 
-def _prefix(options: ScoreOptions, manifest: pa.Table) -> str:
+def _prefix(options: ScoringOptions, manifest: pa.Table) -> str:
     """The common beginning of all images' URIs, which the names of heatmaps leave out."""
     if options.images is not None:
         return UriTemplate.parse(options.images, options.storage_options).root.uri
+    if not manifest.num_rows:
+        return ""
     extremes = pc.min_max(manifest["uri"])
     return common_prefix([extremes["min"].as_py(), extremes["max"].as_py()])

@@ -1,7 +1,7 @@
 """The reducer: consumes partial sums, writes finished groups and commits rounds."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -11,6 +11,7 @@ import ray
 
 from padim_ray.densities import MIN_IMAGES
 from padim_ray.errors import ModelError
+from padim_ray.images.fetch import is_unfetched
 from padim_ray.model.draft import DraftVersion
 from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.rounds import PartialGroup, Round
@@ -49,6 +50,7 @@ class Reducer:
             the numbers of failed ones by cause.
         rows: number of the manifest's first rows that were added or failed.
         failures: errors of failed images by URI.
+        unfetched: the failed images, in earlier attempts, that couldn't be fetched.
         entries: the finished groups.
     """
 
@@ -61,13 +63,18 @@ class Reducer:
     on_commit: Callable[[int, Mapping[str, int]], None] = lambda images, causes: None
     rows: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    unfetched: list[str] = field(default_factory=list)
     entries: dict[str, GroupEntry] = field(default_factory=dict)
+    group: str | None = None
+    """The group that is unfinished."""
     _tree: MergeTree = field(init=False)
     _round: Round = field(init=False)
-    _uncommitted: dict[str, str] = field(default_factory=dict)
-    _group: str | None = None
+    _uncommitted: dict[str, str | None] = field(default_factory=dict)
+    _uncommitted_images: int = 0
+    _again: Iterator[str] | None = None
     _group_rows: int = 0
     _group_failed: int = 0
+    _group_has_base: bool = False
     _first_failure: str | None = None
 
     def __post_init__(self) -> None:
@@ -77,17 +84,28 @@ class Reducer:
         self._round = Round.latest(self.draft.location)
         self.rows, self.entries = self._round.rows, dict(self._round.groups)
         self.failures = self._round.read_failures(self.draft.location)
-        self.count_failures.add(self.rows, count_causes(self.failures.values()))
+        self.unfetched = [uri for uri, error in self.failures.items() if is_unfetched(error)]
+        final = (error for error in self.failures.values() if not is_unfetched(error))
+        self.count_failures.add(self.rows - len(self.unfetched), count_causes(final))
         partial = self._round.partial
         if partial is None:
             return
-        self._group, self._group_failed = partial.group, partial.failed
+        self.group, self._group_failed = partial.group, partial.failed
         self._group_rows = partial.images + partial.failed
+        self._group_has_base = partial.has_base
         for shard in range(self.draft.shards if partial.images else 0):
             file = self._unfinished_file(self._round, shard)
             self._tree.add_merged(
                 (partial.group, shard), load_unfinished(self.draft.spec, file, self.share)
             )
+
+    def try_again(self, uris: Iterable[str] | None) -> None:
+        """Say which images the next blocks are of.
+
+        Args:
+            uris: images in `unfetched`, in the blocks' order. None: the manifest's next images.
+        """
+        self._again = None if uris is None else iter(uris)
 
     def add(self, block: ray.ObjectRef) -> None:
         """Add a block of partial sums.
@@ -106,15 +124,17 @@ class Reducer:
 
     def _begin(self, partial: Mapping[str, Any]) -> None:
         """Count a partial sum's images; first finish the group before, and commit a full round."""
-        if partial["group"] != self._group:
+        if partial["group"] != self.group:
             self.finish(self.share)
-            if partial["group"] in self.entries:
+            if self._again is not None:
+                self._reopen(partial["group"])
+            elif partial["group"] in self.entries:
                 raise RuntimeError(
                     f"partial sums of group {partial['group']!r} came after the next group's"
                 )
-        if self.rows - self._round.rows >= self.round_images:
+        if self._uncommitted_images >= self.round_images:
             self.commit()
-        self._group = partial["group"]
+        self.group = partial["group"]
         failures = partial["failures"]
         if failures and self.base.subtract:
             shown = "; ".join(
@@ -125,25 +145,51 @@ class Reducer:
                 f"read or have changed: {shown}{'; …' * (len(failures) > MAX_SHOWN)}"
             )
         images = partial["count"] + len(failures)
-        self.rows += images
-        self._group_rows += images
-        self._group_failed += len(failures)
+        self._uncommitted_images += images
+        if self._again is None:
+            self.rows += images
+            self._group_rows += images
+            self._group_failed += len(failures)
+        else:  # these images were counted as failed ones
+            fetched = [uri for uri in islice(self._again, images) if uri not in failures]
+            self._group_failed -= len(fetched)
+            self._uncommitted |= dict.fromkeys(fetched)
+            for uri in fetched:
+                del self.failures[uri]
         self._first_failure = self._first_failure or next(iter(failures.values()), None)
         self._uncommitted |= failures
         self.failures |= failures
         self.count_failures.add(images, count_causes(failures.values()))
 
+    def _reopen(self, group: str) -> None:
+        """Make a finished group the unfinished one again, all of whose images were counted."""
+        self.group, self._group_rows = group, self.listed[group]
+        entry = self.entries.pop(group, None)
+        if entry is None:  # a group of the base to which no image could be added
+            self._group_failed, self._group_has_base = self._group_rows, False
+            return
+        self._group_failed, self._group_has_base = entry.failed, bool(self.base.images(group))
+        for shard in range(self.draft.shards):
+            file = self.draft.statistics_file(group, shard)
+            self._tree.add_merged(
+                (group, shard), load_unfinished(self.draft.spec, file, self.share)
+            )
+        self.commit()  # a copy of these files, which `finish` replaces
+
     def commit(self) -> None:
         """Commit a round of everything that was added."""
         partial = None
         number = self._round.number + 1
-        if self._group is not None:
+        if self.group is not None:
             images = self._group_rows - self._group_failed
-            partial = PartialGroup(self._group, images, self._group_failed)
+            partial = PartialGroup(self.group, images, self._group_failed, self._group_has_base)
         following = Round(number, self.rows, dict(self.entries), partial)
         if partial and partial.images:
             merged = self._tree.finish(partial.group, self.share)
-            check_counts(partial.group, merged, partial.images, self.draft.shards)
+            count = partial.images
+            if partial.has_base:
+                count += self.base.images(partial.group)
+            check_counts(partial.group, merged, count, self.draft.shards)
             saved = []
             for shard, part in merged.items():
                 file = self._unfinished_file(following, shard)
@@ -151,9 +197,9 @@ class Reducer:
                 self._tree.add_merged((partial.group, shard), part.source)
             ray.get(saved)
         following.commit(self.draft.location, self._uncommitted)
-        images = self.rows - self._round.rows - len(self._uncommitted)
-        self.on_commit(images, count_causes(self._uncommitted.values()))
-        self._round, self._uncommitted = following, {}
+        causes = count_causes(self._uncommitted.values())
+        self.on_commit(self._uncommitted_images - sum(causes.values()), causes)
+        self._round, self._uncommitted, self._uncommitted_images = following, {}, 0
         log.info(
             "Round %d committed: %d images added or failed, groups finished: %d",
             *(number, self.rows, len(self.entries)),
@@ -168,23 +214,27 @@ class Reducer:
 
         Raises:
             ModelError: if the group has too few readable images, or can't be fitted.
+            TooManyFailed: if it has too few because images couldn't be fetched.
             RuntimeError: if an image of the group is missing.
         """
-        if self._group is None:
+        if self.group is None:
             return
-        if self._group_rows != self.listed[self._group]:
+        if self._group_rows != self.listed[self.group]:
             raise RuntimeError(
-                f"{self._group_rows} of {self.listed[self._group]} images of group "
-                f"{self._group!r} were read"
+                f"{self._group_rows} of {self.listed[self.group]} images of group "
+                f"{self.group!r} were read"
             )
-        read, before = self._group_rows - self._group_failed, self.base.images(self._group)
+        read, before = self._group_rows - self._group_failed, self.base.images(self.group)
         if read or not before:  # otherwise all new images failed, and the group doesn't change
             count = before + (-read if self.base.subtract else read)
-            check_count(self._group, count, self._first_failure)
-            merged = self._tree.finish(self._group, share)
-            self._write(self._group, merged, count, self._group_failed, share)
-        self._group, self._first_failure = None, None
+            if count < MIN_IMAGES:
+                self.count_failures.check_fetched()
+            check_count(self.group, count, self._first_failure)
+            merged = self._tree.finish(self.group, share)
+            self._write(self.group, merged, count, self._group_failed, share)
+        self.group, self._first_failure = None, None
         self._group_rows = self._group_failed = 0
+        self._group_has_base = False
 
     def finish_base(self, share: Share) -> None:
         """Write the base's groups that are copied, or rewritten without a change of images.
@@ -212,7 +262,7 @@ class Reducer:
         self, group: str, merged: Mapping[int, Merged], count: int, failed: int, share: Share
     ) -> None:
         """Write a group, combined with its statistics in the base."""
-        if self.base.images(group):
+        if self.base.images(group) and not self._group_has_base:
             density, shards = self.draft.spec.density, self.draft.shards
             merged = self.base.combine(density, group, merged, shards, share)
         write_group(group, merged, count, self.draft, share)

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from padim_ray.errors import PadimError
-from padim_ray.images.fetch import is_worth_another_try
 from padim_ray.images.sources import without_sources
 from padim_ray.pipeline.cluster.prometheus import stage
 from padim_ray.pipeline.stages.columns import column_array
@@ -176,18 +175,21 @@ class CommittedShard:
     Attributes:
         number: the shard's number.
         scores: (n,) float32, NaN where an image failed.
-        causes: number of failed images by cause.
-        may_improve: whether another attempt may fetch images that failed.
+        errors: of the images that failed.
         is_drawn: whether its heatmaps are drawn.
         counts: an evaluation's pixel counts, otherwise empty.
     """
 
     number: int
     scores: np.ndarray
-    causes: dict[str, int]
-    may_improve: bool
+    errors: list[str]
     is_drawn: bool
     counts: dict[str, Any]
+
+    @property
+    def mask_errors(self) -> list[str]:
+        """The errors of masks that couldn't be read."""
+        return [error for _, error in self.counts.get("unreadable_masks", [])]
 
 
 def read_committed(output: Output, *, with_counts: bool) -> Iterator[CommittedShard]:
@@ -214,8 +216,7 @@ def read_committed(output: Output, *, with_counts: bool) -> Iterator[CommittedSh
         return CommittedShard(
             number=number,
             scores=np.array(scores, np.float32),  # None becomes NaN
-            causes=count_causes(errors),
-            may_improve=any(map(is_worth_another_try, errors)),
+            errors=[error for error in errors if error],
             is_drawn=DRAWN in metadata,
             counts=counts,
         )

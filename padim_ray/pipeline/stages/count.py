@@ -12,6 +12,7 @@ from padim_ray.images.fetch import Fetcher
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.images.sources import uris_to_fetch
 from padim_ray.pipeline.stages.columns import column_array
+from padim_ray.runs.failures import count_causes
 from padim_ray.scoring.anomaly_map import AnomalyMapper
 from padim_ray.scoring.histogram import count_values
 
@@ -32,12 +33,14 @@ class CountPixels:
         scores = np.array(shard["score"].to_pylist(), np.float32)  # None becomes NaN
         distances = column_array(shard["distances"], np.float32, self.mapper.patches)
         maps = self.mapper.maps(distances[np.isfinite(scores)])
+        causes = count_causes(shard["error"].to_pylist())
         return pa.table(
             {
                 "shard": [shard["shard"][0].as_py()],
                 "group": [shard["group"][0].as_py()],
                 "scores": [scores.tobytes()],
                 "pixels": [count_values(maps).astype(np.int64).tobytes()],
+                "causes": pa.array([list(causes.items())], pa.map_(pa.string(), pa.int64())),
             }
         )
 

@@ -1,6 +1,7 @@
 """The files of a scoring run: their names and formats, and functions to read and write them."""
 
 import io
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ DRAWN = b"padim_ray.heatmaps_drawn"
 PNG_OPTIONS = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 """For heatmaps of photographs: half the time of level 4, and the files are no larger."""
 WRITING_THREADS = 8  # writing small files is bound by the store's latency
+_STAGED = re.compile(r"distances-(\d{6,})\.parquet")
 _TYPES = {
     "loaded_groups": pa.list_(pa.string()),
     "causes": pa.map_(pa.string(), pa.int64()),
@@ -58,6 +60,11 @@ class Output:
     def staged(self, shard: int) -> Location:
         """Cells' distances of the shard's images that may get a heatmap."""
         return self.root / f".staging/distances-{shard:06d}.parquet"
+
+    def staged_shards(self) -> set[int]:
+        """The numbers of the shards whose distances are kept."""
+        files = (self.root / ".staging").list_files()
+        return {int(found[1]) for file in files if (found := _STAGED.fullmatch(file.name))}
 
     def heatmap(self, uri: str) -> Location:
         """The heatmap of an image."""

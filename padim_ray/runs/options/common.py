@@ -21,6 +21,10 @@ MODEL = Group("Model", sort_key=2)
 RESULTS = Group("Results", sort_key=3)
 RUN = Group("Run", sort_key=4)
 GROUP_MEMORY = 2 * 2**30
+MAX_UNREADABLE_SHARE, MAX_UNREADABLE = 0.01, 10
+"""Images that may be unreadable without --max-failed. An archive has a few truncated uploads; more
+of them mean another format, a broken camera or a wrong template, and so a model or a night that
+can't be trusted. Of few images, one per cent says nothing."""
 
 
 def _parse_json(_: type, tokens: Sequence[Any]) -> dict[str, Any]:
@@ -135,8 +139,8 @@ class RunOptions(LimitOptions):
 
     max_failed: Annotated[float | None, Parameter(group=RUN, negative_none="")] = None
     """Stop with exit code 3 when more images than this fail: a number of images or, if below 1, a
-    share of those listed. Default: any number may fail, unless none of the first 1,000 can be
-    fetched."""
+    share of those listed. Default: 1 % of them may be unreadable, or 10 if that is more, and none
+    unfetched: with an image that can't be fetched the job isn't complete."""
 
     overwrite: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False
     """Start afresh instead of continuing an earlier attempt. A run's results are replaced; a model
@@ -165,11 +169,17 @@ class RunOptions(LimitOptions):
                 check_no_credentials(flag_name(name), value)
 
     def allows(self, failed: int, listed: int) -> bool:
-        """Whether this many failed images are within --max-failed."""
+        """Whether this many failed images are within --max-failed, or within its default."""
         if self.max_failed is None:
-            return True
+            return failed <= max(MAX_UNREADABLE, MAX_UNREADABLE_SHARE * listed)
         # a quotient is rounded to the same float as the share that was typed; a product is not
         return (failed / listed if self.max_failed < 1 else failed) <= self.max_failed
+
+    def describe_max_failed(self) -> str:
+        """The limit that `allows` checks, in words."""
+        if self.max_failed is not None:
+            return f"--max-failed {self.max_failed:g}"
+        return f"{MAX_UNREADABLE_SHARE:.0%} of the listed ones and more than {MAX_UNREADABLE}"
 
 
 @Parameter(name="*")

@@ -7,12 +7,12 @@ from cyclopts import Parameter
 
 from padim_ray.errors import PadimError
 from padim_ray.runs.options.common import IMAGES
-from padim_ray.runs.options.score import ScoreOptions
+from padim_ray.runs.options.score import ScoringOptions
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ScoreOptions):
+class EvaluateOptions(ScoringOptions):
     """Options of `evaluate`."""
 
     masks: Annotated[str | None, Parameter(group=IMAGES, negative_none="")] = None

@@ -5,8 +5,12 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from padim_ray.errors import PadimError
+from padim_ray.runs.failures import KNOWN_CAUSES
 from padim_ray.runs.options.common import (
+    IMAGES,
     RESULTS,
+    RUN,
     JobOptions,
     Options,
     ReportImages,
@@ -38,8 +42,8 @@ class ResultsOptions(Options):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(ResultsOptions, JobOptions):
-    """Options of `score`."""
+class ScoringOptions(ResultsOptions, JobOptions):
+    """Options of `score` and `evaluate`."""
 
     threshold: Annotated[float | None, Parameter(group=RESULTS, negative_none="")] = None
     """Score above which an image is anomalous, in all groups. It replaces the thresholds that
@@ -71,3 +75,27 @@ class ScoreOptions(ResultsOptions, JobOptions):
         check_number("min_region_area", self.min_region_area)
         if self.threshold is not None:
             check_number("threshold", self.threshold)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(ScoringOptions):
+    """Options of `score`."""
+
+    allow_empty: Annotated[bool, Parameter(group=IMAGES, negative="", show_default=False)] = False
+    """Make an empty run, with exit code 0, if there are no images. By default that is a mistake
+    with exit code 4."""
+
+    retry_failed: Annotated[tuple[str, ...], Parameter(group=RUN, negative="")] = ()
+    """Score images again that failed for these causes, as the summary names them: 'fetch: not
+    found', or 'fetch' or 'decode' for all of a stage. Reopens a complete run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for cause in self.retry_failed:
+            stage = cause.partition(":")[0]
+            if stage not in KNOWN_CAUSES:
+                raise PadimError(
+                    f"--retry-failed {cause!r} names no cause: begin with one of "
+                    f"{', '.join(KNOWN_CAUSES)}, as in 'fetch: not found'"
+                )
