@@ -162,7 +162,8 @@ def roll_back(root: Location, number: int) -> None:
     Raises:
         PadimError: if there is no such version, or a job is writing to the model.
     """
-    with claimed(root, "rollback"):
+    with claimed(root, "rollback") as claim:
+        root = claim.root
         number = check_number(root, number)
         open_version(root, number)  # raises if it can't be read
         for later in published_numbers(root):
@@ -190,7 +191,8 @@ def prune(root: Location, keep: int) -> list[int]:
     """
     if keep < 1:
         raise PadimError(f"--keep must be at least 1, but is {keep}")
-    with claimed(root, "prune"):
+    with claimed(root, "prune") as claim:
+        root = claim.root
         current, published = check_number(root), published_numbers(root)
         kept = {current, *published[-keep:]}
         versions = [open_version(root, number) for number in kept]

@@ -44,7 +44,7 @@ from padim_ray.runs.options.compare import CompareOptions
 from padim_ray.runs.options.score import ScoreOptions
 from padim_ray.runs.summary import timed
 from padim_ray.scoring.heatmap import color_scale, common_prefix, draw_heatmap, output_name
-from padim_ray.storage.claim import Claim, claimed
+from padim_ray.storage.claim import claimed
 from padim_ray.storage.credentials import hidden_credentials
 from padim_ray.storage.location import Location
 
@@ -86,6 +86,7 @@ def run_compare(before: str, after: str, options: CompareOptions) -> Comparison:
             models_sha256=[version.fingerprint() for version in versions],
         )
         with claimed(root, "compare") as claim:
+            root = claim.root
             if options.overwrite:
                 _clear(root)
             record = JobRecord.read(root)
@@ -98,7 +99,7 @@ def run_compare(before: str, after: str, options: CompareOptions) -> Comparison:
                 if not common.num_rows:
                     raise PadimError(f"No group of the images is in both {before} and {after}")
                 record.write(root)
-            job = _Comparing(options, versions, root, claim, record.images, *started)
+            job = _Comparing(options, versions, root, record.images, *started)
             if run_directory.is_complete(root):
                 log.info("%s is complete: nothing is left to do", root.uri)
                 return job.report(_read(root))
@@ -149,7 +150,6 @@ class _Comparing:
         options: of the job.
         versions: both models' versions.
         root: directory of the results; it contains each model's scoring run.
-        claim: on `root`.
         listed: all images.
         started_at: when the job started.
         started: the same on the monotonic clock.
@@ -159,7 +159,6 @@ class _Comparing:
     options: CompareOptions
     versions: Sequence[ModelVersion]
     root: Location
-    claim: Claim
     listed: pa.Table
     started_at: datetime
     started: float
@@ -181,7 +180,6 @@ class _Comparing:
             shown = self._most_changed(table)
             with timed("draw heatmaps", self.stages):
                 heatmaps = self._draw(images.take(pa.array(shown)), groups)
-        self.claim.check()
         (self.root / TABLE).write_table(table)
         comparison = Comparison(
             before=self.versions[0].name,

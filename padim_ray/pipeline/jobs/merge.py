@@ -58,6 +58,7 @@ def run_merge(models: Sequence[str], options: MergeOptions) -> Summary:
             check_no_credentials("A model's name", model)
         root = Location.of(options.model, options.storage_options)
         with claimed(root, "merge") as claim:
+            root = claim.root
             versions = [open_named(name, options.storage_options) for name in models]
             names = [version.name for version in versions]
             if len(set(names)) < max(2, len(names)):

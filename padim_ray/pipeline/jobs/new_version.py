@@ -276,6 +276,7 @@ class _NewVersion:
         if left.num_rows:
             with closing(partial_sums_of(left, self.spec, self.job.root, options, plan)) as parts:
                 for blocks in parts:
+                    self.job.claim.check()
                     for block in blocks:
                         reducer.add(block)
                     self.metrics.report_progress(reducer.rows, len(reducer.failures))
@@ -322,7 +323,6 @@ class _NewVersion:
         }
         self._check_counts(groups, manifest.filter(is_fitted))
         job.check_calibration(manifest)
-        job.claim.check()
         images = self.images.num_rows - len(reducer.failures)
         publish(job.root, self.number, self.spec, groups, manifest, job.why.format(images))
 

@@ -82,6 +82,7 @@ def scoring_job(
         model_sha256=version.fingerprint(),
     )
     with claimed(root, name) as claim:
+        root = claim.root
         if options.overwrite:
             run_directory.clear(root)
         record = JobRecord.read(root)
