@@ -50,7 +50,7 @@ def describe_process(job: str) -> dict[str, Any]:
 
 def show_process(process: Mapping[str, Any]) -> str:
     """Name a process that `find_living` found."""
-    return f"process {process['pid']} on {process.get('host')}, since {process.get('since')}"
+    return f"process {process.get('pid')} on {process.get('host')}, since {process.get('since')}"
 
 
 def lapse_of(process: Mapping[str, Any]) -> float:

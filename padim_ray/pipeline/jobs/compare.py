@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +25,7 @@ from padim_ray.images.decode_in_child import UprightImage, decode_all
 from padim_ray.images.manifest import group_counts
 from padim_ray.images.shards import shard_rows, shard_table
 from padim_ray.images.sources import uris_to_fetch, without_sources
+from padim_ray.model.readers import reading
 from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.pipeline.cluster.nodes import plan_for
 from padim_ray.pipeline.cluster.recovery import until_done
@@ -85,7 +87,10 @@ def run_compare(before: str, after: str, options: CompareOptions) -> Comparison:
             models=[version.name for version in versions],
             models_sha256=[version.fingerprint() for version in versions],
         )
-        with claimed(root, "compare") as claim:
+        with ExitStack() as stack:
+            for version in versions:
+                stack.enter_context(reading(version, "compare"))
+            claim = stack.enter_context(claimed(root, "compare"))
             root = claim.root
             if options.overwrite:
                 _clear(root)

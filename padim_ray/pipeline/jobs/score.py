@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from padim_ray.errors import PadimError
 from padim_ray.images.manifest import group_counts
+from padim_ray.model.readers import reading
 from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.pipeline.cluster.session import ray_session
 from padim_ray.pipeline.jobs.scoring_run import ScoringJob
@@ -81,7 +82,7 @@ def scoring_job(
         model_version=version.number,
         model_sha256=version.fingerprint(),
     )
-    with claimed(root, name) as claim:
+    with reading(version, name), claimed(root, name) as claim:
         root = claim.root
         if options.overwrite:
             run_directory.clear(root)
