@@ -198,6 +198,7 @@ class ScoringJob:
 
     def _score(self, plan: Plan, count_pixels: PixelCounter | None, add_counts: AddCounts) -> None:
         """Score and commit the shards that aren't done."""
+        self.claim.check()
         left = [number for number in range(len(self.shards)) if number not in self.done]
         if not left:
             return
