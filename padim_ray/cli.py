@@ -246,7 +246,7 @@ def rollback(model: str, version: int, /, *, storage_options: StorageOptions = N
 
 
 def prune(model: str, /, *, keep: int, storage_options: StorageOptions = None) -> int:
-    """Delete old versions of a model. Jobs that still read one of them will fail.
+    """Delete old versions of a model, except those that running jobs read.
 
     Parameters
     ----------

@@ -16,11 +16,13 @@ from padim_ray.model.layout import (
     version_numbers,
 )
 from padim_ray.model.publish import make_current, remove_version
+from padim_ray.model.readers import PRUNE, find_readers
 from padim_ray.model.rounds import remove_rounds
 from padim_ray.model.version import ModelVersion, describe_version, open_version
 from padim_ray.runs.options.score import ScoreOptions
 from padim_ray.scoring.calibration import Calibration
 from padim_ray.storage.claim import claimed
+from padim_ray.storage.heartbeat import show_process
 from padim_ray.storage.location import Location, safe_segment
 
 log = logging.getLogger("padim_ray")
@@ -162,7 +164,8 @@ def roll_back(root: Location, number: int) -> None:
     Raises:
         PadimError: if there is no such version, or a job is writing to the model.
     """
-    with claimed(root, "rollback"):
+    with claimed(root, "rollback") as claim:
+        root = claim.root
         number = check_number(root, number)
         open_version(root, number)  # raises if it can't be read
         for later in published_numbers(root):
@@ -175,7 +178,8 @@ def roll_back(root: Location, number: int) -> None:
 def prune(root: Location, keep: int) -> list[int]:
     """Delete old versions, and trunks and groups' files that no kept version refers to.
 
-    An unfinished job's files stay, unless a later version was published: then nothing would
+    Versions that running jobs read stay, if these could say so in the model (see `readers`). An
+    unfinished job's files stay, unless a later version was published: then nothing would
     continue the job.
 
     Args:
@@ -190,9 +194,17 @@ def prune(root: Location, keep: int) -> list[int]:
     """
     if keep < 1:
         raise PadimError(f"--keep must be at least 1, but is {keep}")
-    with claimed(root, "prune"):
+    with claimed(root, PRUNE) as claim:
+        root = claim.root
         current, published = check_number(root), published_numbers(root)
         kept = {current, *published[-keep:]}
+        for number, reader in find_readers(root).items():
+            if number in published and number not in kept:
+                log.warning(
+                    "Version %d stays, because a %s job reads it: %s",
+                    *(number, reader.get("job"), show_process(reader)),
+                )
+                kept.add(number)
         versions = [open_version(root, number) for number in kept]
         trunks = {version.spec.weights_sha256 for version in versions}
         needed: dict[int, set[str]] = {}

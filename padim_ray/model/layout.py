@@ -5,7 +5,8 @@ MODEL/
   trunks/<sha256>.safetensors                the trunk's weights, shared by the versions
   versions/000003/
     model.json                               format version, spec, groups
-    manifest.parquet                         every image that the model was given, also failed ones
+    manifest-<id>.parquet                    every image that the model was given, also failed ones;
+                                             model.json names it (before format 3: manifest.parquet)
     groups/<group>/moments-00000-of-00012.safetensors    exact statistics, to update the model from
     groups/<group>/gaussian-00000-of-00012.safetensors   the fitted density; scoring loads only this
     groups/<group>/calibration.parquet       leave-one-out scores, ascending

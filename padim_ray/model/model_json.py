@@ -10,8 +10,10 @@ from padim_ray.model.spec import ModelSpec
 from padim_ray.storage.json_fields import mapping, parse_json, read_fields, show, text, whole
 from padim_ray.storage.location import Location
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
+MANIFEST = r"manifest(-[0-9a-f]{16})?\.parquet"
+"""Names of a version's manifest: without an id before format 3."""
 # limits on what a hostile model.json can make its readers allocate
 MAX_BYTES = 32 * 2**20  # a quarter of a million groups
 MAX_SHARDS = 10_000
@@ -20,6 +22,7 @@ MAX_IMAGES = 10**10
 MAX_VERSION = 10**9 - 1
 _version = whole(1, MAX_VERSION)
 _name = text("[^\ud800-\udfff]*")  # JSON may contain lone surrogates, which UTF-8 can't encode
+_manifest = text(MANIFEST)
 _line = text("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,1000}")  # safe to print on a terminal
 
 
@@ -78,12 +81,14 @@ class Description(NamedTuple):
         groups: its groups by name.
         created_at: ISO 8601, in UTC.
         why: what made the version, for people.
+        manifest: name of the version's manifest.
     """
 
     spec: ModelSpec
     groups: dict[str, GroupEntry]
     created_at: str
     why: str
+    manifest: str
 
 
 def read_description(root: Location, location: Location) -> Description:
@@ -97,8 +102,8 @@ def read_description(root: Location, location: Location) -> Description:
     if type(found) is not int or found not in READABLE_VERSIONS:
         raise ModelError(
             f"{location.uri} has format version {show(found)}, and this padim-ray reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; use the padim-ray that fitted it, or "
-            "fit again"
+            f"{READABLE_VERSIONS[0]} to {READABLE_VERSIONS[-1]}; use the padim-ray that fitted it, "
+            "or fit again"
         )
     with naming_file(location):
         groups = {
@@ -110,6 +115,7 @@ def read_description(root: Location, location: Location) -> Description:
             groups,
             _line(content.get("created_at", ""), "created_at"),
             _line(content.get("why", ""), "why"),
+            _manifest(content.get("manifest") if found > 2 else "manifest.parquet", "manifest"),
         )
 
 

@@ -252,7 +252,8 @@ class PadimModel:
             PadimError: if a job is writing to that model, or writing fails.
         """
         root = Location.of(uri, storage_options)
-        with claimed(root, "save"):
+        with claimed(root, "save") as claim:
+            root = claim.root
             number = next_number(root)
             while (version_location(root, number) / JOB).exists():
                 number += 1  # an unfinished fit has this number

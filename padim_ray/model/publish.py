@@ -1,6 +1,7 @@
 """Write the files of a model version, and publish it last."""
 
 import json
+import re
 import secrets
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from padim_ray.model.layout import (
     trunk_location,
     version_location,
 )
-from padim_ray.model.model_json import FORMAT_VERSION, GroupEntry
+from padim_ray.model.model_json import FORMAT_VERSION, MANIFEST, GroupEntry
 from padim_ray.model.spec import ModelSpec
 from padim_ray.scoring.calibration import Calibration
 from padim_ray.scoring.histogram import bin_edges
@@ -55,16 +56,18 @@ def publish(
         why: what made the version, one line for people.
 
     Raises:
-        ModelError: if another job has published this version meanwhile.
+        ModelError: if another job has published this version meanwhile. Its files stay as they are.
     """
-    location = version_location(root, number)
-    (location / "manifest.parquet").write_table(manifest)
+    location, unique = version_location(root, number), secrets.token_hex(8)
+    manifest_file = location / f"manifest-{unique}.parquet"
+    manifest_file.write_table(manifest)
     kill_at("fit:version-written")
     content = {
         "format_version": FORMAT_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "why": why,
-        "created_by": secrets.token_hex(8),  # makes the file, and so its hash, unique
+        "created_by": unique,  # makes the file, and so its hash, unique
+        "manifest": manifest_file.name,
         "versions": {  # padim-ray may run from its sources, without package metadata
             "padim-ray": __version__,
             **{name: package_version(name) for name in ("torch", "torchvision")},
@@ -75,8 +78,12 @@ def publish(
     try:
         (location / MODEL).create(json.dumps(content, indent=1, ensure_ascii=False).encode())
     except FileExistsError as error:
+        manifest_file.remove()
         raise ModelError(f"{location.uri} was published by another job meanwhile") from error
     kill_at("fit:model-written")
+    for file in location.list_files():  # of attempts that were killed before they published
+        if re.fullmatch(MANIFEST, file.name) and file.name != manifest_file.name:
+            file.remove()
     make_current(root, number)
 
 

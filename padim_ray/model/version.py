@@ -52,12 +52,14 @@ class ModelVersion:
         number: the version's number.
         spec: the model's specification.
         groups: its groups by name.
+        manifest: name of its manifest's file; empty before it is published.
     """
 
     root: Location
     number: int
     spec: ModelSpec
     groups: Mapping[str, GroupEntry]
+    manifest: str = ""
 
     @property
     def name(self) -> str:
@@ -215,7 +217,7 @@ class ModelVersion:
         listed = sum(entry.images + entry.failed for entry in self.groups.values())
         return read_table(
             self.root,
-            version_location(self.root, self.number) / "manifest.parquet",
+            version_location(self.root, self.number) / self.manifest,
             {"uri": pa.string(), "group": pa.string()},
             range(listed + 1),  # images that were given as tensors aren't listed
             max_bytes=MAX_MANIFEST_BYTES,
@@ -232,8 +234,8 @@ def open_version(root: Location, number: int | None = None) -> ModelVersion:
     Raises:
         ModelError: if there is no such version, or it is invalid or of another format version.
     """
-    spec, groups, *_ = describe_version(root, number := check_number(root, number))
-    return ModelVersion(root, number, spec, groups)
+    found = describe_version(root, number := check_number(root, number))
+    return ModelVersion(root, number, found.spec, found.groups, found.manifest)
 
 
 def open_named(name: str, options: Mapping[str, Any] | None = None) -> ModelVersion:

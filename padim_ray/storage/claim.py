@@ -1,36 +1,50 @@
 """Claims: only one job at a time writes to a directory.
 
 .claims/
-  000004.json    who holds the directory; rewritten every few seconds as a heartbeat
+  000004.json    who holds the directory, or that nobody does; written once
+  000004.beat    the holder's heartbeat
 
-A job takes a claim by creating the next number exclusively, so only one of several jobs succeeds.
-The highest number counts. A claim without heartbeats lapses: another job takes over by creating a
-higher number, and the old job, if it is still running, notices and stops.
+The highest number counts. A job takes the directory by creating the next number exclusively, so
+only one of several jobs succeeds, and deletes the lower numbers before it starts to work. It gives
+the directory back in the same way: the next number says that it is free. So no number is used
+twice, and no job changes or deletes another's claim, however long it was stopped in between.
+
+A claim without heartbeats lapses, and another job takes over. The old job may still be running, on
+this machine or others. Therefore all of a job's processes read its claim before they write
+(`Location.guard`): it is gone by the time at which another job starts to work.
 """
 
-import contextlib
-import json
 import logging
 import os
+import re
 import secrets
-import socket
-import threading
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from padim_ray.errors import PadimError
+from padim_ray.storage.heartbeat import (
+    Heartbeat,
+    decode,
+    describe_process,
+    encode,
+    find_living,
+    lapse,
+    lapse_of,
+    show_process,
+)
 from padim_ray.storage.location import Location, list_numbers, numbered_file
 
 log = logging.getLogger("padim_ray")
-BEAT = 10.0  # seconds between heartbeats
-LAPSE = 60.0  # seconds without a heartbeat until a claim lapses
+CHECKS = 60  # per lapse: how often a process reads its job's claim, at most
+_checked: dict[str, float] = {}
+"""When this process last found each job's claim in place."""
 
 
-@contextlib.contextmanager
+@contextmanager
 def claimed(root: Location, job: str) -> Iterator["Claim"]:
     """Hold a directory until the block ends.
 
@@ -44,174 +58,188 @@ def claimed(root: Location, job: str) -> Iterator["Claim"]:
     Raises:
         PadimError: if another job holds the directory, or nothing can be written there.
     """
-    directory = root / ".claims"
-    content = {
-        "id": secrets.token_hex(8),
-        "job": job,
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        **_this_process(),
-    }
-    made_root = root.is_local and not os.path.exists(root.uri)
-    number = _take(root, directory, content)
-    claim = Claim(root, directory, number, content, made_root)
-    claim.start()
+    claim = _take(root, job)
+    claim.remove_temporaries()  # of jobs that were killed
+    claim.heartbeat.start()
     try:
         yield claim
     finally:
         claim.release()
 
 
-@dataclass
-class Claim:
-    """A claim that this job holds."""
+@dataclass(frozen=True)
+class Hold:
+    """A claim as all of a job's processes know it.
 
-    root: Location
-    directory: Location
-    number: int
-    content: dict[str, Any]
-    made_root: bool
-    _lost: str | None = None
-    _released: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    Attributes:
+        directory: URI of the directory that is claimed.
+        file: the claim.
+        id: what tells it from any other.
+        lapse: seconds without a heartbeat until it lapses.
+    """
+
+    directory: str
+    file: Location
+    id: str
+    lapse: float
+
+    def is_valid(self) -> bool:
+        """Whether no other job took over, and this one hasn't given the directory back."""
+        try:
+            return decode(self.file.read()).get("id") == self.id
+        except FileNotFoundError:
+            return False
 
     def check(self) -> None:
-        """Make sure that this job still holds the directory. Call it before publishing.
+        """Make sure that the job holds the directory, or did a moment ago.
 
         Raises:
             PadimError: if another job took over.
         """
-        self._look_for_successor()
-        if self._lost:
-            raise PadimError(self._lost)
+        now = _now()
+        if now - _checked.get(self.id, -self.lapse) < self.lapse / CHECKS:
+            return
+        if not self.is_valid():
+            raise PadimError(f"Another job took over {self.directory}, so this one stops")
+        _checked[self.id] = now
 
-    def start(self) -> None:
-        """Start the heartbeats."""
-        self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
-        self._thread.start()
+
+def _now() -> float:
+    """Seconds that go on while the machine is suspended, where the system has such a clock."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim that this job holds.
+
+    Attributes:
+        root: the directory, as the job uses it from now on: whatever is written below it checks
+            the claim first, in any process, and temporary files are below `.staging`.
+        hold: the claim.
+        number: its number.
+        heartbeat: shows other jobs that this one is alive.
+        made_root: whether the directory was made for the claim.
+    """
+
+    root: Location
+    hold: Hold
+    number: int
+    heartbeat: Heartbeat
+    made_root: bool
+
+    def check(self) -> None:
+        """Make sure that this job holds the directory, or did a moment ago. Call it in loops.
+
+        Raises:
+            PadimError: if another job took over.
+        """
+        self.hold.check()
+
+    def remove_temporaries(self) -> None:
+        """Delete what killed writers left."""
+        if self.root.staging:
+            shutil.rmtree(self.root.staging, ignore_errors=True)
+            with suppress(OSError):  # not there, or not empty: the run isn't complete
+                os.rmdir(os.path.dirname(self.root.staging))
 
     def release(self) -> None:
-        """Stop the heartbeats and delete the claim."""
-        self._released.set()
-        if self._thread:
-            self._thread.join(BEAT)
+        """Stop the heartbeat, and give the directory back."""
+        self.heartbeat.stop()
+        directory = claims_of(self.root)
         try:
-            numbered_file(self.directory, self.number).remove()
+            if not self.hold.is_valid():
+                return
+            self.remove_temporaries()
+            if not (self.made_root and os.listdir(self.root.uri) == [directory.name]):
+                free = {"id": secrets.token_hex(8), "free": True}
+                with suppress(FileExistsError):  # another job took over
+                    numbered_file(directory, self.number + 1).create(encode(free))
+            _remove_before(directory, self.number + 1)
         except PadimError as error:  # the claim will lapse
             log.warning("%s", error)
-        if self.directory.is_local:
-            with contextlib.suppress(OSError):  # not empty: another claim, or results
-                os.rmdir(self.directory.uri)
-                if self.made_root:
-                    os.rmdir(self.root.uri)
-
-    def _beat(self) -> None:
-        beat = 0
-        while not self._released.wait(BEAT):
-            beat += 1
-            try:
-                self._look_for_successor()
-                if self._lost:
-                    log.error("%s", self._lost)
-                    return
-                if not self._released.is_set():
-                    content = _encode(self.content | {"beat": beat})
-                    numbered_file(self.directory, self.number).write(content)
-            except PadimError as error:  # the next heartbeat may be in time
-                log.warning("The claim on %s was not renewed: %s", self.root.uri, error)
-
-    def _look_for_successor(self) -> None:
-        highest = max(list_numbers(self.directory), default=0)
-        if highest != self.number:
-            self._lost = f"Another job took over {self.root.uri}, so this one stops"
+        if self.made_root:
+            with suppress(OSError):  # not empty: another claim, or results
+                os.rmdir(directory.uri)
+                os.rmdir(self.root.uri)
 
 
-def _take(root: Location, directory: Location, content: dict[str, Any]) -> int:
+def claims_of(root: Location) -> Location:
+    """The directory of a directory's claims; files are written there whoever holds it."""
+    return Location(f"{root.uri}/.claims", root.options)
+
+
+def await_end_of(job: str, root: Location) -> None:
+    """Wait while a job of this name holds a directory."""
+    directory = claims_of(root)
+    while number := max(list_numbers(directory), default=0):
+        holder = _read_claim(directory, number)
+        if holder.get("job") != job or not _find_holder(root, directory, number):
+            return
+        time.sleep(min(1.0, lapse() / 10))
+
+
+def _take(root: Location, job: str) -> Claim:
+    """Create the next claim, when no living job holds the highest one."""
+    directory, content = claims_of(root), describe_process(job)
+    made_root = root.is_local and not os.path.exists(root.uri)
     while True:
-        others = list_numbers(directory)
-        if others and not _is_gone(root, numbered_file(directory, max(others))):
-            continue  # the claim was released or replaced meanwhile
-        number = max(others, default=0) + 1
+        highest = max(list_numbers(directory), default=0)
+        before = _read_claim(directory, highest) if highest else {"free": True}
+        is_free = before.get("free") is True
+        if not is_free:
+            if holder := _find_holder(root, directory, highest):
+                raise PadimError(
+                    f"{root.uri} is being written by another {holder.get('job')} job: "
+                    f"{show_process(holder)}"
+                )
+            if max(list_numbers(directory), default=0) != highest:
+                continue  # the claim was given back or replaced meanwhile
+        number = highest + 1
+        file = numbered_file(directory, number)
         try:
-            numbered_file(directory, number).create(_encode(content))
+            file.create(encode(content))
         except FileExistsError:
             continue  # another job was faster
-        for lapsed in others:
-            numbered_file(directory, lapsed).remove()
-        return number
+        if max(list_numbers(directory), default=0) != number:
+            file.remove()  # this job was stopped before it created the file, and others overtook it
+            continue
+        _remove_before(directory, number)
+        if not is_free:
+            log.warning("%s is taken over from a %s job that is gone", root.uri, before.get("job"))
+            # by then each of its processes must look at its claim again before it writes
+            time.sleep(2 * lapse_of(before) / CHECKS)
+        hold = Hold(root.uri, file, content["id"], content["lapse"])
+        beat = directory / f"{number:06d}.beat"
+        return Claim(
+            root=replace(root, staging=_staging(root), guard=hold.check),
+            hold=hold,
+            number=number,
+            heartbeat=Heartbeat(beat, content, goes_on=hold.is_valid),
+            made_root=made_root,
+        )
 
 
-def _is_gone(root: Location, file: Location) -> bool:
-    """Whether the job behind a claim is gone. False if the claim itself has disappeared.
-
-    Raises:
-        PadimError: if the job is alive.
-    """
-    start, first = time.monotonic(), None
-    while True:
-        try:
-            data = file.read()
-        except FileNotFoundError:
-            return False
-        holder = _decode(data)
-        alive = _is_alive(holder)
-        if alive is False:
-            log.warning("The %s job that held %s is gone", holder.get("job"), root.uri)
-            return True
-        if alive or (first is not None and data != first):
-            raise PadimError(
-                f"{root.uri} is being written by another {holder.get('job')} job: process "
-                f"{holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
-            )
-        if first is None:
-            first = data
-            log.info(
-                "%s may still be in use by a %s job on %s: waiting %.0f s for a heartbeat",
-                *(root.uri, holder.get("job"), holder.get("host"), LAPSE),
-            )
-        if time.monotonic() - start > LAPSE:
-            return True
-        time.sleep(min(2.0, LAPSE / 10))
+def _staging(root: Location) -> str | None:
+    return f"{root.uri}/.staging/temporary" if root.is_local else None
 
 
-def _this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, **_namespace(), **_start_time(pid)}
-
-
-def _namespace() -> dict[str, str]:
-    """Where process numbers are unique: this boot of the machine, and this container."""
+def _read_claim(directory: Location, number: int) -> dict[str, Any]:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return {"boot": boot, "namespace": os.readlink("/proc/self/ns/pid")}
-    except OSError:
-        return {}  # not Linux: only heartbeats tell
-
-
-def _start_time(pid: int) -> dict[str, str]:
-    """When a process was started, because process numbers are reused. Empty if it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        return decode(numbered_file(directory, number).read())
+    except FileNotFoundError:
         return {}
-    return {} if fields[0] in "ZX" else {"birth": fields[19]}
 
 
-def _is_alive(holder: dict[str, Any]) -> bool | None:
-    """Whether a claim's process is running; None if it can't be seen from this machine."""
-    here = _namespace()
-    if not here or any(holder.get(name) != value for name, value in here.items()):
-        return None
-    return _start_time(int(holder["pid"])).get("birth") == holder.get("birth")
+def _find_holder(root: Location, directory: Location, number: int) -> dict[str, Any] | None:
+    """The living process that holds a claim; None if it is gone."""
+    files = [numbered_file(directory, number), directory / f"{number:06d}.beat"]
+    return find_living({number: files}, root.uri).get(number)
 
 
-def _encode(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=1).encode()
-
-
-def _decode(data: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-        int(content["pid"])
-        return content
-    except (ValueError, TypeError, KeyError):
-        return {}  # damaged, or not a claim: it lapses
+def _remove_before(directory: Location, number: int) -> None:
+    """Delete claims and heartbeats of lower numbers."""
+    for file in directory.list_files():
+        found = re.fullmatch(r"([0-9]{6,9})\.(json|beat)", file.name)
+        if found and int(found[1]) < number:
+            file.remove()

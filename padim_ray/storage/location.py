@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -46,11 +46,17 @@ class Location:
     `uri` has no trailing slash, and local paths are absolute. `options` are fsspec's, and may hold
     credentials.
 
+    A directory that a job has claimed has two more attributes, which everything below it shares:
+    `staging` is the local directory for files that are being written (default: beside the file),
+    and `guard` is called before each change; it raises PadimError if the job has lost its claim.
+
     Methods that use the storage raise PadimError, with the reason, if it refuses.
     """
 
     uri: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    staging: str | None = field(default=None, repr=False, compare=False)
+    guard: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, uri: str, options: Mapping[str, Any] | None = None) -> "Location":
@@ -77,10 +83,10 @@ class Location:
         return cls(uri.rstrip("/"), options or {})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "options": self.options}  # without the connection
+        return {each.name: getattr(self, each.name) for each in fields(self)}  # no connection
 
     def __truediv__(self, relative: str) -> "Location":
-        return Location(f"{self.uri.rstrip('/')}/{relative}", self.options)
+        return replace(self, uri=f"{self.uri.rstrip('/')}/{relative}")
 
     @property
     def is_local(self) -> bool:
@@ -170,7 +176,7 @@ class Location:
         """All files below this directory, sorted; none if it doesn't exist."""
         self.fs.invalidate_cache()  # others may have written since the last listing
         paths = self._attempt("list", lambda: self.fs.find(self.path))
-        return [Location(self.uri_of(path), self.options) for path in sorted(paths)]
+        return [replace(self, uri=self.uri_of(path)) for path in sorted(paths)]
 
     def list_directories(self) -> list[str]:
         """Names of the directories directly below this one, sorted; none if it doesn't exist."""
@@ -208,10 +214,11 @@ class Location:
         with self._temporary() as (temporary, mode):
             yield temporary
             if not self.is_local:
-                self._attempt("write", lambda: self.fs.put_file(str(temporary), self.path))
+                self._change("write", lambda: self.fs.put_file(str(temporary), self.path))
                 return
             temporary.chmod(mode)  # the block may have replaced the temporary file by another
             _flush(temporary)
+            self._check_claim()
             os.replace(temporary, self.uri)
 
     def create(self, data: bytes) -> None:
@@ -231,20 +238,21 @@ class Location:
             with self._temporary() as (temporary, _):
                 temporary.write_bytes(data)
                 _flush(temporary)
+                self._check_claim()
                 os.link(temporary, self.uri)  # atomic like a rename, but never replaces
             return
         if self.exists():
             raise FileExistsError(self.uri)
         # a retry finds the file that its first attempt has written
         with suppress(FileExistsError):
-            self._attempt("write", lambda: self.fs.pipe_file(self.path, data, mode="create"))
+            self._change("write", lambda: self.fs.pipe_file(self.path, data, mode="create"))
         if self.read() != data:
             raise FileExistsError(self.uri)
 
     def remove(self) -> None:
         """Delete this file if it exists."""
         with suppress(FileNotFoundError):
-            self._attempt("delete", lambda: self.fs.rm_file(self.path))
+            self._change("delete", lambda: self.fs.rm_file(self.path))
 
     def remove_all(self) -> None:
         """Delete this directory and everything below it."""
@@ -253,14 +261,17 @@ class Location:
             for deletion in [pool.submit(file.remove) for file in self.list_files()]:
                 deletion.result()
         if self.is_local:
+            self._check_claim()
             shutil.rmtree(self.uri, ignore_errors=True)  # the empty directories
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[Path, int]]:
-        """A new local file and its mode; beside this file if that is local."""
+        """A new local file and its mode; on the file system of this file if that is local."""
         with explained(self.uri, "write"):
-            directory = os.path.dirname(self.uri) if self.is_local else tempfile.gettempdir()
-            os.makedirs(directory, exist_ok=True)
+            parent = os.path.dirname(self.uri) if self.is_local else tempfile.gettempdir()
+            directory = self.staging or parent
+            for each in {parent, directory}:
+                os.makedirs(each, exist_ok=True)
             # object stores derive the content type from the name, and browsers need it for a report
             suffix = os.path.splitext(self.uri)[1]
             temporary = Path(directory) / f".{secrets.token_hex(8)}.tmp{suffix}"
@@ -273,6 +284,17 @@ class Location:
                 yield temporary, mode
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _change(self, action: str, operation: Callable[[], T]) -> T:
+        def checked() -> T:
+            self._check_claim()  # before each attempt, because retries take minutes
+            return operation()
+
+        return self._attempt(action, checked)
+
+    def _check_claim(self) -> None:
+        if self.guard:
+            self.guard()
 
     def _attempt(self, action: str, operation: Callable[[], T]) -> T:
         with explained(self.uri, action):

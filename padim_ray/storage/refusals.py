@@ -56,6 +56,8 @@ def _reason(uri: str, action: str, error: BaseException) -> str | None:
         return "no credentials were found (set AWS_ACCESS_KEY_ID … or --storage-options)"
     if isinstance(error, FileNotFoundError) and action != "write":
         return None
+    if isinstance(error, NotImplementedError):
+        return "this kind of storage can only be read"
     if isinstance(error, FileExistsError):
         return "a file is where a directory should be"
     if isinstance(error, PermissionError):

@@ -182,6 +182,7 @@ def test_a_run_keeps_the_version_that_it_began_with(
     assert padim_ray.score(**job).before == 60  # complete, whatever became of the model
     with pytest.raises(PadimError, match=f"{own} has no version 1; it has 2"):
         padim_ray.score(**job, retry_failed=["decode"])
+    assert (out / "_SUCCESS").exists()
     padim_ray.score(**job, max_failed=10, overwrite=True)
     assert {row["model_version"] for row in rows_of(out).values()} == {2}
 

@@ -73,7 +73,8 @@ def test_fit_counts_every_listed_image(fitted, s3):
         "bolt": (24, 2),
         "nut": (15, 0),
     }
-    manifest = pq.read_table(s3.root / "models/parts/versions/000001/manifest.parquet").to_pylist()
+    (file,) = (s3.root / "models/parts/versions/000001").glob("manifest-*.parquet")
+    manifest = pq.read_table(file).to_pylist()
     assert len(manifest) == 41
     failed = {row["uri"]: row["error"] for row in manifest if row["status"] == "failed"}
     assert {row["uri"] for row in manifest if row["leave_one_out_score"] is None} == set(failed)

@@ -88,11 +88,7 @@ def compare_models(expected: ModelVersion, actual: ModelVersion) -> Differences:
 
     An image is wrong if its status or leave-one-out score differs, or if its group's moments do.
     """
-    tables = [
-        pq.read_table(f"{version.root.uri}/versions/{version.number:06d}/manifest.parquet")
-        for version in (expected, actual)
-    ]
-    rows = [table.to_pylist() for table in tables]
+    rows = [version.load_manifest().to_pylist() for version in (expected, actual)]
     found = _compare(*rows, number="leave_one_out_score", same=("status", "error", "group"))
     wrong = found.wrong
     for group, entry in expected.groups.items():

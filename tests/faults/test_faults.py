@@ -1,5 +1,6 @@
 """The jobs under faults, compared with undisturbed runs: no row is lost, repeated or wrong."""
 
+import json
 import signal
 import subprocess
 import threading
@@ -8,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.timing import sample
+from padim_ray.storage.location import Location
 from tests.faults.cluster import Cluster
 from tests.faults.killers import DriverKiller, Killer
-from tests.faults.processes import wait_until
+from tests.faults.processes import kill_session, wait_until
 from tests.faults.proxy import Faults
 from tests.faults.report import Differences, read_results
 
@@ -97,6 +99,51 @@ def test_a_driver_terminated_and_restarted_changes_no_row(stage, ledger, job):
     ledger.add(f"{job}: SIGTERM of the driver, restarted until done", driver.kills.total(), found)
     assert starts[-1].code == 0, starts[-1].output
     assert {start.code for start in starts[:-1]} <= {143, -signal.SIGTERM}
+    assert not found
+
+
+@slow
+@both_jobs
+@pytest.mark.parametrize("successor", ["finishes", "gives up"])
+def test_a_job_that_was_stopped_until_another_took_over_changes_no_row(
+    stage, ledger, job, successor
+):
+    place = stage.new_place(f"{job}-lost-claim")
+    progress, soon = stage.progress(job, place), {"PADIM_RAY_LAPSE_SECONDS": "6"}
+    logs = [stage.directory / f"{place.rpartition('/')[2]}-{name}.log" for name in "ab"]
+    drivers, nodes = [], []
+    try:
+        with stage.proxy.injecting(SLOW_STORE):
+            drivers += [stage.cluster.start_driver(stage.command(job, place), logs[0], soon)]
+            wait_until(progress, 300)
+            drivers[0].send_signal(signal.SIGSTOP)
+        # on this machine others would see that it is there
+        claim = Location.of(f"{place}/.claims/000001.json", stage.proxy.options)
+        elsewhere = json.loads(claim.read()) | {"boot": "another machine"}
+        claim.write(json.dumps(elsewhere).encode())
+        nodes += [stage.cluster.add_node() for _ in range(2)]  # it keeps the others' CPUs
+        before = progress()
+        drivers += [stage.cluster.start_driver(stage.command(job, place), logs[1], soon)]
+        if successor == "gives up":
+            wait_until(lambda: progress() != before, 300)
+            drivers[1].send_signal(signal.SIGTERM)
+        successors_code = drivers[1].wait(300)
+        drivers[0].send_signal(signal.SIGCONT)
+        code = drivers[0].wait(120)
+    finally:
+        for driver in drivers:
+            kill_session(driver.pid)
+        for node in nodes:
+            stage.cluster.remove(node)
+    (last,) = stage.run(job, place)
+    found = stage.compare(job, place)
+    ledger.add(f"{job}: claim lost to a job that {successor}", int(code == 2), found)
+    outputs = [log.read_text(errors="replace") for log in logs]
+    assert successors_code == (0 if successor == "finishes" else 143), outputs[1]
+    assert code == 2, outputs[0]
+    assert f"Another job took over {place}, so this one stops" in outputs[0]
+    assert "Traceback" not in outputs[0]
+    assert last.code == 0, last.output
     assert not found
 
 

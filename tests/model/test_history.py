@@ -43,6 +43,7 @@ def test_inspecting_describes_all_versions_and_one_in_detail(root, model):
     assert {(each.groups, each.images) for each in info.versions} == {(2, 16)}
     assert all("16 images" in version.why and version.created_at for version in info.versions)
     sizes = root.file_sizes()
+    assert sizes.pop(".claims/000008.json")
     pointer, files = sizes.pop("CURRENT"), sum(version.bytes for version in info.versions)
     assert files + info.trunk_bytes == sum(sizes.values()) and pointer
     calibrated, other = (info.groups[name] for name in NAMES)

@@ -41,6 +41,10 @@ def test_an_endless_pointer_is_not_read(directory, tmp_path):
     ("path", "values"),
     [
         (["format_version"], [True, 1.0, "1", None, [], 10**40]),
+        (
+            ["manifest"],
+            [None, 1, "", "../x", "manifest-1.parquet", "manifest.parquet\n", "CURRENT"],
+        ),
         (["spec"], [None, [], "x", 1, {}]),
         (["groups"], [None, [], {"bolt": []}, {"bolt": {}}, {"\ud800": {}}]),
         (["spec", "backbone"], [None, 1, "", "vgg16", "../resnet18", "resnet18\n", "x" * 10**6]),

@@ -232,4 +232,4 @@ def test_an_impossible_histogram_is_refused(directory, tmp_path, values, counts)
 )
 def test_a_manifest_that_is_not_the_models_is_refused(directory, tmp_path, columns):
     data = parquet(tmp_path / "x", columns)
-    assert_refused(directory, MANIFEST, data, "manifest.parquet")
+    assert_refused(directory, MANIFEST, data, r"manifest-\w+\.parquet")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -58,18 +59,20 @@ def test_the_layout_is_as_documented(model, place):
     root = place / "models/line7"
     model.save(root.uri, root.options)
     trunk = f"trunks/{model.spec.weights_sha256}.safetensors"
+    manifest = open_version(root).manifest
+    assert re.fullmatch(r"manifest-[0-9a-f]{16}\.parquet", manifest)
     first = [
         "versions/000001/groups/bolt/gaussian-00000-of-00001.safetensors",
         "versions/000001/groups/bolt/moments-00000-of-00001.safetensors",
         "versions/000001/groups/nut/gaussian-00000-of-00001.safetensors",
         "versions/000001/groups/nut/moments-00000-of-00001.safetensors",
-        "versions/000001/manifest.parquet",
+        f"versions/000001/{manifest}",
         "versions/000001/model.json",
     ]
-    assert files(root) == ["CURRENT", trunk, *first]
+    assert files(root) == [".claims/000002.json", "CURRENT", trunk, *first]
     assert (root / "CURRENT").read() == b"000001\n"
     content = json.loads((root / "versions/000001/model.json").read())
-    assert content["format_version"] == 2
+    assert content["format_version"] == 3 and content["manifest"] == manifest
     assert content["groups"] == {
         "bolt": {"images": 6, "failed": 0, "shards": 1, "calibrated": 0},
         "nut": {"images": 4, "failed": 0, "shards": 1, "calibrated": 0},
@@ -78,8 +81,9 @@ def test_the_layout_is_as_documented(model, place):
     assert content["versions"]["padim-ray"] == padim_ray.__version__
     # the next version is beside the first, on the same trunk
     model.save(root.uri, root.options)
-    second = [name.replace("000001/", "000002/") for name in first]
-    assert files(root) == ["CURRENT", trunk, *first, *second]
+    manifests = manifest, open_version(root).manifest
+    second = [name.replace("000001/", "000002/").replace(*manifests) for name in first]
+    assert files(root) == [".claims/000004.json", "CURRENT", trunk, *first, *second]
     assert open_version(root).number == current_number(root) == 2
 
 
@@ -115,13 +119,12 @@ def test_the_pointer_is_written_last(model, place, monkeypatch):
         Location, "create", lambda self, data: written.append(self.uri) or create(self, data)
     )
     model.save(place.uri, place.options)
-    assert [uri.rpartition("/")[2] for uri in written[-3:]] == [
-        "manifest.parquet",
-        "model.json",
-        "CURRENT",
+    assert [uri.rpartition("/")[2] for uri in written[-4:]] == [
+        *(open_version(place).manifest, "model.json", "CURRENT"),
+        "000004.json",  # the directory is given back
     ]
     # the claim, and two groups' moments and Gaussians; the trunk is there already
-    assert len(written) == 8
+    assert len(written) == 9
 
 
 def test_a_version_is_published_once(model, place):
@@ -168,8 +171,8 @@ def test_a_missing_model_is_reported(place):
 
 
 def test_another_format_version_is_named(saved):
-    edit_json(saved, lambda content: content.update(format_version=3))
-    with pytest.raises(ModelError, match=r"model.json has format version 3, .* reads 1 and 2; use"):
+    edit_json(saved, lambda content: content.update(format_version=4))
+    with pytest.raises(ModelError, match=r"model.json has format version 4, .* reads 1 to 3; use"):
         read_everything(saved)
 
 
@@ -213,7 +216,7 @@ BOLT = "versions/000001/groups/bolt"
         ("versions/000001/model.json", "model.json can't be understood"),
         (f"{BOLT}/moments-00000-of-00001.safetensors", "moments-0.*can't be understood"),
         (f"{BOLT}/gaussian-00000-of-00001.safetensors", "gaussian-0.*can't be understood"),
-        ("versions/000001/manifest.parquet", "manifest.parquet can't be understood"),
+        ("versions/000001/manifest-*", r"manifest-\w+.parquet can't be understood"),
         ("trunks/*.safetensors", r"trunks/\S+ can't be understood"),
     ],
 )
@@ -233,7 +236,7 @@ def test_a_damaged_file_is_named(saved, name, message, damage):
         ("versions/000001/model.json", "model.json is missing"),
         (f"{BOLT}/moments-00000-of-00001.safetensors", "The model is incomplete: .*moments-00000"),
         (f"{BOLT}/gaussian-00000-of-00001.safetensors", "The model is incomplete: .*gaussian-000"),
-        ("versions/000001/manifest.parquet", "The model is incomplete: .*/manifest.parquet"),
+        ("versions/000001/manifest-*", "The model is incomplete: .*/manifest-"),
         ("trunks/*.safetensors", "The model is incomplete: .*/trunks/"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from padim_ray.storage.claim import _this_process
+from padim_ray.storage.heartbeat import describe_process
 from padim_ray.storage.location import Location
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ COMMANDS = [
 def test_a_job_that_is_told_to_stop_says_how_to_continue(command, archive, weights, tmp_path):
     # it waits for signs of life of another machine's job, and so can be told at a known point
     place = Location.of(str(tmp_path / "model"))
-    claim = {**_this_process(), "boot": "elsewhere", "host": "node7", "job": "fit", "id": "x"}
+    claim = describe_process("fit") | {"boot": "elsewhere", "host": "node7"}
     (place / ".claims/000001.json").write(json.dumps(claim).encode())
     with subprocess.Popen(
         [

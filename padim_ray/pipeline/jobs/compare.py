@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +25,7 @@ from padim_ray.images.decode_in_child import UprightImage, decode_all
 from padim_ray.images.manifest import group_counts
 from padim_ray.images.shards import shard_rows, shard_table
 from padim_ray.images.sources import uris_to_fetch, without_sources
+from padim_ray.model.readers import reading
 from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.pipeline.cluster.nodes import plan_for
 from padim_ray.pipeline.cluster.recovery import until_done
@@ -44,7 +46,7 @@ from padim_ray.runs.options.compare import CompareOptions
 from padim_ray.runs.options.score import ScoreOptions
 from padim_ray.runs.summary import timed
 from padim_ray.scoring.heatmap import color_scale, common_prefix, draw_heatmap, output_name
-from padim_ray.storage.claim import Claim, claimed
+from padim_ray.storage.claim import claimed
 from padim_ray.storage.credentials import hidden_credentials
 from padim_ray.storage.location import Location
 
@@ -77,7 +79,8 @@ def run_compare(before: str, after: str, options: CompareOptions) -> Comparison:
         check_no_credentials("A model's name", name)
     with hidden_credentials(options.storage_options):
         root = Location.of(options.out, options.storage_options)
-        with claimed(root, "compare") as claim:
+        with ExitStack() as stack:
+            root = stack.enter_context(claimed(root, "compare")).root
             record = None if options.overwrite else JobRecord.read(root)
             begun_with = record.identity.get("models", (None, None)) if record else (None, None)
             names = [
@@ -95,6 +98,8 @@ def run_compare(before: str, after: str, options: CompareOptions) -> Comparison:
             names = [version.name for version in versions]
             if names[0] == names[1]:
                 raise PadimError(f"compare takes two versions, but was given {names[0]} twice")
+            for version in versions:
+                stack.enter_context(reading(version, "compare"))
             hashes = [version.fingerprint() for version in versions]
             identity = identify(
                 options, job="compare", **dict(zip(MODELS, (names, hashes), strict=True))
@@ -110,7 +115,7 @@ def run_compare(before: str, after: str, options: CompareOptions) -> Comparison:
                 if not common.num_rows:
                     raise PadimError(f"No group of the images is in both {before} and {after}")
                 record.write(root)
-            return _Comparing(options, versions, root, claim, record.images, *started).run()
+            return _Comparing(options, versions, root, record.images, *started).run()
 
 
 def _clear(root: Location) -> None:
@@ -172,7 +177,6 @@ class _Comparing:
         options: of the job.
         versions: both models' versions.
         root: directory of the results; it contains each model's scoring run.
-        claim: on `root`.
         listed: all images.
         started_at: when the job started.
         started: the same on the monotonic clock.
@@ -182,7 +186,6 @@ class _Comparing:
     options: CompareOptions
     versions: Sequence[ModelVersion]
     root: Location
-    claim: Claim
     listed: pa.Table
     started_at: datetime
     started: float
@@ -204,7 +207,6 @@ class _Comparing:
             shown = self._most_changed(table)
             with timed("draw heatmaps", self.stages):
                 heatmaps = self._draw(images.take(pa.array(shown)), groups)
-        self.claim.check()
         (self.root / TABLE).write_table(table)
         comparison = Comparison(
             before=self.versions[0].name,

@@ -49,6 +49,7 @@ def run_convert(model: str, options: ConvertOptions) -> Summary:
         uri, number = split_name(model)
         root = Location.of(uri, options.storage_options)
         with claimed(root, "convert") as claim:
+            root = claim.root
             version = open_version(root, number)
             sample = sample_of(version)
             return _Convert(

@@ -56,7 +56,7 @@ def run_fit(options: FitOptions) -> Summary:
             return _Fit(
                 name="fit",
                 options=options,
-                root=root,
+                root=claim.root,
                 claim=claim,
                 sample=Sample(options.calibration_images, options.seed),
                 identity=identity,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from padim_ray.images.manifest import group_counts
 from padim_ray.model.layout import current_number
 from padim_ray.model.overlap import Union, check_compatible, describe_settings, unite
 from padim_ray.model.publish import save_trunk_weights
+from padim_ray.model.readers import reading
 from padim_ray.model.spec import ModelSpec
 from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.pipeline.jobs.calibrate import Sample
@@ -57,8 +59,13 @@ def run_merge(models: Sequence[str], options: MergeOptions) -> Summary:
         for model in models:
             check_no_credentials("A model's name", model)
         root = Location.of(options.model, options.storage_options)
-        with claimed(root, "merge") as claim:
+        with ExitStack() as stack:
+            claim = stack.enter_context(claimed(root, "merge"))
+            root = claim.root
             versions = [open_named(name, options.storage_options) for name in models]
+            for version in versions:
+                if version.root != root:  # `prune` can't claim this model meanwhile
+                    stack.enter_context(reading(version, "merge"))
             names = [version.name for version in versions]
             if len(set(names)) < max(2, len(names)):
                 raise PadimError(

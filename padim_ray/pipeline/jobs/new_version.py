@@ -26,6 +26,7 @@ from padim_ray.model.layout import (
     is_published,
     next_number,
     version_location,
+    version_numbers,
 )
 from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.publish import make_current, publish
@@ -118,11 +119,10 @@ class Job(ABC):
         """Make the version, or what is left to do of it."""
         if (summary := self._repeat()) is not None:
             return summary
-        number = number_to_make(self.root)
+        number = number_to_make(self.root, afresh=self.options.overwrite)
         place = version_location(self.root, number)
         if self.options.overwrite:
-            (place / JOB).remove()  # first: without it, a half-deleted attempt isn't continued
-            place.remove_all()
+            _abandon_unfinished(self.root)
         record = JobRecord.read(place)
         if record:
             record = self._continue(record)
@@ -208,13 +208,37 @@ class Job(ABC):
         return summary
 
 
-def number_to_make(root: Location) -> int:
-    """The number of the version to make, or to continue."""
-    number = next_number(root)
-    last = version_location(root, number - 1)
-    if number - 1 > (current_number(root) or 0) and Round.latest(last).number:
-        return number - 1  # it is published, but the job was killed before it became current
-    return number
+def number_to_make(root: Location, *, afresh: bool) -> int:
+    """The number of the version to make, or to continue.
+
+    A new version takes a number that no directory has: tasks of a job that lost its claim may
+    still be writing to the one that they know.
+
+    Args:
+        root: the model's directory.
+        afresh: whether an unfinished version is abandoned.
+    """
+    last = next_number(root) - 1
+    is_current = last <= (current_number(root) or 0)
+    if not (afresh or is_current) and Round.latest(version_location(root, last)).number:
+        return last  # it is published, but the job was killed before it became current
+    numbers = version_numbers(root)
+    unfinished = [] if afresh else _unfinished(root)
+    return max(unfinished, default=max(numbers, default=0) + 1)
+
+
+def _unfinished(root: Location) -> list[int]:
+    """The versions that jobs began after the last one was published."""
+    last = next_number(root) - 1
+    later = [number for number in version_numbers(root) if number > last]
+    return [number for number in later if (version_location(root, number) / JOB).exists()]
+
+
+def _abandon_unfinished(root: Location) -> None:
+    for number in _unfinished(root):
+        place = version_location(root, number)
+        (place / JOB).remove()  # first: without it, a half-deleted attempt isn't continued
+        place.remove_all()
 
 
 @dataclass(frozen=True)
@@ -264,6 +288,7 @@ class _NewVersion:
         Raises:
             TooManyFailed: if images couldn't be fetched, after all others are committed.
         """
+        self.job.claim.check()
         plan, options = self._plan(), self.job.options
         reducer = Reducer(
             draft,
@@ -304,6 +329,7 @@ class _NewVersion:
         parts = partial_sums_of(images, self.spec, self.job.root, self.job.options, plan)
         with closing(parts):
             for blocks in parts:
+                self.job.claim.check()
                 for block in blocks:
                     reducer.add(block)
                 self.metrics.report_progress(reducer.rows, len(reducer.failures))
@@ -343,7 +369,6 @@ class _NewVersion:
         }
         self._check_counts(groups, manifest.filter(is_fitted))
         job.check_calibration(manifest)
-        job.claim.check()
         images = self.images.num_rows - len(reducer.failures)
         publish(job.root, self.number, self.spec, groups, manifest, job.why.format(images))
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from padim_ray.errors import NoImages, PadimError
 from padim_ray.images.manifest import NO_IMAGES, group_counts
 from padim_ray.model.layout import current_number, split_name
+from padim_ray.model.readers import reading
 from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.pipeline.cluster.session import ray_session
 from padim_ray.pipeline.jobs.scoring_run import ScoringJob
@@ -93,17 +94,20 @@ def scoring_job(
     """
     started = datetime.now(UTC), time.monotonic()
     root = Location.of(options.out, options.storage_options)
-    with claimed(root, name) as claim:
+    with ExitStack() as stack:
+        claim = stack.enter_context(claimed(root, name))
+        root = claim.root
         record = None if options.overwrite else JobRecord.read(root)
         begun_with = _begun_with(record) if record else None
         version_name = version_to_continue(options.model, begun_with, options.storage_options)
-        if record and retry_failed:
-            _reopen(root, retry_failed)
-        if record and version_name == begun_with and run_directory.is_complete(root):
+        is_complete = record is not None and run_directory.is_complete(root)
+        reopens = is_complete and _has_failed(root, retry_failed)
+        if record and version_name == begun_with and is_complete and not reopens:
             # nothing is left to do, even if the version has been pruned since
             model = {key: record.identity[key] for key in _MODEL}
         else:
             version = open_named(version_name, options.storage_options)
+            stack.enter_context(reading(version, name))
             version.load_trunk_weights()  # report missing weights here: actors would die of them
             values = (version.root.uri, version.number, version.fingerprint())
             model = dict(zip(_MODEL, values, strict=True))
@@ -112,17 +116,18 @@ def scoring_job(
             run_directory.clear(root)
         if record:
             record = continue_run(record, identity, options, read_manifest, root)
+            if reopens:
+                (root / run_directory.COMPLETE).remove()
         else:
             run_directory.check_empty(root)
             record = _begin(identity, read_manifest(options), version, root)
         job = ScoringJob(
             name, options, version_name, record, root, claim, *started, tuple(retry_failed)
         )
-        with ExitStack() as stack:
-            if not job.is_complete:
-                stack.enter_context(ray_session(options.address))
-                stack.enter_context(job.metrics)
-            yield job
+        if not job.is_complete:
+            stack.enter_context(ray_session(options.address))
+            stack.enter_context(job.metrics)
+        yield job
 
 
 def version_to_continue(
@@ -159,15 +164,14 @@ def _begun_with(record: JobRecord) -> str | None:
     return f"{known['model']}@{known['model_version']}" if known.keys() >= set(_MODEL) else None
 
 
-def _reopen(root: Location, causes: Collection[str]) -> None:
-    """Reopen a complete run if it has images that failed for one of these causes."""
-    if not run_directory.is_complete(root):
-        return
+def _has_failed(root: Location, causes: Collection[str]) -> bool:
+    """Whether a complete run has images that failed for one of these causes."""
+    if not causes:
+        return False
     failed = read_summary(root, {}).failed_by_cause
     count = sum(n for cause, n in failed.items() if cause.startswith(tuple(causes)))
     log.info("--retry-failed: %d of the images failed for these causes", count)
-    if count:
-        (root / run_directory.COMPLETE).remove()
+    return count > 0
 
 
 def continue_run(

@@ -220,6 +220,7 @@ class ScoringJob:
 
     def _score(self, plan: Plan, count_pixels: PixelCounter | None, add_counts: AddCounts) -> None:
         """Score and commit the shards that aren't done."""
+        self.claim.check()
         left = [number for number in range(len(self.shards)) if number not in self.done]
         if not left:
             return
@@ -229,6 +230,7 @@ class ScoringJob:
             written = scored_shards(shards, self.version, self.options, plan, commit)
             with rows_of(written) as rows:
                 for row in rows:
+                    self.claim.check()
                     shard, scores = row.pop("shard"), np.frombuffer(row.pop("scores"), np.float32)
                     if shard in self.done:
                         raise RuntimeError(f"shard {shard} was scored twice")
@@ -243,7 +245,6 @@ class ScoringJob:
         if len(self.done) != len(self.shards):
             raise RuntimeError(f"{len(self.shards)} shards, but {len(self.done)} have results")
         self.output.check_complete(len(self.shards))
-        self.claim.check()
 
     def _draw_heatmaps(self, plan: Plan) -> None:
         """Draw the missing heatmaps, with one colour scale per group."""
@@ -278,6 +279,7 @@ class ScoringJob:
             count = 0
             with rows_of(drawn) as rows:
                 for row in rows:
+                    self.claim.check()
                     self.drawn.add(row["shard"])
                     count += row["drawn"]
         log.info("%d heatmaps drawn", count)
@@ -303,7 +305,6 @@ class ScoringJob:
             summary.report()
             return summary
         summary = self._summarise(is_good, places)
-        self.claim.check()
         write_summary(self.root, summary, self._settings())
         kill_at("score:run-json-written")
         summary.report()

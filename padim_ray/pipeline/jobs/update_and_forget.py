@@ -77,6 +77,7 @@ def _run(
         root = Location.of(options.model, options.storage_options)
         check_images_option(options)
         with claimed(root, name) as claim:
+            root = claim.root
             version = open_version(root)
             sample = sample_of(version)
             identity = identify(

@@ -1,7 +1,7 @@
-"""A model of format version 1 opens, and scores as it did when it was saved.
+"""Models of earlier format versions open, and score as they did when they were saved.
 
-`format_1/` holds a model that `PadimModel.save` wrote, and its scores. The trunk's weights are left
-out there; they are computed here.
+`formats/` holds a model in each of them, which `PadimModel.save` wrote, and its scores. The trunk's
+weights are left out there; they are computed here.
 """
 
 import json
@@ -18,7 +18,7 @@ from padim_ray.model.publish import save_trunk_weights
 from padim_ray.model.version import open_version
 from padim_ray.storage.location import Location
 
-STORED = Path(__file__).parent / "format_1"
+STORED = Path(__file__).parent / "formats"
 
 
 def pattern(shape, step, modulus):
@@ -43,9 +43,9 @@ def images(count, seed):
     return pattern((count, 3, 32, 32), 6151 + 2 * seed, 251).to(torch.uint8)
 
 
-@pytest.fixture
-def stored(tmp_path):
-    shutil.copytree(STORED / "model", tmp_path / "model")
+@pytest.fixture(params=["1", "2"])
+def stored(request, tmp_path):
+    shutil.copytree(STORED / request.param, tmp_path / "model")
     root = Location.of(str(tmp_path / "model"))
     save_trunk_weights(root, trunk_weights())
     return root
@@ -56,7 +56,7 @@ def expected():
     return json.loads((STORED / "expected.json").read_text())
 
 
-def test_a_format_1_model_scores_as_it_did(stored, expected):
+def test_an_earlier_model_scores_as_it_did(stored, expected):
     model = PadimModel.load(stored.uri, device="cpu")
     scores = model.score(images(4, 2), group="bolt").scores
     np.testing.assert_allclose(scores, expected["scores"], rtol=1e-5)
@@ -66,7 +66,7 @@ def test_a_format_1_model_scores_as_it_did(stored, expected):
     np.testing.assert_allclose(np.sort(left_out), expected["leave_one_out"], rtol=1e-5)
 
 
-def test_the_density_of_a_format_1_model_is_a_gaussian_per_cell(stored):
+def test_the_density_of_an_earlier_model_is_a_gaussian_per_cell(stored):
     density = open_version(stored).spec.density
     assert density.to_json() == {
         "kind": "gaussian",
@@ -74,11 +74,12 @@ def test_the_density_of_a_format_1_model_is_a_gaussian_per_cell(stored):
     }
 
 
-def test_a_format_1_model_can_be_updated_and_is_saved_in_format_2(stored, expected):
+def test_an_earlier_model_can_be_updated_and_is_saved_in_the_present_format(stored, expected):
     model = PadimModel.load(stored.uri, device="cpu")
+    assert open_version(stored).load_manifest().num_rows == 0
     model.update(images(3, 5), group="bolt")
     assert model.save(stored.uri) == 2
     content = json.loads((stored / "versions/000002/model.json").read())
-    assert content["format_version"] == 2
+    assert content["format_version"] == 3
     assert content["spec"]["density"]["kind"] == "gaussian"
     assert open_version(stored).groups["bolt"].images == expected["count"] + 3
