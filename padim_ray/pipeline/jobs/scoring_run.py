@@ -38,6 +38,7 @@ from padim_ray.runs import run_directory
 from padim_ray.runs.failures import Failures
 from padim_ray.runs.job_record import JobRecord
 from padim_ray.runs.options.score import ScoreOptions
+from padim_ray.runs.pushgateway import push_outcome
 from padim_ray.runs.ranking import Scores
 from padim_ray.runs.summary import GroupVerdict, Summary, read_summary, timed, write_summary
 from padim_ray.scoring.decision import Decision
@@ -275,6 +276,7 @@ class ScoringJob:
             run_directory.complete(self.root)  # a killed attempt may have left files
             summary = read_summary(self.root, places)
             summary.report()
+            push_outcome(summary, self.version.root.uri)  # a killed attempt may not have done so
             return summary
         summary = self._summarise(is_good, places)
         self.claim.check()
@@ -283,7 +285,7 @@ class ScoringJob:
         summary.report()
         self._report()
         run_directory.complete(self.root)
-        self.metrics.report_success()
+        push_outcome(summary, self.version.root.uri)
         return summary
 
     def _summarise(self, is_good: np.ndarray | None, places: Mapping[str, str]) -> Summary:
