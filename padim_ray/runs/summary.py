@@ -132,7 +132,7 @@ class Summary:
     `seconds`: wall time of this attempt; `stages`: its parts. `places`: URIs of what was written.
     `verdicts`: by group, after scoring. `skipped`: images that are in the model already; `listed`
     excludes them. `sampled`: images chosen to calibrate the groups that changed; `calibrated`: how
-    many of them could be read.
+    many of them could be read. `finished_at`: when the job was complete.
     """
 
     job: str
@@ -147,6 +147,7 @@ class Summary:
     skipped: int = 0
     sampled: int = 0
     calibrated: int = 0
+    finished_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def failed(self) -> int:
@@ -218,7 +219,7 @@ def write_summary(root: Location, summary: Summary, settings: Mapping[str, Any])
         "job": summary.job,
         "padim_ray": __version__,
         **settings,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished_at": summary.finished_at.isoformat(timespec="seconds"),
         "listed": summary.listed,
         "scored": summary.done,
         "failed": summary.failed,
@@ -253,6 +254,7 @@ def read_summary(root: Location, places: Mapping[str, str]) -> Summary:
             stages={},
             places=places,
             verdicts=verdicts,
+            finished_at=datetime.fromisoformat(run["finished_at"]),
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PadimError(f"{root.uri}/{RUN} is missing or damaged: {error}") from error

@@ -35,6 +35,16 @@ def render(directory: Path) -> list[Document]:
     return list(yaml.safe_load_all(rendered.stdout))
 
 
+def render_for(cloud: str, overlay: str, folder: Path) -> list[Document]:
+    """Render an overlay of a copy in an empty folder whose site has a cloud's component."""
+    shutil.copytree(KUBERAY, folder, dirs_exist_ok=True)
+    site = folder / "site/kustomization.yaml"
+    changed = site.read_text().replace("components: []", f"components: [../components/{cloud}]")
+    assert changed != site.read_text()
+    site.write_text(changed)
+    return render(folder / "overlays" / overlay)
+
+
 @dataclass(frozen=True)
 class Job:
     """A RayJob, or the RayJob that a RayCronJob creates."""

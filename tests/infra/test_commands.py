@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from padim_ray import cli
 from padim_ray.images.template import UriTemplate
+from padim_ray.runs import pushgateway
 from padim_ray.runs.options.fit import FitOptions
 from padim_ray.runs.options.score import ScoreOptions
 from tests.infra.manifests import OVERLAYS, jobs, named
@@ -166,4 +167,5 @@ def test_the_schedule_and_the_days_share_a_time_zone(rendered, site):
 
 def test_every_setting_is_used(by_name, site):
     used = json.dumps([job.spec["entrypoint"] for job in by_name.values()])
-    assert {name for name in site if name not in used} == {"TZ"}  # read by `date`
+    # read by `date`, and by jobs
+    assert {name for name in site if name not in used} == {"TZ", pushgateway.VARIABLE}

@@ -59,3 +59,18 @@ def test_the_disruption_budget_of_a_raycluster_is_a_whole_number(rendered):
     assert set(definition("RayCluster")["subresources"]) == {"status"}
     budget = named(rendered("nightly"), "PodDisruptionBudget")["padim-ray-head"]["spec"]
     assert isinstance(budget["minAvailable"], int) and "maxUnavailable" not in budget
+
+
+def test_finished_jobs_delete_their_cluster_first_and_later_themselves(all_jobs):
+    """Every end has its rules; after the failure of a job its deployment has failed as well."""
+    for job in all_jobs:
+        assert "shutdownAfterJobFinishes" not in job.spec  # KubeRay refuses both together
+        delays = {}
+        for rule in job.spec["deletionStrategy"]["deletionRules"]:
+            condition = dict(rule["condition"])
+            seconds = condition.pop("ttlSeconds")
+            ((status, value),) = condition.items()
+            delays.setdefault((status, value), {})[rule["policy"]] = seconds
+        assert set(delays) == {("jobStatus", "SUCCEEDED"), ("jobDeploymentStatus", "Failed")}
+        for each in delays.values():
+            assert 60 <= each["DeleteCluster"] <= 600 < 7 * 86400 <= each["DeleteSelf"]

@@ -97,10 +97,11 @@ def test_limits_of_memory_and_disk_equal_the_requests(containers):
 
 
 def test_ray_starts_with_the_containers_cpus_and_gpus(ray_pods):
+    """Heads run no tasks, and GPU nodes only actors, which ask for no CPU."""
     for _, pod in ray_pods:
         requests, limits = (pod.container["resources"][key] for key in ("requests", "limits"))
         cpus = int(pod.start["num-cpus"])
-        assert cpus == (0 if pod.group == "headgroup" else quantity(requests["cpu"]))
+        assert cpus == (quantity(requests["cpu"]) if pod.group == "cpu" else 0)
         gpus = quantity(limits.get("nvidia.com/gpu", 0))
         assert int(pod.start["num-gpus"]) == gpus == (1 if pod.group == "gpu" else 0)
 

@@ -11,7 +11,8 @@ costs a few calls, an image none. Recording without Ray does nothing.
 Ray ships values every 10 s (`RAY_metrics_report_interval_ms`) and when a process exits normally; a
 killed process loses its last seconds. Nodes keep counters for as long as they live, but drop a
 gauge that wasn't set for two of these intervals. So a job sets its gauges repeatedly, and their
-last values can be read for 20 s after its end.
+last values can be read for 20 s after its end. `padim_ray.runs.pushgateway` exports what must be
+known for longer.
 """
 
 import threading
@@ -54,10 +55,6 @@ _NAMES = {
     "padim_run_failed_images": ("Gauge", "command", "Of them failed."),
     "padim_run_manifest_bytes": ("Gauge", "command", "The list of images in the driver's memory."),
     "padim_model_info": ("Gauge", "command model version", "1: what a run scores with, or makes."),
-    "padim_last_success_timestamp_seconds": (
-        *("Gauge", "command model"),
-        "When the run was complete.",
-    ),
     "padim_stage_seconds_total": ("Counter", "stage", "Seconds that tasks and actors spent."),
     "padim_stage_images_total": ("Counter", "stage", "Images that they spent them on."),
     "padim_shard_seconds": ("Histogram", "stage", "Seconds of each call, of a shard or batch."),
@@ -189,7 +186,3 @@ class JobMetrics:
                 stage=stage,
                 cause=short,
             )
-
-    def report_success(self) -> None:
-        """Record that the run is complete."""
-        self._set("padim_last_success_timestamp_seconds", time.time(), model=self.model)

@@ -46,6 +46,7 @@ from padim_ray.runs.failures import Failures, count_causes
 from padim_ray.runs.job_record import JOB, JobRecord
 from padim_ray.runs.options.common import ImagesOptions
 from padim_ray.runs.options.fit import RoundOptions
+from padim_ray.runs.pushgateway import push_outcome
 from padim_ray.runs.summary import Summary, timed
 from padim_ray.storage.claim import Claim
 from padim_ray.storage.location import Location
@@ -145,9 +146,10 @@ class Job(ABC):
                 self.name, self.root.uri, number, group_counts(images), images.nbytes
             ) as metrics:
                 before, causes = _NewVersion(self, number, spec, images, metrics).make()
-                metrics.report_success()
         remove_rounds(place)
-        return self.summarise(number, images, causes, before)
+        summary = self.summarise(number, images, causes, before)
+        push_outcome(summary, self.root.uri)
+        return summary
 
     def repeated_images(self, record: JobRecord) -> pa.Table | None:
         """The images of a finished job with the same identity; None if this job's differ."""

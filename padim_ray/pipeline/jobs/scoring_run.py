@@ -40,6 +40,7 @@ from padim_ray.runs import run_directory
 from padim_ray.runs.failures import Failures, count_causes
 from padim_ray.runs.job_record import JobRecord
 from padim_ray.runs.options.score import ScoringOptions
+from padim_ray.runs.pushgateway import push_outcome
 from padim_ray.runs.ranking import Scores
 from padim_ray.runs.summary import GroupVerdict, Summary, read_summary, timed, write_summary
 from padim_ray.scoring.decision import Decision
@@ -303,6 +304,8 @@ class ScoringJob:
             run_directory.complete(self.root)  # a killed attempt may have left files
             summary = read_summary(self.root, places)
             summary.report()
+            # a killed attempt may not have done so
+            push_outcome(summary, self.record.identity["model"])
             return summary
         summary = self._summarise(is_good, places)
         write_summary(self.root, summary, self._settings())
@@ -311,7 +314,7 @@ class ScoringJob:
         self._report()
         self.failures.check_fetched()
         run_directory.complete(self.root)
-        self.metrics.report_success()
+        push_outcome(summary, self.record.identity["model"])
         return summary
 
     def _summarise(self, is_good: np.ndarray | None, places: Mapping[str, str]) -> Summary:
