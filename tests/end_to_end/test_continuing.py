@@ -161,7 +161,7 @@ def test_images_that_could_not_be_fetched_are_tried_again(model, incoming, small
     job = {"images": f"{incoming}/{{group}}/*", "model": model, "out": str(tmp_path / "out")}
     secret = incoming / "bolt/000.png"
     content = secret.read_bytes()
-    part = tmp_path / "out/results/part-000000.parquet"
+    part, other = (tmp_path / f"out/results/part-00000{number}.parquet" for number in (0, 1))
     with pytest.raises(TooManyFailed):
         padim_ray.score(**job, max_failed=8)
     # as if the store had refused access: root may read any local file
@@ -169,6 +169,8 @@ def test_images_that_could_not_be_fetched_are_tried_again(model, incoming, small
     denied = {"status": "failed", "error": "fetch: permission denied", "score": None}
     rows = [row | denied if row["uri"] == str(secret) else row for row in table.to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    # as a task of a run that was overwritten would write it
+    pq.write_table(pa.Table.from_pylist(rows[:1], table.schema.remove_metadata()), other)
     assert secret.read_bytes() == content
     summary = padim_ray.score(**job)
     assert rows_of(tmp_path / "out")[str(secret)]["status"] == "scored"

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from padim_ray.errors import PadimError
 from padim_ray.images.manifest import group_counts
 from padim_ray.images.shards import shard_rows, shard_table
 from padim_ray.images.sources import uris_to_fetch
@@ -104,6 +103,7 @@ class ScoringJob:
             staged_top=_max_highest_per_shard(options.report_images, self.manifest.num_rows),
             maps=options.maps,
             min_region_area=options.min_region_area,
+            run=self.record.settings.get("run", ""),
         )
         self.scores = Scores(
             self.manifest,
@@ -166,18 +166,23 @@ class ScoringJob:
                 until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
 
     def _read_committed(self, with_counts: bool, add_counts: AddCounts) -> None:
-        """Record what earlier attempts did, except shards with images that couldn't be fetched."""
+        """Record what earlier attempts did, except shards with images that couldn't be fetched.
+
+        The parts of shards that are done again are deleted first: a task never replaces one.
+        """
+        again: list[Location] = []
         for shard in read_committed(self.output, with_counts=with_counts):
-            rows = self.shards[shard.number]
-            if len(shard.scores) != rows.stop - rows.start:
-                raise PadimError(f"{self.output.part(shard.number).uri} belongs to another run")
-            if shard.may_improve:
+            if shard.may_improve or not self.output.is_own(shard.attempt):
+                again.append(self.output.part(shard.number))
                 continue
+            rows = self.shards[shard.number]
             self._record(shard.number, shard.scores, shard.causes)
             add_counts(rows, shard.counts)
             if shard.is_drawn:
                 self.drawn.add(shard.number)
             self.before += len(shard.scores)
+        with ThreadPoolExecutor(LOADING_THREADS) as pool:
+            list(pool.map(Location.remove, again))
         if self.before:
             log.info("%d of %d images are done already", self.before, self.manifest.num_rows)
         if len(self.done) < len(self.shards):
