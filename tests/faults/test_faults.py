@@ -1,7 +1,6 @@
 """The jobs under faults, compared with undisturbed runs: no row is lost, repeated or wrong."""
 
 import signal
-import subprocess
 import threading
 from dataclasses import replace
 
@@ -165,23 +164,6 @@ def test_an_outage_of_the_store_changes_no_row(stage, ledger, job):
     assert not found
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A file system in memory whose size can be raised."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-
-    def mount(size, *options):
-        more = ",".join([f"size={size}", *options])
-        command = ["mount", "-t", "tmpfs", "-o", more, "tmpfs", str(directory)]
-        return subprocess.run(command, capture_output=True).returncode == 0
-
-    if not mount("1m"):
-        pytest.skip("needs the right to mount a file system")
-    yield directory, lambda size: mount(size, "remount")
-    subprocess.run(["umount", "--lazy", str(directory)], check=True)
-
-
 @slow
 @pytest.mark.parametrize(
     "job, size, more", [("fit", "12m", ()), ("score", "4m", ("--heatmaps", "all", "--maps"))]
@@ -219,6 +201,27 @@ def test_a_small_object_store_spills_and_changes_no_row(stage, ledger):
     ledger.add("fit: objects spilled from a small object store", len(set(spilled)), found)
     assert run.code == 0, run.output
     assert spilled
+    assert not found
+
+
+@slow
+def test_a_full_spill_disk_is_explained_and_the_same_command_continues(stage, ledger, disk):
+    directory, give_space = disk
+    large = replace(stage, model_options=LARGE_MODEL, undisturbed={})
+    large.reference_place("fit")
+    environment = {"RAY_object_spilling_directory": str(directory)}
+    with Cluster(object_store_bytes=SMALL_STORE, environment=environment) as cluster:
+        small = replace(large, cluster=cluster)
+        place = small.new_place("full-spill")
+        (stopped,) = small.run("fit", place)
+        assert give_space("4g")
+        (finished,) = small.run("fit", place)
+    found = small.compare("fit", place)
+    ledger.add("fit: disk full of spilled objects", int("is full" in stopped.output), found)
+    assert stopped.code == 2, stopped.output
+    assert "Error: The disk of node 127.0.0.1 is full" in stopped.output
+    assert "--object-spilling-directory" in stopped.output and "Traceback" not in stopped.output
+    assert finished.code == 0, finished.output
     assert not found
 
 

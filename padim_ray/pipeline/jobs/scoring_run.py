@@ -24,12 +24,14 @@ from padim_ray.pipeline.cluster.pools import drawing_pool
 from padim_ray.pipeline.cluster.prometheus import JobMetrics
 from padim_ray.pipeline.cluster.recovery import until_done
 from padim_ray.pipeline.cluster.session import data_context, rows_of
+from padim_ray.pipeline.cluster.spilling import spilling
 from padim_ray.pipeline.graphs import scored_shards
 from padim_ray.pipeline.stages.commit import WriteResults, read_committed
 from padim_ray.pipeline.stages.decode import fetcher
 from padim_ray.pipeline.stages.draw import DrawHeatmaps
 from padim_ray.pipeline.stages.output import Output
 from padim_ray.planning.batches import MAX_SHARD_IMAGES
+from padim_ray.planning.forecast import score_objects_at_once
 from padim_ray.planning.resources import Plan
 from padim_ray.redaction import redact
 from padim_ray.report import MAX_FAILED, write_report
@@ -155,15 +157,21 @@ class ScoringJob:
         def run_on_nodes(stage: Callable[[Plan], None]) -> Callable[[], None]:
             return lambda: stage(plan_for(self.options))
 
-        with timed("score", self.stages):
-            until_done(
-                run_on_nodes(lambda plan: self._score(plan, count_pixels, add_counts)),
-                progress=lambda: len(self.done),
-            )
-        kill_at("score:results-complete")
-        if self.options.heatmaps != "none":
-            with timed("draw heatmaps", self.stages):
-                until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
+        with spilling(self._objects_at_once()):
+            with timed("score", self.stages):
+                until_done(
+                    run_on_nodes(lambda plan: self._score(plan, count_pixels, add_counts)),
+                    progress=lambda: len(self.done),
+                )
+            kill_at("score:results-complete")
+            if self.options.heatmaps != "none":
+                with timed("draw heatmaps", self.stages):
+                    until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
+
+    def _objects_at_once(self) -> int:
+        """Bytes in the object stores at the same time."""
+        manifest, plan = self.manifest, plan_for(self.options)
+        return score_objects_at_once(manifest.num_rows, manifest.nbytes, self.version.spec, plan)
 
     def _read_committed(self, with_counts: bool, add_counts: AddCounts) -> None:
         """Record what earlier attempts did, except shards with images that couldn't be fetched.
