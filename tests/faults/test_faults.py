@@ -205,27 +205,6 @@ def test_a_small_object_store_spills_and_changes_no_row(stage, ledger):
 
 
 @slow
-def test_a_full_spill_disk_is_explained_and_the_same_command_continues(stage, ledger, disk):
-    directory, give_space = disk
-    large = replace(stage, model_options=LARGE_MODEL, undisturbed={})
-    large.reference_place("fit")
-    environment = {"RAY_object_spilling_directory": str(directory)}
-    with Cluster(object_store_bytes=SMALL_STORE, environment=environment) as cluster:
-        small = replace(large, cluster=cluster)
-        place = small.new_place("full-spill")
-        (stopped,) = small.run("fit", place)
-        assert give_space("4g")
-        (finished,) = small.run("fit", place)
-    found = small.compare("fit", place)
-    ledger.add("fit: disk full of spilled objects", int("is full" in stopped.output), found)
-    assert stopped.code == 2, stopped.output
-    assert "Error: The disk of node 127.0.0.1 is full" in stopped.output
-    assert "--object-spilling-directory" in stopped.output and "Traceback" not in stopped.output
-    assert finished.code == 0, finished.output
-    assert not found
-
-
-@slow
 def test_at_least_fifty_processes_were_killed(ledger):
     # by the tests above, which run first
     assert {"actor", "worker", "raylet", "driver"} <= set(ledger.kills)
