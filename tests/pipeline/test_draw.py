@@ -62,18 +62,26 @@ def test_chosen_images_get_heatmaps_unless_they_are_gone(tmp_path, wanted):
         np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected))
 
 
-def test_a_write_task_that_comes_back_later_leaves_the_heatmaps_in_the_results(place, wanted):
-    output = output_in(place, "all")
-    write, shard = WriteResults(output, VERSION, DECISIONS), scored_shard([2, 9, 4, 20])
-    write(shard)
-    drawing(output)(wanted[0])
-    content = output.part(7).read()
-    write(shard)  # cut off before, repeated elsewhere, and back
-    assert output.part(7).read() == content
-    run_directory.complete(place)
-    write(shard)
-    assert output.part(7).read() == content
+def test_a_write_task_that_was_cut_off_and_goes_on_leaves_the_heatmaps_in_the_results(
+    place, wanted
+):
+    output, shard = output_in(place, "all"), scored_shard([2, 9, 4, 20])
+    write = WriteResults(output, VERSION, DECISIONS, lambda shard, maps: {"masks": 0})
+    drawn = []
+
+    def be_cut_off(shard, maps):
+        """The task was repeated elsewhere, and heatmaps were drawn, when it goes on."""
+        write(shard)
+        drawing(output)(wanted[0])
+        drawn.append(output.part(7).read())
+        return {"masks": 0}
+
+    WriteResults(output, VERSION, DECISIONS, be_cut_off)(shard)
+    assert [output.part(7).read()] == drawn
     assert read_parquet(output.part(7))["heatmap_uri"].null_count == 2
+    run_directory.complete(place)
+    WriteResults(output, VERSION, DECISIONS)(shard)
+    assert [output.part(7).read()] == drawn
 
 
 def test_a_drawing_task_leaves_a_part_alone_that_was_scored_again_meanwhile(tmp_path, wanted):
