@@ -11,10 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from padim_ray.model.history import ALPHA, GroupInfo, ModelInfo
+from padim_ray.model.history import ALPHA, GroupInfo, ModelInfo, VersionInfo
+from padim_ray.storage.disk import format_size
 
 if TYPE_CHECKING:
     from padim_ray.planning.plan import PlanReport
+
+SIZES = ("MB", "statistics", "density")
+"""Names of the columns with sizes in MB."""
 
 
 def print_json(value: Any) -> None:
@@ -26,22 +30,25 @@ def print_info(info: ModelInfo) -> None:
     """Print a model's history, and the settings and groups of one version."""
     console = _console()
     console.print(_text(info.model), end="\n\n")
-    history = _table("version", "", "created", "groups", "images", "MB", "")
+    history = _table("version", "", "created", "groups", "images", *SIZES, "")
     for version in info.versions:
         history.add_row(
             *(str(version.number), "current" * (version.number == info.current)),
             *(_text(version.created_at), str(version.groups), str(version.images)),
-            *(_megabytes(version.bytes), _text(version.why)),
+            *_sizes(version),
+            _text(version.why),
         )
     console.print(history)
-    console.print(f"\nVersion {info.number} (trunk weights: {_megabytes(info.trunk_bytes)} MB)\n")
+    console.print(f"{format_size(info.bytes)} in all\n")
+    console.print(f"Version {info.number} (trunk weights: {_megabytes(info.trunk_bytes)} MB)\n")
     settings = _table("setting", "")
     for name, value in _flat(info.settings):
         settings.add_row(name, _text(value))
     console.print(settings)
     console.print()
     groups = _table(
-        *("group", "images", "failed", "calibrated", "median score", f"threshold at {ALPHA}", "MB")
+        *("group", "images", "failed", "calibrated", "median score", f"threshold at {ALPHA}"),
+        *SIZES,
     )
     for name, group in info.groups.items():
         groups.add_row(_text(name), *_cells(group))
@@ -51,13 +58,13 @@ def print_info(info: ModelInfo) -> None:
 def print_plan(plan: "PlanReport") -> None:
     """Print the forecasts of all jobs, side by side."""
     console = _console()
-    size = "of unknown size" if plan.bytes is None else _size(plan.bytes)
+    size = "of unknown size" if plan.bytes is None else format_size(plan.bytes)
     console.print(f"{plan.images:,} images in {plan.groups:,} groups, {size}")
     state, features = plan.state, plan.features
     height, width = features["input"]
     console.print(
         f"{features['backbone']}, {features['channels']} channels, {height} × {width}, "
-        f"{features['precision']}: {_size(state.density)} of density per group"
+        f"{features['precision']}: {format_size(state.density)} of density per group"
     )
     cluster = plan.plan
     kind = "GPU" if cluster.actor.gpus else "CPU"
@@ -81,21 +88,21 @@ def print_plan(plan: "PlanReport") -> None:
     for name, cell in {
         "hours": lambda job: _hours(job.hours),
         "bound by": lambda job: job.bound,
-        "read from storage": lambda job: _size(job.read_bytes),
+        "read from storage": lambda job: format_size(job.read_bytes),
         "read rate": lambda job: (
-            "" if job.bytes_per_second is None else f"{_size(job.bytes_per_second)}/s"
+            "" if job.bytes_per_second is None else f"{format_size(job.bytes_per_second)}/s"
         ),
-        "model state, read or written": lambda job: _size(job.state_bytes),
-        "other writes, at most": lambda job: _size(job.written_bytes),
-        "through the object store": lambda job: _size(job.object_store_bytes),
-        "object store of all nodes": lambda job: _size(job.object_store_at_once),
-        "an actor's memory": lambda job: _size(job.actor_bytes),
+        "model state, read or written": lambda job: format_size(job.state_bytes),
+        "other writes, at most": lambda job: format_size(job.written_bytes),
+        "through the object store": lambda job: format_size(job.object_store_bytes),
+        "object store of all nodes": lambda job: format_size(job.object_store_at_once),
+        "an actor's memory": lambda job: format_size(job.actor_bytes),
         **(
-            {"an actor's GPU memory": lambda job: _size(job.device_bytes)}
+            {"an actor's GPU memory": lambda job: format_size(job.device_bytes)}
             if cluster.actor.gpus
             else {}
         ),
-        "the driver's memory": lambda job: _size(job.driver_bytes),
+        "the driver's memory": lambda job: format_size(job.driver_bytes),
         "partial sums": lambda job: f"{job.partial_sums:,}" if job.partial_sums else "",
         "merges": lambda job: f"{job.merges:,}" if job.partial_sums else "",
     }.items():
@@ -120,21 +127,16 @@ def _count(rate: float | None) -> str:
     return "?" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def _size(size: float) -> str:
-    """Format bytes in the largest unit that fits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB" if size < 999.5 else f"{size:,.0f} TB"
-
-
 def _cells(group: GroupInfo) -> list[str]:
     scores = [
         f"{score:.2f}" if score is not None else "" for score in (group.median, group.threshold)
     ]
     counts = [str(count) for count in (group.images, group.failed, group.calibrated)]
-    return [*counts, *scores, _megabytes(group.bytes)]
+    return [*counts, *scores, *_sizes(group)]
+
+
+def _sizes(info: VersionInfo | GroupInfo) -> list[str]:
+    return [_megabytes(size) for size in (info.bytes, info.statistics_bytes, info.density_bytes)]
 
 
 def _table(*names: str) -> Table:

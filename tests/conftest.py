@@ -188,3 +188,20 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     bucket = Location.of(f"s3://bucket-{secrets.token_hex(4)}", server.options)
     bucket.fs.mkdir(bucket.path)
     return bucket
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system in memory whose size can be raised."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+
+    def mount(size, *options):
+        more = ",".join([f"size={size}", *options])
+        command = ["mount", "-t", "tmpfs", "-o", more, "tmpfs", str(directory)]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    if not mount("1m"):
+        pytest.skip("needs the right to mount a file system")
+    yield directory, lambda size: mount(size, "remount")
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)

@@ -18,6 +18,7 @@ from padim_ray.model.layout import (
 from padim_ray.model.publish import make_current, remove_version
 from padim_ray.model.readers import PRUNE, find_readers
 from padim_ray.model.rounds import remove_rounds
+from padim_ray.model.spec import ModelSpec
 from padim_ray.model.version import ModelVersion, describe_version, open_version
 from padim_ray.runs.options.score import ScoreOptions
 from padim_ray.scoring.calibration import Calibration
@@ -39,7 +40,10 @@ class VersionInfo:
         why: what made the version, for people.
         groups: the number of groups.
         images: the number of images in all groups' statistics.
-        bytes: size of the version's files, without the trunk's weights, which versions share.
+        bytes: size of the version's files, without the trunk's weights, which versions share, and
+            without files of earlier versions that it refers to.
+        statistics_bytes: of these, the groups' statistics.
+        density_bytes: of these, the groups' fitted densities.
     """
 
     number: int
@@ -48,6 +52,8 @@ class VersionInfo:
     groups: int
     images: int
     bytes: int
+    statistics_bytes: int
+    density_bytes: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class GroupInfo:
         median: of the leave-one-out scores; None if the group isn't calibrated.
         threshold: the score threshold at a false-alarm rate of `ALPHA`; None likewise.
         bytes: size of the group's files.
+        statistics_bytes: of these, its statistics.
+        density_bytes: of these, its fitted density.
     """
 
     images: int
@@ -69,6 +77,8 @@ class GroupInfo:
     median: float | None
     threshold: float | None
     bytes: int
+    statistics_bytes: int
+    density_bytes: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class ModelInfo:
         settings: its specification, with the number of channels per layer.
         groups: its groups by name.
         trunk_bytes: size of the trunk's weights.
+        bytes: size of all files: every version, every trunk, and what an unfinished job has left.
     """
 
     model: str
@@ -92,6 +103,7 @@ class ModelInfo:
     settings: Mapping[str, Any]
     groups: Mapping[str, GroupInfo]
     trunk_bytes: int
+    bytes: int
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,10 +122,11 @@ def inspect(root: Location, number: int | None = None) -> ModelInfo:
     version = open_version(root, number)
     sizes = root.file_sizes()
     trunk = sizes.get(f"trunks/{version.spec.weights_sha256}.safetensors", 0)
-    directories: Counter[str] = Counter()
+    directories: dict[str, Counter[str]] = {}  # sizes by kind of file, as the names begin
     for path, size in sizes.items():
-        *parents, _ = path.split("/")
-        directories.update({"/".join(parents[:depth]): size for depth in (2, 4)})
+        *parents, name = path.split("/")
+        for directory in {"/".join(parents[:depth]) for depth in (2, 4)}:
+            directories.setdefault(directory, Counter())[name.partition("-")[0]] += size
     return ModelInfo(
         model=root.uri,
         current=check_number(root),
@@ -132,15 +145,26 @@ def inspect(root: Location, number: int | None = None) -> ModelInfo:
             for group in version.groups
         },
         trunk_bytes=trunk,
+        bytes=sum(sizes.values()),
     )
 
 
-def _version_info(root: Location, number: int, size: int) -> VersionInfo:
+def _version_info(root: Location, number: int, sizes: Counter[str]) -> VersionInfo:
     described = describe_version(root, number)
     images = sum(entry.images for entry in described.groups.values())
     return VersionInfo(
-        number, described.created_at, described.why, len(described.groups), images, size
+        number,
+        described.created_at,
+        described.why,
+        len(described.groups),
+        images,
+        *_split(sizes, described.spec),
     )
+
+
+def _split(sizes: Counter[str], spec: ModelSpec) -> tuple[int, int, int]:
+    """All bytes of a directory, those of statistics, and those of densities."""
+    return sizes.total(), sizes[spec.density.statistics_kind], sizes[spec.density.kind]
 
 
 def _settings(version: ModelVersion) -> dict[str, Any]:
@@ -148,10 +172,17 @@ def _settings(version: ModelVersion) -> dict[str, Any]:
     return version.spec.to_json() | {"channels": channels}
 
 
-def _group_info(version: ModelVersion, group: str, size: int) -> GroupInfo:
+def _group_info(version: ModelVersion, group: str, sizes: Counter[str]) -> GroupInfo:
     entry, calibration = version.groups[group], version.load_calibration(group)
     median, threshold = _summary(calibration) if calibration else (None, None)
-    return GroupInfo(entry.images, entry.failed, entry.calibrated, median, threshold, size)
+    return GroupInfo(
+        entry.images,
+        entry.failed,
+        entry.calibrated,
+        median,
+        threshold,
+        *_split(sizes, version.spec),
+    )
 
 
 def _summary(calibration: Calibration) -> tuple[float, float]:

@@ -194,12 +194,6 @@ def forecast_fit(
     # a row is stored twice: in the manifest's block, and beside its decoded pixels
     summed = archive.images * (2 * (row + ROW_BYTES) + pixels) + sums.partials * state.statistics
     scored = sample * (3 * (row + ROW_BYTES) + ACTOR_COLUMNS_BYTES + pixels + distance_bytes(spec))
-    at_once = (
-        archive.manifest_bytes
-        + plan.actors * IN_FLIGHT * batch * pixels
-        + decoding_tasks(plan.fixed_decoders) * shard * pixels
-        + _waiting(sums, groups, state)
-    )
     compute = None
     if rates.fit and rates.score:
         # CPU actors share their cores with merging, which counts as images here
@@ -223,7 +217,9 @@ def forecast_fit(
         reads=archive.images + sample,
         bytes_per_second=seconds and read / seconds,
         object_store_bytes=round(summed + sums.merges * state.merged + scored),
-        object_store_at_once=round(at_once),
+        object_store_at_once=fit_objects_at_once(
+            archive.groups, archive.manifest_bytes, spec, plan, round_images
+        ),
         state_bytes=groups * (state.stored_statistics + state.stored_density),
         written_bytes=round(
             sums.saves * state.stored_statistics
@@ -270,10 +266,8 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
         reads=archive.images,
         bytes_per_second=seconds and archive.bytes / seconds,
         object_store_bytes=round(archive.images * per_image),
-        object_store_at_once=round(
-            archive.manifest_bytes
-            + (plan.actors * IN_FLIGHT + decoding_tasks(plan.fixed_decoders)) * shard * pixels
-            + plan.actors * shard * distance_bytes(spec)
+        object_store_at_once=score_objects_at_once(
+            archive.images, archive.manifest_bytes, spec, plan
         ),
         state_bytes=state.stored_density * state_loads(archive.groups, shard, plan.actors),
         written_bytes=round(
@@ -286,6 +280,36 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
             spec, cached * state.density, kernels=spec.precision == "bfloat16"
         ),
         driver_bytes=2 * archive.manifest_bytes + 4 * archive.images,
+    )
+
+
+def fit_objects_at_once(
+    groups: Mapping[str, int], manifest_bytes: int, spec: ModelSpec, plan: Plan, round_images: int
+) -> int:
+    """Bytes of a fit's objects that are there at the same time.
+
+    On a cluster that grows it is a lower bound: the number of decoding tasks isn't known.
+    """
+    images, pixels = sum(groups.values()), image_bytes(spec)
+    shard = images_per_shard(images, spec.preprocessing)
+    batch = images_per_batch(images, plan.actors, spec, round_images)
+    sums = count_sums(groups, shard, batch, round_images)
+    return round(
+        manifest_bytes
+        + plan.actors * IN_FLIGHT * min(batch, images) * pixels
+        + decoding_tasks(plan.decoders or 0) * min(shard, images) * pixels
+        + _waiting(sums, len(groups), State.of(spec))
+    )
+
+
+def score_objects_at_once(images: int, manifest_bytes: int, spec: ModelSpec, plan: Plan) -> int:
+    """The same of `score`."""
+    shard = min(images_per_shard(images, spec.preprocessing), images)
+    decoded = plan.actors * IN_FLIGHT + decoding_tasks(plan.decoders or 0)
+    return (
+        manifest_bytes
+        + decoded * shard * image_bytes(spec)
+        + plan.actors * shard * distance_bytes(spec)
     )
 
 

@@ -26,6 +26,7 @@ from padim_ray.planning.forecast import (
 )
 from padim_ray.planning.resources import Node, Plan, plan_resources
 from padim_ray.planning.speed import Sampled, measure_actor, read_sample
+from padim_ray.planning.spilling import default_store, warn_of_spilling
 from padim_ray.planning.survey import Survey, survey
 from padim_ray.runs.options.model import FeatureOptions, ModelOptions, pair
 from padim_ray.runs.options.plan import PlanOptions
@@ -135,6 +136,7 @@ def _make_plan(options: PlanOptions) -> PlanReport:
             *_warn_of_images(archive_survey, sampled, known),
             *(_warn_of_gpus(jobs, plan, memory, source, per_gpu) if options.gpus else ()),
             *((rates.source,) if rates.fit is None else ()),
+            *(_warn_of_disk(jobs) if options.cpus is None and not options.gpus else ()),
         ),
     )
 
@@ -236,6 +238,12 @@ def _warn_of_gpus(
             f"there are {decoders / plan.actors:.1f} per GPU. Take more CPUs or fewer GPUs"
         )
     return warnings
+
+
+def _warn_of_disk(jobs: tuple[Forecast, ...]) -> list[str]:
+    """Warnings for jobs on this machine, with a Ray that they start themselves."""
+    found = ((job.job, warn_of_spilling(job.object_store_at_once, default_store())) for job in jobs)
+    return [f"{job} {warning}" for job, warning in found if warning]
 
 
 def _named(groups: list[str]) -> str:

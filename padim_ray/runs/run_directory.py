@@ -2,7 +2,8 @@
 
 OUT/
   job.json, listed.parquet       the job's record
-  results/part-000007.parquet    the rows of one shard; the shard is done when its file is there
+  results/part-000007.parquet    the rows of one shard; the shard is done when its file is there.
+                                 Scoring creates it, drawing heatmaps replaces it, nothing else does
   heatmaps/….png                 named after the images
   maps/….tiff                    anomaly maps, float32, with --maps
   run.json                       counts, settings, verdicts, throughput

@@ -366,6 +366,19 @@ def test_an_empty_day_is_a_run_of_no_images(model, tmp_path, capsys):
     assert json.loads((tmp_path / "out/run.json").read_text())["listed"] == 0
 
 
+def test_a_part_of_an_overwritten_run_is_scored_again(model, incoming, small_shards, tmp_path):
+    job = {"images": f"{incoming}/{{group}}/*", "model": model, "out": str(tmp_path / "out")}
+    with pytest.raises(TooManyFailed):
+        padim_ray.score(**job, max_failed=4)
+    settled(tmp_path / "out")
+    part = tmp_path / "out/results/part-000000.parquet"
+    table = pq.read_table(part)
+    pq.write_table(table.slice(0, 1).replace_schema_metadata(), part)
+    assert padim_ray.score(**job).listed == 60
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 60 and set(table["uri"].to_pylist()) <= set(rows)
+
+
 def test_a_stopped_fit_is_continued(archive, weights, tmp_path, caplog):
     broken = archive.parent / "broken-archive"
     if not broken.exists():

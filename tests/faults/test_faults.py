@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import threading
 from dataclasses import replace
 
@@ -249,23 +248,6 @@ def test_a_model_that_is_updated_in_mid_run_changes_no_row(stage, ledger):
     assert finished.code == 0, finished.output
     assert "is 2; the run stays with version 1" in finished.output
     assert not found
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A file system in memory whose size can be raised."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-
-    def mount(size, *options):
-        more = ",".join([f"size={size}", *options])
-        command = ["mount", "-t", "tmpfs", "-o", more, "tmpfs", str(directory)]
-        return subprocess.run(command, capture_output=True).returncode == 0
-
-    if not mount("1m"):
-        pytest.skip("needs the right to mount a file system")
-    yield directory, lambda size: mount(size, "remount")
-    subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 @slow

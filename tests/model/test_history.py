@@ -46,6 +46,13 @@ def test_inspecting_describes_all_versions_and_one_in_detail(root, model):
     assert sizes.pop(".claims/000008.json")
     pointer, files = sizes.pop("CURRENT"), sum(version.bytes for version in info.versions)
     assert files + info.trunk_bytes == sum(sizes.values()) and pointer
+    assert info.bytes == sum(sizes.values()) + pointer
+    for kind, name in (("statistics_bytes", "moments-"), ("density_bytes", "gaussian-")):
+        of_kind = {file: size for file, size in sizes.items() if f"/{name}" in file}
+        of_versions = [getattr(version, kind) for version in info.versions]
+        assert len(set(of_versions)) == 1 and sum(of_versions) == sum(of_kind.values()) > 0
+        of_group = [size for file, size in of_kind.items() if "000004/groups/bolt/" in file]
+        assert getattr(info.groups["bolt"], kind) == sum(of_group) > 0
     calibrated, other = (info.groups[name] for name in NAMES)
     scores = model.calibration(NAMES[0]).scores
     assert calibrated.calibrated == 8 and calibrated.bytes > other.bytes > 0
@@ -66,6 +73,7 @@ def test_the_info_command_prints_the_description(root, capsys):
 
     table = printed()
     assert "bolt" in table and "saved from Python with 16 images" in table
+    assert f"{sum(root.file_sizes().values()) / 1e6:.3g} MB in all" in table
     assert "[red]x" in table and "\x1b" not in table  # no markup, no control characters
     for number in (4, 2):
         expected = json.loads(json.dumps(inspect(root, number).to_json()))

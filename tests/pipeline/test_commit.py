@@ -15,7 +15,7 @@ from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.images.shards import shard_table
 from padim_ray.pipeline.stages.columns import column_array, fixed_size_column
 from padim_ray.pipeline.stages.commit import WriteResults, read_committed
-from padim_ray.pipeline.stages.output import DRAWN, Output, read_parquet
+from padim_ray.pipeline.stages.output import DRAWN, Output, attempt_of, read_parquet
 from padim_ray.scoring.anomaly_map import AnomalyMapper
 from padim_ray.scoring.decision import Decision
 from padim_ray.storage.location import Location
@@ -35,8 +35,14 @@ GONE, BUSY = "fetch: not found", "fetch: the storage failed (tried for 9 s: 503)
 
 def output_in(directory, heatmaps="none", **settings):
     defaults = {"prefix": "s3://a", "top": 2, "staged_top": 1, "maps": False, "min_region_area": 0}
-    root = Location.of(str(directory))
-    return Output(root=root, heatmaps=heatmaps, **defaults | settings)
+    root = directory if isinstance(directory, Location) else Location.of(str(directory))
+    return Output(root=root, heatmaps=heatmaps, **{"run": "this"} | defaults | settings)
+
+
+def staged_rows(output, number=7):
+    """The distances that the shard's committed attempt has kept."""
+    attempt = attempt_of(read_parquet(output.part(number)).schema)
+    return read_parquet(output.staged(number, attempt))
 
 
 def scored_shard(scores, *, number=7, group="bolt", error=GONE):
@@ -97,7 +103,7 @@ def test_a_part_has_verdicts_regions_and_p_values(tmp_path):
     assert rows["regions"] == [[], [region], None, []]
     assert rows["heatmap_uri"] == rows["map_uri"] == [None] * 4
     assert rows["model_version"] == [3] * 4
-    assert not output.staged(7).exists()
+    assert not (tmp_path / ".staging").exists()
 
 
 def test_a_group_without_a_threshold_has_scores_only(tmp_path):
@@ -116,7 +122,7 @@ def test_a_group_without_a_threshold_has_scores_only(tmp_path):
 def test_distances_are_kept_for_images_that_may_get_a_heatmap(tmp_path, heatmaps, rows):
     output = output_in(tmp_path, heatmaps)
     WriteResults(output, VERSION, DECISIONS)(scored_shard([2, 9, None, 2.5, 20]))
-    staged = read_parquet(output.staged(7))
+    staged = staged_rows(output)
     assert staged["row"].to_pylist() == rows  # flagged ones and one more, the highest first
     distances = column_array(staged["distances"], np.float32, (SIDE, SIDE))
     assert distances[:2, 2, 5].tolist() == [20, 9]
@@ -145,6 +151,31 @@ def test_pixel_counts_are_kept_for_the_next_attempt(tmp_path):
     assert {name: row[name] for name in counts} == counts
     (committed,) = read_committed(output, with_counts=True)
     assert committed.counts == counts
+
+
+def test_a_shard_that_is_written_again_has_the_results_that_were_committed_first(place):
+    """As when a task is cut off from Ray, is repeated elsewhere, and goes on later."""
+    output = output_in(place, "all")
+    counts = iter([{"masks": 1}, {"masks": 2}])
+    write = WriteResults(output, VERSION, DECISIONS, lambda shard, maps: next(counts))
+    (first,) = write(scored_shard([2, 9, 5])).to_pylist()
+    content = output.part(7).read()
+    (second,) = write(scored_shard([2, None, 5], error=BUSY)).to_pylist()
+    assert output.part(7).read() == content
+    assert second == first and dict(second["causes"]) == {} and second["masks"] == 1
+    (committed,) = read_committed(output, with_counts=True)
+    assert committed.counts == {"masks": 1}
+    assert len(staged_rows(output)) == 3
+
+
+def test_a_part_of_a_run_that_was_overwritten_is_not_taken_for_a_result(tmp_path):
+    write = WriteResults(output_in(tmp_path, run="earlier"), VERSION, DECISIONS)
+    write(scored_shard([2, 9]))
+    with pytest.raises(PadimError, match=r"part-000007.parquet was written by a task of the run"):
+        WriteResults(output_in(tmp_path), VERSION, DECISIONS)(scored_shard([3, 4]))
+    (committed,) = read_committed(output_in(tmp_path), with_counts=True)
+    assert not output_in(tmp_path).is_own(committed.attempt)
+    assert output_in(tmp_path, run="earlier").is_own(committed.attempt)
 
 
 def test_shards_that_are_mixed_or_incomplete_are_refused(tmp_path):
@@ -179,7 +210,8 @@ def test_a_part_says_that_its_heatmaps_are_drawn(tmp_path):
     output = output_in(tmp_path)
     WriteResults(output, VERSION, DECISIONS)(scored_shard([2, 9]))
     results = read_parquet(output.part(7))
-    output.part(7).write_table(results.replace_schema_metadata({DRAWN: b""}))
+    metadata = results.schema.metadata | {DRAWN: b""}
+    output.part(7).write_table(results.replace_schema_metadata(metadata))
     (committed,) = read_committed(output, with_counts=False)
     assert committed.is_drawn and committed.scores.tolist() == [2, 9]
 

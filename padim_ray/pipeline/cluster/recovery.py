@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 
 from padim_ray.pipeline.cluster.lost_actors import giving_up_lost_actors
 
@@ -27,8 +27,8 @@ def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
         progress: returns how much is done.
 
     Raises:
-        RayError: if the cluster failed `MAX_ATTEMPTS` times in a row without progress, or if an
-            error in the stage's own code ended it.
+        RayError: if the cluster failed `MAX_ATTEMPTS` times in a row without progress, or once
+            because a disk is full; or if an error in the stage's own code ended it.
     """
     idle, done = 0, progress()
     while True:
@@ -37,7 +37,8 @@ def until_done(work: Callable[[], None], progress: Callable[[], int]) -> None:
                 return work()
         except RayError as error:
             idle = idle + 1 if progress() == done else 1
-            if not is_cluster_failure(error) or idle == MAX_ATTEMPTS:
+            is_hopeless = is_full_disk(error) and progress() == done
+            if not is_cluster_failure(error) or is_hopeless or idle == MAX_ATTEMPTS:
                 raise
             done = progress()
             reason = str(error).strip().partition("\n")[0]
@@ -80,3 +81,10 @@ def _chain(error: BaseException | None, end: BaseException | None) -> Iterator[B
 def is_cluster_failure(error: RayError) -> bool:
     """Whether Ray failed, and not the code that it ran."""
     return not isinstance(error, RayTaskError) or isinstance(error.cause, RayError)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether objects couldn't be spilled: the disk of a node is full."""
+    if isinstance(error, OutOfDiskError):
+        return True
+    return isinstance(error, RayTaskError) and is_full_disk(error.cause)

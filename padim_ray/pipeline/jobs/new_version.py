@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from padim_ray.errors import PadimError
 from padim_ray.images.manifest import group_counts, sort_images
 from padim_ray.images.sources import FETCHED, without_sources
 from padim_ray.model.draft import DraftVersion
@@ -37,10 +38,12 @@ from padim_ray.pipeline.cluster.nodes import plan_for
 from padim_ray.pipeline.cluster.prometheus import JobMetrics
 from padim_ray.pipeline.cluster.recovery import until_done
 from padim_ray.pipeline.cluster.session import ray_session
+from padim_ray.pipeline.cluster.spilling import spilling
 from padim_ray.pipeline.graphs import partial_sums_of
 from padim_ray.pipeline.jobs.calibrate import Sample, calibrate
 from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.pipeline.merging.reducer import Reducer
+from padim_ray.planning.forecast import State, fit_objects_at_once
 from padim_ray.planning.resources import Plan
 from padim_ray.runs.failures import Failures, count_causes
 from padim_ray.runs.job_record import JOB, JobRecord
@@ -49,6 +52,7 @@ from padim_ray.runs.options.fit import RoundOptions
 from padim_ray.runs.pushgateway import push_outcome
 from padim_ray.runs.summary import Summary, timed
 from padim_ray.storage.claim import Claim
+from padim_ray.storage.disk import disk_usage, format_size
 from padim_ray.storage.location import Location
 
 log = logging.getLogger("padim_ray")
@@ -136,20 +140,58 @@ class Job(ABC):
             log.info("Nothing is left to do")
             return self.summarise(check_number(self.root), images, {}, before=0)
         with ray_session(self.options.address):
+            plan = plan_for(self.options)
             if record is None:
                 place.remove_all()
-                settings = self.settings(plan_for(self.options))
-                record = JobRecord(self.identity, settings, images)
+                record = JobRecord(self.identity, self.settings(plan), images)
                 record.write(place)
             spec = self.prepare(record.settings)
-            with JobMetrics(
-                self.name, self.root.uri, number, group_counts(images), images.nbytes
-            ) as metrics:
+            self._announce(place, spec, images)
+            with (
+                spilling(self._objects_at_once(spec, images, plan)),
+                JobMetrics(
+                    self.name, self.root.uri, number, group_counts(images), images.nbytes
+                ) as metrics,
+            ):
                 before, causes = _NewVersion(self, number, spec, images, metrics).make()
         remove_rounds(place)
         summary = self.summarise(number, images, causes, before)
         push_outcome(summary, self.root.uri)
         return summary
+
+    def _announce(self, place: Location, spec: ModelSpec, images: pa.Table) -> None:
+        """Log what will be written, and check that a local disk has room for the rest of it.
+
+        Raises:
+            PadimError: if it hasn't.
+        """
+        state, last = State.of(spec), Round.latest(place)
+        statistics, density = state.stored_statistics, state.stored_density
+        groups = {*group_counts(images), *self.base.rewritten, *self.base.copied}
+        log.info(
+            "A group takes %s on storage (statistics %s, density %s); groups to write: %d, with %s",
+            *map(format_size, (statistics + density, statistics, density)),
+            *(len(groups), format_size(len(groups) * (statistics + density))),
+        )
+        if not self.root.is_local:
+            return
+        # a round is deleted when the next one is written
+        rounds = 0 if images.num_rows <= self.options.round_images else 1 if last.partial else 2
+        needed = len(groups - set(last.groups)) * (statistics + density) + rounds * statistics
+        _, free = disk_usage(self.root.uri)
+        if needed > free:
+            raise PadimError(
+                f"{self.root.uri} needs {format_size(needed)} more, and its disk has "
+                f"{format_size(free)} free: make room and repeat the command, or choose another "
+                "--model, fewer --n-features or a smaller --image-size"
+            )
+
+    def _objects_at_once(self, spec: ModelSpec, images: pa.Table, plan: Plan) -> int:
+        """Bytes in the object stores at the same time."""
+        added = fit_objects_at_once(
+            group_counts(images), images.nbytes, spec, plan, self.options.round_images
+        )
+        return added + (State.of(spec).merged if self.base.versions else 0)
 
     def repeated_images(self, record: JobRecord) -> pa.Table | None:
         """The images of a finished job with the same identity; None if this job's differ."""

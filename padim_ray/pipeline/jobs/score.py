@@ -1,6 +1,7 @@
 """The score job: images in; scores, verdicts, heatmaps, anomaly maps and a report out."""
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -204,7 +205,8 @@ def _begin(
     """Write the record of a new run."""
     _check_groups(list(group_counts(images)), version)
     per_shard = images_per_shard(images.num_rows, version.spec.preprocessing)
-    record = JobRecord(identity, {"images_per_shard": per_shard}, images)
+    settings = {"images_per_shard": per_shard, "run": secrets.token_hex(8)}
+    record = JobRecord(identity, settings, images)
     record.write(root)
     return record
 

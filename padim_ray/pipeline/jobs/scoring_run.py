@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from padim_ray.errors import PadimError
 from padim_ray.images.fetch import is_unfetched
 from padim_ray.images.manifest import group_counts
 from padim_ray.images.shards import shard_rows, shard_table
@@ -27,12 +26,14 @@ from padim_ray.pipeline.cluster.pools import drawing_pool
 from padim_ray.pipeline.cluster.prometheus import JobMetrics
 from padim_ray.pipeline.cluster.recovery import until_done
 from padim_ray.pipeline.cluster.session import data_context, rows_of
+from padim_ray.pipeline.cluster.spilling import spilling
 from padim_ray.pipeline.graphs import scored_shards
-from padim_ray.pipeline.stages.commit import WriteResults, read_committed
+from padim_ray.pipeline.stages.commit import CommittedShard, WriteResults, read_committed
 from padim_ray.pipeline.stages.decode import fetcher
 from padim_ray.pipeline.stages.draw import DrawHeatmaps
 from padim_ray.pipeline.stages.output import Output
 from padim_ray.planning.batches import MAX_SHARD_IMAGES
+from padim_ray.planning.forecast import score_objects_at_once
 from padim_ray.planning.resources import Plan
 from padim_ray.redaction import redact
 from padim_ray.report import MAX_FAILED, write_report
@@ -108,6 +109,7 @@ class ScoringJob:
             staged_top=_max_highest_per_shard(options.report_images, self.manifest.num_rows),
             maps=options.maps,
             min_region_area=options.min_region_area,
+            run=self.record.settings.get("run", ""),
         )
 
     @cached_property
@@ -171,40 +173,51 @@ class ScoringJob:
         def run_on_nodes(stage: Callable[[Plan], None]) -> Callable[[], None]:
             return lambda: stage(plan_for(self.options))
 
-        with timed("score", self.stages):
-            until_done(
-                run_on_nodes(lambda plan: self._score(plan, count_pixels, add_counts)),
-                progress=lambda: len(self.done),
-            )
-        kill_at("score:results-complete")
-        if self.options.heatmaps != "none":
-            with timed("draw heatmaps", self.stages):
-                until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
+        with spilling(self._objects_at_once()):
+            with timed("score", self.stages):
+                until_done(
+                    run_on_nodes(lambda plan: self._score(plan, count_pixels, add_counts)),
+                    progress=lambda: len(self.done),
+                )
+            kill_at("score:results-complete")
+            if self.options.heatmaps != "none":
+                with timed("draw heatmaps", self.stages):
+                    until_done(run_on_nodes(self._draw_heatmaps), progress=lambda: len(self.drawn))
+
+    def _objects_at_once(self) -> int:
+        """Bytes in the object stores at the same time."""
+        manifest, plan = self.manifest, plan_for(self.options)
+        return score_objects_at_once(manifest.num_rows, manifest.nbytes, self.version.spec, plan)
 
     def _read_committed(self, with_counts: bool, add_counts: AddCounts) -> None:
         """Record what earlier attempts did, except shards of which something is tried again.
 
-        That are images and masks that couldn't be fetched, and images of `retry_failed`.
+        That are images and masks that couldn't be fetched, and images of `retry_failed`. The parts
+        of these shards are deleted first: a task never replaces one.
         """
+        again: list[Location] = []
         for shard in read_committed(self.output, with_counts=with_counts):
-            rows = self.shards[shard.number]
-            if len(shard.scores) != rows.stop - rows.start:
-                raise PadimError(f"{self.output.part(shard.number).uri} belongs to another run")
-            if any(map(is_unfetched, [*shard.errors, *shard.mask_errors])) or any(
-                error.startswith(self.retry_failed) for error in shard.errors
-            ):
+            if not self.output.is_own(shard.attempt) or self._is_tried_again(shard):
+                again.append(self.output.part(shard.number))
                 continue
+            rows = self.shards[shard.number]
             self._record(shard.number, shard.scores, count_causes(shard.errors))
             add_counts(rows, shard.counts)
             if shard.is_drawn:
                 self.drawn.add(shard.number)
             self.before += len(shard.scores)
+        with ThreadPoolExecutor(LOADING_THREADS) as pool:
+            list(pool.map(Location.remove, again))
         if self.before:
             log.info("%d of %d images are done already", self.before, self.manifest.num_rows)
         if len(self.done) < len(self.shards):
             # new scores may change which images get heatmaps; what to draw them from is gone only
             # if the run was complete, and then no other images of these shards can come to need one
             self.drawn -= self.output.staged_shards()
+
+    def _is_tried_again(self, shard: CommittedShard) -> bool:
+        unfetched = map(is_unfetched, [*shard.errors, *shard.mask_errors])
+        return any(unfetched) or any(error.startswith(self.retry_failed) for error in shard.errors)
 
     def _record(self, shard: int, scores: np.ndarray, causes: Mapping[str, int]) -> None:
         """Record a shard that is committed."""

@@ -21,7 +21,16 @@ from padim_ray.errors import PadimError
 from padim_ray.images.sources import without_sources
 from padim_ray.pipeline.cluster.prometheus import stage
 from padim_ray.pipeline.stages.columns import column_array
-from padim_ray.pipeline.stages.output import DRAWN, Output, encode_image, one_row, write_all
+from padim_ray.pipeline.stages.output import (
+    DRAWN,
+    Output,
+    attempt_of,
+    encode_image,
+    encode_part,
+    one_row,
+    read_parquet,
+    write_all,
+)
 from padim_ray.runs.failures import count_causes
 from padim_ray.runs.run_directory import list_parts, part_number
 from padim_ray.scoring.decision import Decision
@@ -45,7 +54,9 @@ _REGIONS = pa.list_(
 class WriteResults:
     """Commits a shard: takes scored rows, writes a Parquet file, returns a row for the driver.
 
-    Ray may run any task twice; writing a shard again replaces its files.
+    Ray may run any task twice, and a task that was cut off may go on after its shard was committed
+    and its heatmaps were drawn. So a part is created and never replaced here; a task that finds one
+    returns what that holds.
 
     Args:
         output: where the results go.
@@ -80,14 +91,26 @@ class WriteResults:
         scores = np.array(shard["score"].to_pylist(), np.float32)  # None becomes NaN
         flags = decision.flags(scores)
         distances = column_array(shard["distances"], np.float32, self.mapper.patches)
-        self._stage(number, shard, flags)
+        attempt = self.output.new_attempt()
+        self._stage(number, attempt, shard, flags)
         results = self._results(shard, decision, scores, flags, distances)
         counts = self.count_pixels(shard, self.mapper.maps(distances)) if self.count_pixels else {}
         if counts:
-            self.output.counts(number).write_table(one_row(counts))
-        self.output.part(number).write_table(results)
-        causes = list(count_causes(shard["error"].to_pylist()).items())
-        outcome = {"shard": number, "scores": scores.tobytes(), "causes": causes}
+            self.output.counts(number, attempt).write_table(one_row(counts))
+        causes = count_causes(shard["error"].to_pylist())
+        part = self.output.part(number)
+        try:
+            part.create(encode_part(results, attempt))
+        except FileExistsError:
+            committed = read_part(self.output, part, with_counts=bool(self.count_pixels))
+            if not self.output.is_own(committed.attempt):
+                raise PadimError(
+                    f"{part.uri} was written by a task of the run that --overwrite replaced; the "
+                    "same command without it continues"
+                ) from None
+            scores, counts = committed.scores, committed.counts
+            causes = count_causes(committed.errors)
+        outcome = {"shard": number, "scores": scores.tobytes(), "causes": list(causes.items())}
         loads = {name: shard[name][0].as_py() for name in LOADS}
         return one_row(outcome | loads | counts)
 
@@ -141,7 +164,7 @@ class WriteResults:
             results = results.append_column(name, column)
         return results
 
-    def _stage(self, number: int, shard: pa.Table, flags: np.ndarray) -> None:
+    def _stage(self, number: int, attempt: str, shard: pa.Table, flags: np.ndarray) -> None:
         """Keep the distances of the images that may get a heatmap: flagged ones and the highest."""
         if self.output.heatmaps == "none":
             return
@@ -155,7 +178,8 @@ class WriteResults:
             "top": self.output.top,
             "anomalous": int(flags.sum()) + self.output.staged_top,
         }[self.output.heatmaps]
-        self.output.staged(number).write_table(staged.sort_by(order).slice(0, count))
+        file = self.output.staged(number, attempt)
+        file.write_table(staged.sort_by(order).slice(0, count))
 
     def _write_maps(
         self, uris: list[str], is_scored: np.ndarray, distances: np.ndarray
@@ -174,6 +198,7 @@ class CommittedShard:
 
     Attributes:
         number: the shard's number.
+        attempt: the attempt that wrote it; None if an earlier padim-ray did.
         scores: (n,) float32, NaN where an image failed.
         errors: of the images that failed.
         is_drawn: whether its heatmaps are drawn.
@@ -181,6 +206,7 @@ class CommittedShard:
     """
 
     number: int
+    attempt: str | None
     scores: np.ndarray
     errors: list[str]
     is_drawn: bool
@@ -204,22 +230,33 @@ def read_committed(output: Output, *, with_counts: bool) -> Iterator[CommittedSh
     """
 
     def read(part: Location) -> CommittedShard:
-        number = part_number(part)
-        try:
-            with part.as_local_file() as path, pq.ParquetFile(path) as file:
-                table = file.read(["score", "error"])
-                metadata = file.schema_arrow.metadata or {}
-            scores, errors = (table[name].to_pylist() for name in ("score", "error"))
-            counts = output.read_counts(number) if with_counts else {}
-        except (OSError, ValueError, KeyError) as error:
-            raise PadimError(f"{part.uri} is damaged: {error}; see --overwrite") from error
-        return CommittedShard(
-            number=number,
-            scores=np.array(scores, np.float32),  # None becomes NaN
-            errors=[error for error in errors if error],
-            is_drawn=DRAWN in metadata,
-            counts=counts,
-        )
+        return read_part(output, part, with_counts=with_counts)
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
         yield from pool.map(read, list_parts(output.root))
+
+
+def read_part(output: Output, part: Location, *, with_counts: bool) -> CommittedShard:
+    """Read one committed shard; see `read_committed`.
+
+    Pixel counts are read for shards of this run only: others are scored again.
+    """
+    number = part_number(part)
+    try:
+        with part.as_local_file() as path, pq.ParquetFile(path) as file:
+            table = file.read(["score", "error"])
+            schema = file.schema_arrow
+        scores, errors = (table[name].to_pylist() for name in ("score", "error"))
+        attempt, counts = attempt_of(schema), {}
+        if with_counts and attempt is not None and output.is_own(attempt):
+            (counts,) = read_parquet(output.counts(number, attempt)).to_pylist()
+    except (OSError, ValueError, KeyError) as error:
+        raise PadimError(f"{part.uri} is damaged: {error}; see --overwrite") from error
+    return CommittedShard(
+        number=number,
+        attempt=attempt,
+        scores=np.array(scores, np.float32),  # None becomes NaN
+        errors=[error for error in errors if error],
+        is_drawn=DRAWN in (schema.metadata or {}),
+        counts=counts,
+    )

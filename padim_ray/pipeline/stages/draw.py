@@ -12,7 +12,15 @@ from padim_ray.images.fetch import Fetcher
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.pipeline.cluster.prometheus import stage
 from padim_ray.pipeline.stages.columns import column_array
-from padim_ray.pipeline.stages.output import DRAWN, Output, encode_image, read_parquet, write_all
+from padim_ray.pipeline.stages.output import (
+    ATTEMPT,
+    DRAWN,
+    Output,
+    attempt_of,
+    encode_image,
+    read_parquet,
+    write_all,
+)
 from padim_ray.scoring.anomaly_map import AnomalyMapper
 from padim_ray.scoring.heatmap import draw_heatmap
 
@@ -23,7 +31,8 @@ class DrawHeatmaps:
     """The stage that draws a shard's heatmaps and writes their URIs into the shard's part.
 
     It is given the rows to draw as `Scores.by_shard` makes them, and returns one row with the
-    columns `shard` and `drawn` (number of heatmaps).
+    columns `shard` and `drawn` (number of heatmaps). Ray may run a task twice: it writes the same
+    again. Only this stage replaces a part, and only one that is still of the attempt that it read.
 
     Args:
         output: the run's files.
@@ -52,18 +61,22 @@ class DrawHeatmaps:
 
     def _draw_shard(self, wanted: pa.Table) -> pa.Table:
         number, scale = wanted["shard"][0].as_py(), self.scales[wanted["group"][0].as_py()]
-        staged = read_parquet(self.output.staged(number))
+        part = self.output.part(number)
+        attempt = attempt_of(read_parquet(part).schema)
+        assert attempt is not None  # the driver has other parts scored again
+        staged = read_parquet(self.output.staged(number, attempt))
         staged = staged.filter(pc.is_in(staged["row"], wanted["row"].combine_chunks()))
         sources = dict(zip(wanted["row"].to_pylist(), wanted["source"].to_pylist(), strict=True))
         drawn: dict[int, str] = {}
         for start in range(0, staged.num_rows, BATCH_IMAGES):
             drawn.update(self._draw(staged.slice(start, BATCH_IMAGES), sources, scale))
-        part = self.output.part(number)
         results = read_parquet(part)
+        if attempt_of(results.schema) != attempt:
+            raise RuntimeError(f"{part.uri} was replaced while its heatmaps were drawn")
         uris = [drawn.get(row) for row in range(results.num_rows)]
         index = results.column_names.index("heatmap_uri")
         named = results.set_column(index, "heatmap_uri", pa.array(uris, pa.string()))
-        part.write_table(named.replace_schema_metadata({DRAWN: b""}))
+        part.write_table(named.replace_schema_metadata({ATTEMPT: attempt, DRAWN: b""}))
         return pa.table({"shard": [number], "drawn": [len(drawn)]})
 
     def _draw(

@@ -2,6 +2,7 @@
 
 import io
 import re
+import secrets
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,14 @@ from padim_ray.runs.run_directory import PART, list_parts
 from padim_ray.scoring.heatmap import output_name
 from padim_ray.storage.location import Location
 
+ATTEMPT = b"padim_ray.attempt"
+"""Metadata key of a part with the attempt that wrote it, see `Output.new_attempt`."""
 DRAWN = b"padim_ray.heatmaps_drawn"
 """Metadata key of a part whose heatmaps are drawn."""
 PNG_OPTIONS = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 """For heatmaps of photographs: half the time of level 4, and the files are no larger."""
 WRITING_THREADS = 8  # writing small files is bound by the store's latency
-_STAGED = re.compile(r"distances-(\d{6,})\.parquet")
+_STAGED = re.compile(r"distances-(\d{6,})-.+\.parquet")
 _TYPES = {
     "loaded_groups": pa.list_(pa.string()),
     "causes": pa.map_(pa.string(), pa.int64()),
@@ -43,6 +46,7 @@ class Output:
         staged_top: number of them for which each shard keeps its cells' distances.
         maps: whether anomaly maps are written.
         min_region_area: area of the smallest reported region, in pixels of the image.
+        run: identifies the run; --overwrite begins another one in the same directory.
     """
 
     root: Location
@@ -52,14 +56,27 @@ class Output:
     staged_top: int
     maps: bool
     min_region_area: int
+    run: str = ""
 
     def part(self, shard: int) -> Location:
         """The shard's results; the shard is committed when this file exists."""
         return self.root / PART.format(shard)
 
-    def staged(self, shard: int) -> Location:
+    def new_attempt(self) -> str:
+        """A name for one task's attempt to write a shard.
+
+        A task may be cut off from Ray, be repeated on another node, and go on when nobody expects
+        it any more. Each attempt has files of its own, and the part names the one that it is of.
+        """
+        return f"{self.run}-{secrets.token_hex(8)}"
+
+    def is_own(self, attempt: str | None) -> bool:
+        """Whether an attempt belongs to this run."""
+        return attempt is not None and attempt.rpartition("-")[0] == self.run
+
+    def staged(self, shard: int, attempt: str) -> Location:
         """Cells' distances of the shard's images that may get a heatmap."""
-        return self.root / f".staging/distances-{shard:06d}.parquet"
+        return self.root / f".staging/distances-{shard:06d}-{attempt}.parquet"
 
     def staged_shards(self) -> set[int]:
         """The numbers of the shards whose distances are kept."""
@@ -74,13 +91,9 @@ class Output:
         """The anomaly map of an image."""
         return self.root / f"maps/{output_name(uri, self.prefix, '.tiff')}"
 
-    def counts(self, shard: int) -> Location:
+    def counts(self, shard: int, attempt: str) -> Location:
         """An evaluation's pixel counts of the shard."""
-        return self.root / f".staging/counts-{shard:06d}.parquet"
-
-    def read_counts(self, shard: int) -> dict[str, Any]:
-        """Read the pixel counts of a committed shard."""
-        return read_parquet(self.counts(shard)).to_pylist()[0]
+        return self.root / f".staging/counts-{shard:06d}-{attempt}.parquet"
 
     def check_complete(self, shards: int) -> None:
         """Check that the driver sees all parts that workers wrote.
@@ -109,6 +122,20 @@ class Output:
 def one_row(values: Mapping[str, Any]) -> pa.Table:
     """A table of one row; nested columns have their declared types."""
     return pa.table({name: pa.array([value], _TYPES.get(name)) for name, value in values.items()})
+
+
+def attempt_of(part: pa.Schema) -> str | None:
+    """The attempt that wrote a part; None if it is of an earlier padim-ray."""
+    attempt = (part.metadata or {}).get(ATTEMPT)
+    return None if attempt is None else attempt.decode()
+
+
+def encode_part(results: pa.Table, attempt: str) -> bytes:
+    """Encode a shard's rows as the content of its part."""
+    buffer = io.BytesIO()
+    results = results.replace_schema_metadata({ATTEMPT: attempt})
+    pq.write_table(results, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def encode_image(image: Image.Image, kind: Literal["PNG", "TIFF"]) -> bytes:
