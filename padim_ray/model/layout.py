@@ -2,6 +2,7 @@
 
 MODEL/
   CURRENT                                    names the current version; replaced last, atomically
+  .claims/, .readers/                        which job writes to the model, and which ones read it
   trunks/<sha256>.safetensors                the trunk's weights, shared by the versions
   versions/000003/
     model.json                               format version, spec, groups

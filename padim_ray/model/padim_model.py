@@ -19,7 +19,12 @@ from padim_ray.model.detector import Detector, fit_density
 from padim_ray.model.draft import DraftVersion
 from padim_ray.model.layout import next_number, state_shards, version_location
 from padim_ray.model.model_json import GroupEntry
-from padim_ray.model.publish import publish, save_calibration, save_trunk_weights
+from padim_ray.model.publish import (
+    publish,
+    remove_manifests,
+    save_calibration,
+    save_trunk_weights,
+)
 from padim_ray.model.spec import ModelSpec, new_spec
 from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.runs.job_record import JOB
@@ -257,6 +262,7 @@ class PadimModel:
             number = next_number(root)
             while (version_location(root, number) / JOB).exists():
                 number += 1  # an unfinished fit has this number
+            remove_manifests(root, number)
             self._save(root, number)
         return number
 

@@ -81,10 +81,14 @@ def publish(
         manifest_file.remove()
         raise ModelError(f"{location.uri} was published by another job meanwhile") from error
     kill_at("fit:model-written")
-    for file in location.list_files():  # of attempts that were killed before they published
-        if re.fullmatch(MANIFEST, file.name) and file.name != manifest_file.name:
-            file.remove()
     make_current(root, number)
+
+
+def remove_manifests(root: Location, number: int) -> None:
+    """Delete what killed attempts to publish left in a version that isn't published."""
+    for file in version_location(root, number).list_files():
+        if re.fullmatch(MANIFEST, file.name):
+            file.remove()
 
 
 def make_current(root: Location, number: int) -> None:

@@ -9,8 +9,8 @@ OUT/
   run.json                       counts, settings, verdicts, throughput
   report.html                    the report for people
   _SUCCESS                       empty, and written last: all of the above is complete
-  .staging/                      intermediate files, removed at the end
-  .claims/                       which job is writing here
+  .staging/                      intermediate and temporary files, removed at the end
+  .claims/                       which job is writing here, or that none is
 """
 
 import re

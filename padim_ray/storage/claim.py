@@ -201,14 +201,18 @@ def _take(root: Location, job: str) -> Claim:
             file.create(encode(content))
         except FileExistsError:
             continue  # another job was faster
-        if max(list_numbers(directory), default=0) != number:
-            file.remove()  # this job was stopped before it created the file, and others overtook it
-            continue
-        _remove_before(directory, number)
-        if not is_free:
-            log.warning("%s is taken over from a %s job that is gone", root.uri, before.get("job"))
-            # by then each of its processes must look at its claim again before it writes
-            time.sleep(2 * lapse_of(before) / CHECKS)
+        try:
+            if max(list_numbers(directory), default=0) != number:
+                file.remove()  # this job was stopped before it created the file, and overtaken
+                continue
+            _remove_before(directory, number)
+            if not is_free:
+                log.warning("%s is taken over from a job that is gone", root.uri)
+                # by then each of its processes must look at its claim again before it writes
+                time.sleep(2 * lapse_of(before) / CHECKS)
+        except BaseException:
+            file.remove()
+            raise
         hold = Hold(root.uri, file, content["id"], content["lapse"])
         beat = directory / f"{number:06d}.beat"
         return Claim(

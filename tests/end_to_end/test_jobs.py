@@ -217,7 +217,7 @@ def test_run_json_describes_the_run_and_no_other_file_is_left(scored, s3):
     out = s3.root / "results/run 1"
     assert {path.name for path in out.iterdir()} == {
         *("results", "heatmaps", "maps"),
-        *("run.json", "report.html", "job.json", "listed.parquet", "_SUCCESS"),
+        *("run.json", "report.html", "job.json", "listed.parquet", "_SUCCESS", ".claims"),
     }
     run = json.loads((out / "run.json").read_text())
     assert (run["listed"], run["scored"], run["failed"]) == (23, 22, 1)

@@ -110,7 +110,7 @@ def test_a_job_that_was_stopped_until_another_took_over_changes_no_row(
     place = stage.new_place(f"{job}-lost-claim")
     progress, soon = stage.progress(job, place), {"PADIM_RAY_LAPSE_SECONDS": "6"}
     logs = [stage.directory / f"{place.rpartition('/')[2]}-{name}.log" for name in "ab"]
-    drivers, nodes = [], []
+    drivers = []
     try:
         with stage.proxy.injecting(SLOW_STORE):
             drivers += [stage.cluster.start_driver(stage.command(job, place), logs[0], soon)]
@@ -120,9 +120,12 @@ def test_a_job_that_was_stopped_until_another_took_over_changes_no_row(
         claim = Location.of(f"{place}/.claims/000001.json", stage.proxy.options)
         elsewhere = json.loads(claim.read()) | {"boot": "another machine"}
         claim.write(json.dumps(elsewhere).encode())
-        nodes += [stage.cluster.add_node() for _ in range(2)]  # it keeps the others' CPUs
         before = progress()
-        drivers += [stage.cluster.start_driver(stage.command(job, place), logs[1], soon)]
+        # the cluster's CPUs are the stopped job's
+        command = [
+            "local" if word == stage.cluster.address else word for word in stage.command(job, place)
+        ]
+        drivers += [stage.cluster.start_driver(command, logs[1], soon)]
         if successor == "gives up":
             wait_until(lambda: progress() != before, 300)
             drivers[1].send_signal(signal.SIGTERM)
@@ -132,8 +135,6 @@ def test_a_job_that_was_stopped_until_another_took_over_changes_no_row(
     finally:
         for driver in drivers:
             kill_session(driver.pid)
-        for node in nodes:
-            stage.cluster.remove(node)
     (last,) = stage.run(job, place)
     found = stage.compare(job, place)
     ledger.add(f"{job}: claim lost to a job that {successor}", int(code == 2), found)

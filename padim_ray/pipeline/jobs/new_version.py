@@ -30,7 +30,7 @@ from padim_ray.model.layout import (
     version_numbers,
 )
 from padim_ray.model.model_json import GroupEntry
-from padim_ray.model.publish import make_current, publish
+from padim_ray.model.publish import make_current, publish, remove_manifests
 from padim_ray.model.rounds import Round, remove_rounds
 from padim_ray.model.spec import ModelSpec
 from padim_ray.model.version import ModelVersion, open_version
@@ -135,6 +135,7 @@ class Job(ABC):
                 make_current(self.root, number)
                 remove_rounds(place)
                 return self.nothing_left(number, record.images)
+            remove_manifests(self.root, number)
         images = record.images if record else self.list_images()
         if not record and self.is_done(images):
             log.info("Nothing is left to do")
