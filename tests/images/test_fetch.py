@@ -1,3 +1,4 @@
+import secrets
 import time
 
 import pytest
@@ -6,6 +7,7 @@ from padim_ray.errors import ImageError
 from padim_ray.images.fetch import Fetcher
 from padim_ray.images.template import UriTemplate, list_images
 from padim_ray.storage.location import Location
+from tests.helpers.web import serve_files
 
 NASTY = ["plain.png", "b[1].png", "star*.png", "what?.png", "spa ce.png", "ü%2F.png", "-dash.png"]
 
@@ -59,6 +61,20 @@ def test_images_of_several_stores_are_fetched_together(place, tmp_path):
     local = Location.of(str(tmp_path / "b.png"))
     local.write(b"2")
     assert Fetcher(place.options)([local.uri, (place / "a.png").uri]) == [b"2", b"1"]
+
+
+@pytest.mark.parametrize("is_per_protocol", [False, True])
+def test_options_of_an_object_store_do_not_reach_web_servers(s3, tmp_path, is_per_protocol):
+    (tmp_path / "a.png").write_bytes(b"1")
+    bucket = Location.of(f"s3://bucket-{secrets.token_hex(4)}", s3.options)
+    bucket.fs.mkdir(bucket.path)
+    (bucket / "b.png").write(b"2")
+    headers = {"X-Token": "open sesame"} if is_per_protocol else {}
+    options = {"s3": s3.options, "http": {"headers": headers}} if is_per_protocol else s3.options
+    with serve_files(tmp_path, headers) as server:
+        uris = [f"http://{server.address}/a.png", (bucket / "b.png").uri]
+        assert Fetcher(options)(uris) == [b"1", b"2"]
+        assert all(target == "/a.png" for _, target in server.asked)
 
 
 def test_if_a_store_can_t_be_reached_each_image_fails(monkeypatch):
