@@ -38,10 +38,14 @@ def file(tmp_path_factory) -> Iterator[Location]:
     """The list as users write it, in no order; watches Arrow's memory."""
     path = tmp_path_factory.mktemp("long") / "manifest.parquet"
     shuffled = np.random.default_rng(0).permutation(IMAGES)
-    with pq.ParquetWriter(path, pa.schema({"uri": pa.string(), "group": pa.string()})) as writer:
+    kinds = {"uri": pa.string(), "group": pa.string(), "size": pa.int64()}
+    schema = pa.schema(kinds | {"version_tag": pa.string()})
+    with pq.ParquetWriter(path, schema) as writer:
         for some in np.split(shuffled, 6):
             uris = [f"s3://bucket/{image:06d}/{TAIL}" for image in some]
-            writer.write_table(pa.table({"uri": uris, "group": [f"g{n % 2}" for n in some]}))
+            columns = {"group": [f"g{image % 2}" for image in some], "size": some}
+            columns["version_tag"] = list(map(str, some))
+            writer.write_table(pa.table({"uri": uris} | columns, schema))
     yield Location.of(str(path))
     assert pa.default_memory_pool().max_memory() < MAX_MEMORY
 
@@ -93,7 +97,7 @@ def model(manifest, weights, tmp_path_factory) -> str:
     """A model that says that it was fitted to these images."""
     root = tmp_path_factory.mktemp("model")
     small = PadimModel(weights=weights, image_size=64, n_features=10)
-    small.update(np.zeros((2, 3, 64, 64), np.uint8))
+    small.update(np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), np.uint8))
     small.save(str(root))
     description = root / "versions/000001/model.json"
     content = json.loads(description.read_text())
@@ -111,13 +115,13 @@ def test_a_model_s_images_are_found_among_those_of_an_update(model, file):
 
 
 def test_a_model_s_images_are_found_among_those_to_forget(model, file):
-    with pytest.raises(padim_ray.PadimError, match="Group 'g0' would be left with -1198 images"):
+    with pytest.raises(padim_ray.PadimError, match="Group 'g0' would be left with -1192 images"):
         padim_ray.forget(manifest=file.uri, model=model)
 
 
 def test_models_that_share_images_are_united(model):
     manifest = open_version(Location.of(model)).load_manifest()
-    union = unite(["a", "b"], [manifest, manifest.slice(0, 2)], [{}, {}])
+    union = unite(["a", "b"], [manifest, manifest.slice(0, 2)], [{}, {"g0": 1}])
     assert union.manifest.num_rows == IMAGES
     assert union.repeated["uri"].equals(manifest["uri"].slice(0, 2))
 

@@ -1,4 +1,6 @@
 import os
+import re
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -158,3 +160,15 @@ def test_names_of_one_file_system_are_one(alias, name):
 def test_versions_of_an_object_stay_apart():
     for uri in ("s3://b/k?versionId=1", "s3://b/k?versionId=2", "s3://b/k", "s3://b/k/"):
         assert canonical_uri(uri) == uri
+
+
+def test_the_table_in_the_documentation_is_right():
+    page = (Path(__file__).parents[2] / "docs/images.md").read_text()
+    rows = re.findall(r"^\| [\w, ]+ \| (`\w*:?/.+) \| (`.+`) \|$", page, re.M)
+    assert len(rows) == 4
+    for same, different in rows:
+        images = [set(map(canonical_uri, re.findall("`(.+?)`", each))) for each in same.split(";")]
+        assert [len(spellings) for spellings in images] == [1] * len(images)
+        others = re.findall("`(.+?)`", different)
+        spelled = set(map(canonical_uri, others)).union(*images)
+        assert len(spelled) == len(others) + len(images)
