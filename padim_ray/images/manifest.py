@@ -2,6 +2,7 @@
 
 Columns: `uri`, `group`, one string column per other name that a template captures, `size` (bytes)
 and `version_tag` (the store's ETag, or the modification time). Rows are sorted by group and uri.
+In memory, strings have 64-bit offsets: the URIs of 40 million images take more than 2 GiB.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,11 @@ import pyarrow.parquet as pq
 
 from padim_ray.errors import NoImages, PadimError
 from padim_ray.storage.location import Location
+from padim_ray.storage.spelling import PLAIN, canonical_uri
 
 DEFAULT_GROUP = "default"
+TEXT = pa.large_string()
+_LONG = {pa.string(): TEXT, pa.binary(): pa.large_binary()}
 _RESULT_COLUMNS = """
     uri size version_tag status error score p_value threshold is_anomalous regions heatmap_uri
     map_uri width height model_version scored_at shard shard_images image distances
@@ -27,7 +31,7 @@ _ALLOWED = frozenset({"uri", "size", "version_tag", "mask_uri"})  # reserved, bu
 
 NO_IMAGES = pa.table(
     {
-        **{name: pa.array([], pa.string()) for name in ("uri", "group", "version_tag")},
+        **{name: pa.array([], TEXT) for name in ("uri", "group", "version_tag")},
         "size": pa.array([], pa.int64()),
     }
 )
@@ -51,15 +55,29 @@ def read_manifest(location: Location) -> pa.Table:
         or table["group"].null_count
     ):
         raise PadimError(f"The manifest {location.uri} has a row without a uri or without a group.")
-    table = normalise_uris(table, "uri")
-    counts = table["uri"].value_counts()
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated):
-        raise PadimError(
-            f"The manifest {location.uri} names images more than once, "
-            f"among them {repeated[0]['values'].as_py()}."
-        )
+    check_stores(table["uri"], location)
+    table = canonical_uris(table, "uri")
+    check_unique(table["uri"], f"The manifest {location.uri}")
     return sort_images(table)
+
+
+def restore_manifest(table: pa.Table) -> pa.Table:
+    """A manifest that a job has stored, as the job had it; its rows keep their order.
+
+    Older versions of padim-ray stored URIs as they were given.
+    """
+    table = with_long_offsets(table)
+    for name in sorted({"uri", "mask_uri"} & set(table.column_names)):
+        table = canonical_uris(table, name)
+    return table
+
+
+def with_long_offsets(table: pa.Table) -> pa.Table:
+    """A table whose strings have 64-bit offsets."""
+    schema = table.schema
+    for index, kind in enumerate(schema.types):
+        schema = schema.set(index, schema.field(index).with_type(_LONG.get(kind, kind)))
+    return table.cast(schema)
 
 
 @contextmanager
@@ -100,16 +118,17 @@ def complete_manifest(table: pa.Table, location: Location) -> pa.Table:
         PadimError: if a column can't be cast.
     """
     for name, kind, default in (
-        ("uri", pa.string(), None),
-        ("group", pa.string(), DEFAULT_GROUP),
+        ("uri", TEXT, None),
+        ("group", TEXT, DEFAULT_GROUP),
         ("size", pa.int64(), None),
-        ("version_tag", pa.string(), None),
+        ("version_tag", TEXT, None),
     ):
         if name in table.column_names:
             table = cast_column(table, name, kind, location)
         else:
             table = table.append_column(name, pa.array([default] * table.num_rows, kind))
-    return table.drop_columns(sorted(set(table.column_names) & (RESERVED_COLUMNS - _ALLOWED)))
+    unused = sorted(set(table.column_names) & (RESERVED_COLUMNS - _ALLOWED))
+    return with_long_offsets(table.drop_columns(unused))
 
 
 def cast_column(table: pa.Table, name: str, kind: pa.DataType, location: Location) -> pa.Table:
@@ -122,27 +141,57 @@ def cast_column(table: pa.Table, name: str, kind: pa.DataType, location: Locatio
         column = table[name].cast(kind)
     except pa.ArrowException as error:
         raise PadimError(
-            f"The manifest {location.uri} has a column {name!r} that is not {kind}: {error}"
+            f"The manifest {location.uri} has a column {name!r} that is not "
+            f"{'string' if kind == TEXT else kind}: {error}"
         ) from error
     return table.set_column(table.column_names.index(name), name, column)
 
 
-def normalise_uris(table: pa.Table, name: str) -> pa.Table:
-    """Give each file in a column one spelling; empty becomes null.
+def check_stores(uris: pa.ChunkedArray, location: Location) -> None:
+    """Check that images can be read from all stores that a manifest names.
+
+    Args:
+        uris: the images' URIs.
+        location: of the manifest, whose options are the images' too.
 
     Raises:
-        PadimError: if no file system serves a URI's scheme.
+        PadimError: if no file system serves a URI's scheme, or the options don't fit it.
     """
-    uris = [_normalised(uri) if uri else None for uri in table[name].to_pylist()]
-    for scheme in {uri.partition("://")[0] for uri in uris if uri and "://" in uri}:
-        Location.of(f"{scheme}://bucket")
-    return table.set_column(table.column_names.index(name), name, pa.array(uris, pa.string()))
+    found = pc.struct_field(pc.extract_regex(uris, r"^(?P<scheme>[^/:]*)://"), "scheme")
+    for scheme in found.unique().drop_null().to_pylist():
+        Location.of(f"{scheme}://bucket", location.options)
 
 
-def _normalised(uri: str) -> str:
-    """Make a local path absolute, because workers may run in another directory."""
-    is_remote = "://" in uri and not uri.startswith("file://")
-    return uri if is_remote else Location.of(uri).uri
+def check_unique(uris: pa.ChunkedArray, source: str) -> None:
+    """Check that a manifest has each image once.
+
+    Args:
+        uris: canonical URIs.
+        source: of the manifest, as the beginning of the error's sentence.
+
+    Raises:
+        PadimError: naming an image that is there more than once.
+    """
+    counts = uris.value_counts()
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        uri = repeated[0]["values"].as_py()
+        raise PadimError(
+            f"{source} names images more than once, among them {uri}. Two spellings of one file's "
+            "URI count as the same image."
+        )
+
+
+def canonical_uris(table: pa.Table, name: str) -> pa.Table:
+    """Give each file in a column one spelling; empty becomes null."""
+    if pc.all(pc.match_substring_regex(table[name], PLAIN)).as_py():
+        return table
+    chunks = [
+        pa.array([canonical_uri(uri) if uri else None for uri in chunk.to_pylist()], TEXT)
+        for chunk in table[name].chunks
+    ]
+    index = table.column_names.index(name)
+    return table.set_column(index, name, pa.chunked_array(chunks, TEXT))
 
 
 def sort_images(table: pa.Table) -> pa.Table:

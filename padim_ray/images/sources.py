@@ -27,8 +27,8 @@ def hide_credentials(manifest: pa.Table, name: str = "uri") -> pa.Table:
     uris = manifest[name]
     if not pc.any(pc.match_substring_regex(uris, "://.*[@=]")).as_py():
         return manifest
-    redacted = pa.array([uri and redact(uri) for uri in uris.to_pylist()], pa.string())
-    if redacted.equals(uris.combine_chunks()):
+    redacted = pa.chunked_array([[uri and redact(uri) for uri in uris.to_pylist()]], uris.type)
+    if redacted.equals(uris):
         return manifest
     if name == "uri" and pc.count_distinct(redacted).as_py() < len(redacted):
         raise PadimError(

@@ -10,10 +10,18 @@ from typing import Any
 import pyarrow as pa
 
 from padim_ray.errors import NoImages, PadimError
-from padim_ray.images.manifest import DEFAULT_GROUP, RESERVED_COLUMNS, sort_images
+from padim_ray.images.manifest import (
+    DEFAULT_GROUP,
+    RESERVED_COLUMNS,
+    TEXT,
+    canonical_uris,
+    check_unique,
+    sort_images,
+)
 from padim_ray.storage.location import Location, version_tag
 from padim_ray.storage.refusals import explained
 from padim_ray.storage.retry import with_retries
+from padim_ray.storage.spelling import ALIASES, BUCKETS
 
 LISTING_THREADS = 16  # more than cores, because they wait for the store
 _TOKEN = re.compile(r"\{([^{}]*)\}|\*|\?|\[[!^]?+\]?+[^\]/]*\]")
@@ -43,29 +51,40 @@ class UriTemplate:
         Raises:
             PadimError: if it is malformed.
         """
-        scheme, separator, path = text.partition("://")
-        scheme, path = (scheme, path) if separator else ("", text)
-        segments = path.split("/")
-        first = 0 if scheme in ("", "file") else 1
-        if first and (not segments[0] or _TOKEN.search(segments[0])):
-            raise PadimError(f"The bucket in {text!r} must be named, not captured or matched")
-        while first < len(segments) - 1 and not _TOKEN.search(segments[first]):
-            first += 1
-        fixed = "/".join(segments[:first]) or ("/" if first else ".")
-        root = Location.of(scheme + separator + fixed, options)
-        patterns = [segment for segment in segments[first:] if segment]
-        if not patterns:
-            raise PadimError(f"{text!r} names a directory; end it with a pattern such as /*.png")
-        if patterns[-1] == "**":
-            patterns.append("*")
+        root, patterns = split_template(text)
         _check_names(text)
-        return cls(root, tuple(patterns))
+        return cls(Location.of(root, options), patterns)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names that it captures, in order of appearance."""
         found = (match[1] for match in _TOKEN.finditer("/".join(self.segments)) if match[1])
         return tuple(dict.fromkeys(found))
+
+
+def split_template(text: str) -> tuple[str, tuple[str, ...]]:
+    """Split a template into the directory that it names and the patterns below.
+
+    Raises:
+        PadimError: if it names no bucket, or has no pattern.
+    """
+    scheme, separator, path = text.partition("://")
+    scheme, path = (scheme, path) if separator else ("", text)
+    if ALIASES.get(scheme, scheme) in BUCKETS:
+        path = path.lstrip("/")
+    segments = path.split("/")
+    first = 0 if scheme in ("", "file", "local") else 1
+    if first and (not segments[0] or _TOKEN.search(segments[0])):
+        raise PadimError(f"The bucket in {text!r} must be named, not captured or matched")
+    while first < len(segments) - 1 and not _TOKEN.search(segments[first]):
+        first += 1
+    fixed = "/".join(segments[:first]) or ("/" if first else ".")
+    patterns = [segment for segment in segments[first:] if segment]
+    if not patterns:
+        raise PadimError(f"{text!r} names a directory; end it with a pattern such as /*.png")
+    if patterns[-1] == "**":
+        patterns.append("*")
+    return scheme + separator + fixed, tuple(patterns)
 
 
 def _check_names(text: str) -> None:
@@ -110,7 +129,9 @@ def list_images(template: UriTemplate) -> pa.Table:
             found = matches
             if is_last:
                 break
-    return sort_images(_table(location, found, template.names))
+    images = canonical_uris(_table(location, found, template.names), "uri")
+    check_unique(images["uri"], f"The listing of {location.uri}")
+    return sort_images(images)
 
 
 @dataclass(frozen=True)
@@ -213,20 +234,18 @@ def _nothing_fits(
 
 def _table(location: Location, found: Sequence[_Found], names: Sequence[str]) -> pa.Table:
     try:
-        uris = pa.array([location.uri_of(entry.path) for entry in found], pa.string())
+        uris = pa.array([location.uri_of(entry.path) for entry in found], TEXT)
     except UnicodeEncodeError as error:
         raise PadimError(
             f"The name {error.object!r} is not UTF-8; rename it, or match images without it"
         ) from error
     columns: dict[str, Any] = {
         "uri": uris,
-        "group": pa.array(
-            [entry.captured.get("group", DEFAULT_GROUP) for entry in found], pa.string()
-        ),
+        "group": pa.array([entry.captured.get("group", DEFAULT_GROUP) for entry in found], TEXT),
     }
     for name in names:
         if name != "group":
-            columns[name] = pa.array([entry.captured[name] for entry in found], pa.string())
+            columns[name] = pa.array([entry.captured[name] for entry in found], TEXT)
     columns["size"] = pa.array([entry.size for entry in found], pa.int64())
-    columns["version_tag"] = pa.array([entry.version_tag for entry in found], pa.string())
+    columns["version_tag"] = pa.array([entry.version_tag for entry in found], TEXT)
     return pa.table(columns)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from padim_ray.errors import ModelError
-from padim_ray.images.manifest import sort_images
+from padim_ray.images.manifest import TEXT, sort_images
 from padim_ray.model.spec import ModelSpec
 
 SHOWN = 3  # images in an error message
@@ -127,7 +127,7 @@ def unite(
 
 
 def _with_tags(manifest: pa.Table) -> pa.Table:
-    for name, kind in {"size": pa.int64(), "version_tag": pa.string()}.items():
+    for name, kind in {"size": pa.int64(), "version_tag": TEXT}.items():
         if name not in manifest.column_names:  # the model's images were given as tensors
             manifest = manifest.append_column(name, pa.nulls(manifest.num_rows, kind))
     return manifest

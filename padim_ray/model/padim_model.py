@@ -14,7 +14,7 @@ from padim_ray.errors import ModelError
 from padim_ray.features.grid import Embeddings
 from padim_ray.features.trunk import native_precision
 from padim_ray.features.weights import StateDict
-from padim_ray.images.manifest import DEFAULT_GROUP
+from padim_ray.images.manifest import DEFAULT_GROUP, TEXT
 from padim_ray.model.detector import Detector, fit_density
 from padim_ray.model.draft import DraftVersion
 from padim_ray.model.layout import next_number, state_shards, version_location
@@ -36,7 +36,7 @@ from padim_ray.storage.claim import claimed
 from padim_ray.storage.location import Location
 
 PARTIAL_IMAGES = 512  # images in a float32 partial sum before it is merged into the float64 one
-EMPTY_MANIFEST = pa.table({name: pa.array([], pa.string()) for name in ("uri", "group")})
+EMPTY_MANIFEST = pa.table({name: pa.array([], TEXT) for name in ("uri", "group")})
 
 
 class Scores(NamedTuple):

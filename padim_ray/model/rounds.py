@@ -29,6 +29,7 @@ from padim_ray.storage.json_fields import (
     whole,
 )
 from padim_ray.storage.location import Location, list_numbers, numbered_file
+from padim_ray.storage.spelling import canonical_uri
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Round:
         for number in range(1, self.number + 1):
             with (version / f"rounds/{number:06d}.parquet").as_local_file() as path:
                 table = pq.read_table(path)
-            failures.update(zip(table["uri"].to_pylist(), table["error"].to_pylist(), strict=True))
+            uris = map(canonical_uri, table["uri"].to_pylist())  # an older padim-ray's weren't
+            failures.update(zip(uris, table["error"].to_pylist(), strict=True))
         return {uri: error for uri, error in failures.items() if error is not None}
 
 

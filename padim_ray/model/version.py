@@ -14,6 +14,7 @@ from padim_ray.densities.base import Fitted, Named, State, Statistics
 from padim_ray.errors import ModelError
 from padim_ray.features.grid import split_cells
 from padim_ray.features.weights import StateDict, weights_sha256
+from padim_ray.images.manifest import restore_manifest
 from padim_ray.model.files import load_tensors, load_trunk, read_file, read_table
 from padim_ray.model.layout import (
     MODEL,
@@ -220,6 +221,7 @@ class ModelVersion:
             version_location(self.root, self.number) / self.manifest,
             {"uri": pa.string(), "group": pa.string()},
             range(listed + 1),  # images that were given as tensors aren't listed
+            parse=restore_manifest,
             max_bytes=MAX_MANIFEST_BYTES,
         )
 

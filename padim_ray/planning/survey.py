@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 
 from padim_ray.images.manifest import (
     DEFAULT_GROUP,
+    canonical_uris,
     check_manifest,
+    check_stores,
     complete_manifest,
     group_counts,
     manifest_errors,
-    normalise_uris,
 )
 from padim_ray.images.template import UriTemplate, list_images
 from padim_ray.runs.options.plan import PlanOptions
@@ -99,7 +100,8 @@ def survey_manifest(location: Location, sample: int) -> Survey:
             sized += part.num_rows - part["size"].null_count
         middle = parquet.num_row_groups // 2
         middle_rows = next(parquet.iter_batches(SAMPLED_ROWS, row_groups=[middle]))
-    kept = normalise_uris(complete_manifest(pa.table(middle_rows), location), "uri")
+    kept = canonical_uris(complete_manifest(pa.table(middle_rows), location), "uri")
+    check_stores(kept["uri"], location)
     if not wanted:
         groups[DEFAULT_GROUP] = rows
     return Survey(

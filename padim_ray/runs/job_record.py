@@ -7,20 +7,23 @@ listed.parquet    the images as they were listed
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from padim_ray.errors import PadimError
+from padim_ray.images.manifest import restore_manifest
 from padim_ray.images.sources import without_sources
-from padim_ray.images.template import UriTemplate
+from padim_ray.images.template import split_template
 from padim_ray.redaction import redact
-from padim_ray.runs.options.common import ImagesOptions, RunOptions
+from padim_ray.runs.options.common import RunOptions
 from padim_ray.storage.json_fields import parse_json
 from padim_ray.storage.location import Location
+from padim_ray.storage.spelling import canonical_uri
 
 JOB, LISTED = "job.json", "listed.parquet"
 NOT_IDENTITY = frozenset(
@@ -66,8 +69,8 @@ class JobRecord:
         try:
             content = parse_json((root / JOB).read())
             with (root / LISTED).as_local_file() as path:
-                identity = _with_later_options(content["identity"])
-                return cls(identity, content["settings"], pq.read_table(path))
+                identity = _as_of_now(content["identity"])
+                return cls(identity, content["settings"], restore_manifest(pq.read_table(path)))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
@@ -104,12 +107,18 @@ class JobRecord:
                 f"{place} with other images: since then {changes}. Score them to another --out, or "
                 "start afresh with --overwrite"
             )
+        if not images["uri"].equals(self.images["uri"]):  # spelled otherwise, they were sorted so
+            images = images.take(pc.index_in(self.images["uri"], images["uri"]))
         return replace(self, images=images)
 
 
-def _with_later_options(identity: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A record's identity with the options that are newer than it, as they took effect then."""
-    return (LATER_OPTIONS if identity.get("job") == "fit" else {}) | dict(identity)
+def _as_of_now(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The identity that an earlier padim-ray recorded, as this one identifies the same job.
+
+    It has the options that are newer than it, as they took effect then, and canonical URIs.
+    """
+    later = LATER_OPTIONS if identity.get("job") == "fit" else {}
+    return later | _with_canonical_places(identity)
 
 
 def identify(options: RunOptions, **more: Any) -> dict[str, Any]:
@@ -123,14 +132,33 @@ def identify(options: RunOptions, **more: Any) -> dict[str, Any]:
         for field in fields(options)
         if field.name not in NOT_IDENTITY
     }
-    if isinstance(options, ImagesOptions):  # one spelling for each place
-        if options.images is not None:
-            template = UriTemplate.parse(options.images, options.storage_options)
-            chosen["images"] = "/".join([template.root.uri, *template.segments])
-        if options.manifest is not None:
-            chosen["manifest"] = Location.of(options.manifest, options.storage_options).uri
-    redacted = {k: redact(v) if isinstance(v, str) else v for k, v in (chosen | more).items()}
+    chosen = _with_canonical_places(chosen | more)
+    redacted = {k: redact(v) if isinstance(v, str) else v for k, v in chosen.items()}
     return json.loads(json.dumps(redacted))  # tuples become lists, as in a stored record
+
+
+def _canonical_template(text: str) -> str:
+    root, patterns = split_template(text)
+    return "/".join([_canonical_place(root), *patterns])
+
+
+def _canonical_place(uri: str) -> str:
+    return canonical_uri(uri).rstrip("/")
+
+
+def _with_canonical_places(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity whose paths and URIs have one spelling for each place."""
+    spell: Mapping[str, Callable[[Any], Any]] = {
+        "images": _canonical_template,
+        "masks": _canonical_template,
+        "manifest": _canonical_place,
+        "model": _canonical_place,
+        "models": lambda uris: [*map(_canonical_place, uris)],
+    }
+    return {
+        name: spell[name](value) if name in spell and value is not None else value
+        for name, value in identity.items()
+    }
 
 
 def describe_changes(before: pa.Table, now: pa.Table) -> str | None:

@@ -4,6 +4,7 @@ A `Location` is a path or a URI such as `s3://bucket/prefix`, with fsspec's stor
 be sent to workers, because connections are made where it is used. Transient failures are retried.
 """
 
+import base64
 import hashlib
 import os
 import re
@@ -25,8 +26,10 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from padim_ray.errors import PadimError
+from padim_ray.storage.options import options_of
 from padim_ray.storage.refusals import explained
 from padim_ray.storage.retry import with_retries
+from padim_ray.storage.spelling import canonical_uri
 
 S3_CONFIG = {
     "connect_timeout": 10,
@@ -36,6 +39,7 @@ S3_CONFIG = {
 }
 DELETING_THREADS = 8
 MAX_SEGMENT = 200  # bytes; file systems allow 255 in a name
+_ORDINARY = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 T = TypeVar("T")
 
 
@@ -43,8 +47,8 @@ T = TypeVar("T")
 class Location:
     """A file, a directory or an object store's prefix.
 
-    `uri` has no trailing slash, and local paths are absolute. `options` are fsspec's, and may hold
-    credentials.
+    `uri` has no trailing slash, and local paths are absolute. `options` are those of all protocols,
+    see `options_of`, and may hold credentials.
 
     A directory that a job has claimed has two more attributes, which everything below it shares:
     `staging` is the local directory for files that are being written (default: beside the file),
@@ -60,16 +64,17 @@ class Location:
 
     @classmethod
     def of(cls, uri: str, options: Mapping[str, Any] | None = None) -> "Location":
-        """Normalise a path or URI from a user: `~` and relative paths become absolute.
+        """Normalise a path or URI from a user, see `canonical_uri`.
 
         Raises:
-            PadimError: if no file system serves the URI's scheme, or the URI names no bucket.
+            PadimError: if no file system serves the URI's scheme, the URI names no bucket, or the
+                options are malformed.
         """
-        scheme, separator, rest = str(uri).partition("://")
+        spelled = canonical_uri(str(uri))
+        scheme, separator, rest = spelled.partition("://")
+        options_of(scheme if separator else "file", options or {})  # checks them
         if not separator:
-            return cls(os.path.abspath(os.path.expanduser(uri)))
-        if scheme == "file":
-            return cls(os.path.abspath(rest))
+            return cls(spelled)
         if scheme not in fsspec.available_protocols():
             raise PadimError(
                 f"{uri!r} has the scheme {scheme!r}, which no known file system serves"
@@ -80,7 +85,7 @@ class Location:
             raise PadimError(f"{uri!r} needs a package that is missing: {error}") from error
         if not rest.strip("/"):
             raise PadimError(f"{uri!r} names no bucket")
-        return cls(uri.rstrip("/"), options or {})
+        return cls(spelled.rstrip("/"), options or {})
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # no connection
@@ -101,10 +106,15 @@ class Location:
     def fs(self) -> fsspec.AbstractFileSystem:
         if self.is_local:
             return LocalFileSystem()
-        scheme, options = self.uri.partition("://")[0], dict(self.options)
-        if scheme not in ("s3", "s3a"):
+        return self._connect()
+
+    def _connect(self, **s3_config: Any) -> fsspec.AbstractFileSystem:
+        """Make the file system of a remote location, with more of botocore's settings for S3."""
+        scheme = self.uri.partition("://")[0]
+        options = options_of(scheme, self.options)
+        if scheme != "s3":
             return fsspec.filesystem(scheme, **options)
-        config = S3_CONFIG | (options.get("config_kwargs") or {})
+        config = S3_CONFIG | (options.get("config_kwargs") or {}) | s3_config
         fs = fsspec.filesystem(scheme, **options | {"config_kwargs": config})
         fs.retries = 1  # botocore and `with_retries` retry: a third layer would multiply the waits
         return fs
@@ -145,12 +155,10 @@ class Location:
         Raises:
             FileNotFoundError: if the file doesn't exist.
         """
-        options = dict(self.options)
-        if self.uri.startswith(("s3://", "s3a://")):
-            # some servers send the whole file's checksum with a part of it
-            unchecked = {"response_checksum_validation": "when_required"}
-            options["config_kwargs"] = (options.get("config_kwargs") or {}) | unchecked
-        return Location(self.uri, options).fs.open(self.path, "rb", cache_type="none")
+        # some servers send the whole file's checksum with a part of it
+        unchecked = {"response_checksum_validation": "when_required"}
+        fs = self.fs if self.is_local else self._connect(**unchecked)
+        return fs.open(self.path, "rb", cache_type="none")
 
     @contextmanager
     def as_local_file(self) -> Iterator[Path]:
@@ -201,9 +209,20 @@ class Location:
             temporary.write_bytes(data)
 
     def write_table(self, table: pa.Table) -> None:
-        """Write a table as Parquet, atomically."""
-        with self.replaced_by() as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        """Write a table as Parquet, atomically; readers get strings with 32-bit offsets."""
+        schema = table.schema
+        for index, kind in enumerate(schema.types):
+            schema = schema.set(index, schema.field(index).with_type(_ORDINARY.get(kind, kind)))
+        # the metadata that pyarrow reads the types from; Parquet itself has one type of strings
+        metadata = {**(schema.metadata or {}), "ARROW:schema": base64.b64encode(schema.serialize())}
+        with (
+            self.replaced_by() as temporary,
+            pq.ParquetWriter(
+                temporary, table.schema, compression="zstd", store_schema=False
+            ) as writer,
+        ):
+            writer.write_table(table)
+            writer.add_key_value_metadata(metadata)
 
     @contextmanager
     def replaced_by(self) -> Iterator[Path]:

@@ -16,7 +16,7 @@ from padim_ray.model.history import prune
 from padim_ray.model.version import open_version
 from padim_ray.storage.location import Location
 from tests.densities.test_moments import assert_close
-from tests.helpers.http_server import serve_http
+from tests.helpers.web import serve_files
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -204,9 +204,9 @@ def test_a_comparison_keeps_the_versions_that_it_began_with(
 
 
 @pytest.fixture
-def http():
-    with serve_http() as files:
-        yield files
+def http(tmp_path):
+    with serve_files(tmp_path / "web") as server:
+        yield server
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def upload(http, archive, tmp_path):
             rows[-1]["group"] = relative.parts[0]
         manifest = tmp_path / f"{name}.parquet"
         pq.write_table(pa.Table.from_pylist(rows), manifest)
-        return str(manifest), [row["uri"].removeprefix(http.base) for row in rows]
+        return str(manifest), [row["uri"].removeprefix(f"http://{http.address}") for row in rows]
 
     return upload
 
@@ -242,7 +242,7 @@ def test_images_that_could_not_be_fetched_are_unfinished_work(
         assert json.loads((out / "run.json").read_text())["is_complete"] is False
         assert "Repeat its command" in (out / "report.html").read_text()
         failed = {uri for uri, row in rows_of(out).items() if row["status"] == "failed"}
-        assert failed == {http.base + path for path in refused}
+        assert failed == {f"http://{http.address}{path}" for path in refused}
     before = rows_of(out)
     del http.refused[refused[0]]
     summary = padim_ray.score(**job, max_failed=1)
@@ -279,7 +279,7 @@ def test_a_fit_waits_for_images_that_could_not_be_fetched(
     http, upload, weights, tmp_path, round_images
 ):
     manifest, paths = upload("train/good")
-    http.contents[paths[5]] = b"broken"
+    http.put(paths[5], b"broken")
     job = {"manifest": manifest, "weights": weights, "round_images": round_images, **SMALL}
     padim_ray.fit(**job, model=str(tmp_path / "undisturbed"))
     model = tmp_path / "m"
@@ -287,7 +287,7 @@ def test_a_fit_waits_for_images_that_could_not_be_fetched(
     with pytest.raises(TooManyFailed, match=r"6 of 39 images .* could not be fetched"):
         padim_ray.fit(**job, model=str(model))
     assert not (model / "CURRENT").exists()
-    asked = http.requests.copy()
+    asked = http.requests
     for path in (paths[7], *paths[-4:]):
         del http.refused[path]
     with pytest.raises(TooManyFailed, match=r"1 of 39 images .* could not be fetched"):
@@ -319,7 +319,7 @@ def test_a_calibration_waits_for_images_that_could_not_be_fetched(http, upload, 
     manifest, paths = upload("train/good")
     job = {"manifest": manifest, "weights": weights, **SMALL}
     padim_ray.fit(**job, model=str(tmp_path / "undisturbed"))
-    http.requests.clear()
+    http.asked.clear()
     http.served_once = {paths[3], paths[30]}
     with pytest.raises(TooManyFailed, match=r"2 of 39 images .* could not be fetched"):
         padim_ray.fit(**job, model=str(tmp_path / "m"))

@@ -1,3 +1,4 @@
+import secrets
 import threading
 import time
 
@@ -7,7 +8,7 @@ from padim_ray.errors import ImageError
 from padim_ray.images.fetch import Fetcher, is_unfetched
 from padim_ray.images.template import UriTemplate, list_images
 from padim_ray.storage.location import Location
-from tests.helpers.http_server import serve_http
+from tests.helpers.web import serve_files
 
 NASTY = ["plain.png", "b[1].png", "star*.png", "what?.png", "spa ce.png", "ü%2F.png", "-dash.png"]
 
@@ -63,6 +64,20 @@ def test_images_of_several_stores_are_fetched_together(place, tmp_path):
     assert Fetcher(place.options)([local.uri, (place / "a.png").uri]) == [b"2", b"1"]
 
 
+@pytest.mark.parametrize("is_per_protocol", [False, True])
+def test_options_of_an_object_store_do_not_reach_web_servers(s3, tmp_path, is_per_protocol):
+    (tmp_path / "a.png").write_bytes(b"1")
+    bucket = Location.of(f"s3://bucket-{secrets.token_hex(4)}", s3.options)
+    bucket.fs.mkdir(bucket.path)
+    (bucket / "b.png").write(b"2")
+    headers = {"X-Token": "open sesame"} if is_per_protocol else {}
+    options = {"s3": s3.options, "http": {"headers": headers}} if is_per_protocol else s3.options
+    with serve_files(tmp_path, headers) as server:
+        uris = [f"http://{server.address}/a.png", (bucket / "b.png").uri]
+        assert Fetcher(options)(uris) == [b"1", b"2"]
+        assert all(target == "/a.png" for _, target in server.asked)
+
+
 def test_if_a_store_can_t_be_reached_each_image_fails(monkeypatch):
     monkeypatch.setenv("PADIM_RAY_RETRY_SECONDS", "1")
     options = {"endpoint_url": "http://127.0.0.1:9", "key": "x", "secret": "y"}
@@ -73,9 +88,9 @@ def test_if_a_store_can_t_be_reached_each_image_fails(monkeypatch):
 
 
 @pytest.fixture
-def http():
-    with serve_http() as files:
-        yield files
+def http(tmp_path):
+    with serve_files(tmp_path / "web") as server:
+        yield server
 
 
 @pytest.mark.parametrize("has_lengths", [True, False])
@@ -101,7 +116,7 @@ def test_what_an_http_server_refuses_is_told_apart(http, monkeypatch, status, er
     uris = [http.put("/good.png", b"1"), http.put("/bad.png", b"2")]
     http.refused["/bad.png"] = status
     for sizes in (None, [1, 1]):
-        http.requests.clear()
+        http.asked.clear()
         good, bad = Fetcher()(uris, sizes)
         assert good == b"1"
         assert str(bad).partition(" (")[0] == f"fetch: {error}"

@@ -38,7 +38,7 @@ def test_columns_are_kept_and_cast_to_the_listing_s_types(tmp_path):
         {"lane": 2, "uri": "/a", "group": "y", "size": None},
         {"lane": 3, "uri": "/c", "group": "y", "size": 1},
     ]
-    assert read_manifest(location).schema.field("group").type == pa.string()
+    assert read_manifest(location).schema.field("group").type == pa.large_string()
 
 
 def test_a_local_file_has_one_spelling(tmp_path, monkeypatch):
@@ -53,6 +53,40 @@ def test_a_local_file_has_one_spelling(tmp_path, monkeypatch):
     write_parquet(location, uri=["ftq://a/b.png"])
     with pytest.raises(PadimError, match="'ftq', which no known file system serves"):
         read_manifest(location)
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("s3://b/k", "s3a://b/k"),
+        ("s3://b/k", "s3:///b/k"),
+        ("/x/k", "file:///x/k"),
+        ("/x/k", "file://localhost/x/y/../k"),
+        ("http://host/~ann/k", "http://HOST:80/%7Eann/k"),
+    ],
+)
+def test_one_image_in_two_spellings_is_refused(tmp_path, spellings):
+    location = Location.of(str(tmp_path / "m.parquet"))
+    write_parquet(location, uri=["s3://b/other", *spellings])
+    with pytest.raises(PadimError, match=f"more than once, among them {spellings[0]}. Two spell"):
+        read_manifest(location)
+
+
+def test_images_with_similar_uris_stay_apart(tmp_path):
+    location = Location.of(str(tmp_path / "m.parquet"))
+    uris = ["s3://b/k", "s3://b//k", "s3://b/k/", "s3://b/%6B", "s3://b/k?versionId=1", "/b/k"]
+    write_parquet(location, uri=[*uris, "http://b/k", "https://b/k", "http://b/k?v=1"])
+    assert set(uris) < set(read_manifest(location)["uri"].to_pylist())
+
+
+def test_a_template_and_a_manifest_spell_alike(place, tmp_path):
+    (place / "a/1.png").write(b"1")
+    alias = f"file://{place.uri}" if place.is_local else place.uri.replace("s3://", "s3a://")
+    listed = list_images(UriTemplate.parse(f"{alias}/{{group}}/*.png", place.options))
+    manifest = Location.of(str(tmp_path / "m.parquet"))
+    write_parquet(manifest, uri=[f"{alias}/a/1.png"], group=["a"])
+    uris = [f"{place.uri}/a/1.png"]
+    assert listed["uri"].to_pylist() == read_manifest(manifest)["uri"].to_pylist() == uris
 
 
 def test_results_can_be_a_manifest_again(tmp_path):

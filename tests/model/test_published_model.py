@@ -157,7 +157,7 @@ def test_an_unfinished_version_is_not_seen(model, place, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(pq, "write_table", fail)
+        context.setattr(pq, "ParquetWriter", fail)
         with pytest.raises(KeyboardInterrupt):
             model.save(place.uri, place.options)
     assert open_version(place).number == 1

@@ -1,11 +1,14 @@
+import json
 from dataclasses import fields
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from padim_ray.errors import PadimError
+from padim_ray.images.manifest import with_long_offsets
 from padim_ray.runs.job_record import (
     JOB,
     LISTED,
@@ -17,8 +20,15 @@ from padim_ray.runs.job_record import (
 from padim_ray.runs.options.fit import FitOptions
 from padim_ray.runs.options.merge import MergeOptions
 from padim_ray.runs.options.score import ScoreOptions
+from padim_ray.storage.location import Location
 
-IMAGES = pa.table({"uri": ["a", "b", "c"], "size": [1, 2, 3], "version_tag": ["x", "y", "z"]})
+
+def images(uris, **columns):
+    columns = {"size": [1, 2, 3], "version_tag": ["x", "y", "z"]} | columns
+    return with_long_offsets(pa.table({"uri": uris, **columns}))
+
+
+IMAGES = images(["/a", "/b", "/c"])
 
 
 def record(**identity):
@@ -70,7 +80,7 @@ def test_changes_of_listings_are_counted(before, now):
 
 
 def test_where_images_are_fetched_from_is_neither_written_nor_compared(place):
-    presigned = IMAGES.append_column("fetch_uri", pa.array(["a?sig=1", "b?sig=1", "c?sig=1"]))
+    presigned = IMAGES.append_column("fetch_uri", pa.array(["/a?sig=1", "/b?sig=1", "/c?sig=1"]))
     JobRecord({}, {}, presigned).write(place)
     read = JobRecord.read(place)
     assert read.images.equals(IMAGES)
@@ -118,14 +128,49 @@ def test_another_job_is_told_the_difference(now, message):
 
 
 def test_other_images_are_refused():
-    uris, sizes = ["a", "b", "d"], [1, 7, 3]
-    now = pa.table({"uri": uris, "size": sizes, "version_tag": ["x", "y", "z"]})
+    now = images(["/a", "/b", "/d"], size=[1, 7, 3])
     message = (
-        r"with other images: since then 1 image added \(d\), 1 image gone \(c\), "
-        r"1 image changed \(b\)\. Score"
+        r"with other images: since then 1 image added \(/d\), 1 image gone \(/c\), "
+        r"1 image changed \(/b\)\. Score"
     )
     with pytest.raises(PadimError, match=message):
         record().with_images(now, "out holds a run")
+
+
+def test_a_record_that_spells_places_otherwise_is_of_the_same_job(tmp_path):
+    places = {"images": "s3a://b/x/{group}/*.png", "masks": "gcs://b/{group}/*.png"}
+    places |= {"manifest": "file:///m//x", "model": "s3a://models/a", "models": ["s3a://m/a@1"]}
+    (tmp_path / JOB).write_text(json.dumps({"identity": {"job": "x", **places}, "settings": {}}))
+    uris = ["s3://b/1", "s3a://b/0", "file:///c"]
+    pq.write_table(pa.table({"uri": uris, "size": [1, 2, 3]}), tmp_path / LISTED)
+    read = JobRecord.read(Location.of(str(tmp_path)))
+    assert read.identity == {
+        "job": "x",
+        "images": "s3://b/x/{group}/*.png",
+        "masks": "gs://b/{group}/*.png",
+        "manifest": "/m/x",
+        "model": "s3://models/a",
+        "models": ["s3://m/a@1"],
+    }
+    given = pa.table({"uri": ["/c", "s3://b/0", "s3://b/1"], "size": [3, 2, 1]})
+    given = with_long_offsets(given.append_column("fetch_uri", pa.array(["c", "0", "1"])))
+    continued = read.with_images(given, "x holds a run").images
+    assert continued["uri"].to_pylist() == ["s3://b/1", "s3://b/0", "/c"]  # the recorded order
+    assert continued["fetch_uri"].to_pylist() == ["1", "0", "c"]
+
+
+def test_a_record_on_disk_has_ordinary_strings(tmp_path):
+    """As those of earlier versions, which can read it."""
+    record().write(Location.of(str(tmp_path)))
+    assert pq.read_schema(tmp_path / LISTED) == pa.schema(
+        {"uri": pa.string(), "size": pa.int64(), "version_tag": pa.string()}
+    )
+
+
+def test_spellings_of_one_place_are_one_identity():
+    uris = ("s3://b/x/*.png", "s3a://b/x/*.png", "s3a:///b/x/*.png")
+    options = [FitOptions(images=uri, model="m") for uri in uris]
+    assert len({str(identify(each)) for each in options}) == 1
 
 
 def test_credentials_are_not_in_the_identity():

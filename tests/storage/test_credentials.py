@@ -18,6 +18,7 @@ SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfi=CYEX&KEY"
         {"secret": SECRET},
         {"connection_string": f"AccountName=x;AccountKey={SECRET};y=z"},
         {"client_kwargs": {"headers": {"Authorization": f"Bearer {SECRET}"}}},
+        {"s3": {"secret": SECRET}, "https": {"headers": {"Authorization": f"Bearer {SECRET}"}}},
         {"config_kwargs": {"proxies": [{"password": SECRET}]}},
         {"sas_token": SECRET, "token": {"private_key": "short"}},
     ],

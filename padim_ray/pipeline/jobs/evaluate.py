@@ -18,7 +18,7 @@ from padim_ray.evaluation.curves import draw_curves
 from padim_ray.evaluation.metrics import PixelCounts
 from padim_ray.evaluation.tables import GroupOutcome, MaskCounts
 from padim_ray.images.fetch import is_unfetched
-from padim_ray.images.manifest import cast_column, normalise_uris
+from padim_ray.images.manifest import TEXT, canonical_uris, cast_column, check_stores
 from padim_ray.images.sources import hide_credentials
 from padim_ray.images.template import UriTemplate, list_images
 from padim_ray.pipeline.jobs.score import scoring_job
@@ -105,9 +105,10 @@ def read_labelled_images(options: EvaluateOptions) -> pa.Table:
     if options.manifest is not None:
         location = Location.of(options.manifest, options.storage_options)
         for name in {"defect", "mask_uri"} & set(manifest.column_names):
-            manifest = cast_column(manifest, name, pa.string(), location)
+            manifest = cast_column(manifest, name, TEXT, location)
         if "mask_uri" in manifest.column_names:
-            manifest = hide_credentials(normalise_uris(manifest, "mask_uri"), "mask_uri")
+            check_stores(manifest["mask_uri"], location)
+            manifest = hide_credentials(canonical_uris(manifest, "mask_uri"), "mask_uri")
     defects = manifest["defect"].unique().to_pylist()
     if None in defects:
         raise PadimError(f"The manifest {options.manifest} has an image without a defect")
@@ -144,7 +145,7 @@ def read_labelled_images(options: EvaluateOptions) -> pa.Table:
             f"--masks finds the same mask for several images: let it capture more than "
             f"{', '.join(template.names)}, such as {{name}}"
         )
-    return manifest.append_column("mask_uri", pa.array(uris, pa.string()))
+    return manifest.append_column("mask_uri", pa.array(uris, TEXT))
 
 
 def _keys(table: pa.Table, names: Sequence[str]) -> list[tuple]:

@@ -193,7 +193,7 @@ class _Merge(Job):
         calibrated = manifest.filter(is_calibrated).select(["uri", "group"])
         listed, of_models = group_counts(manifest), {}
         for version in self.base.versions:
-            uris = version.load_manifest()["uri"].combine_chunks()
+            uris = version.load_manifest()["uri"]
             here = calibrated.filter(pc.is_in(calibrated["uri"], uris))
             of_models[version.name] = group_counts(here)
         sentences = []

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from padim_ray.errors import PadimError
-from padim_ray.images.manifest import group_counts, sort_images
+from padim_ray.images.manifest import TEXT, group_counts, sort_images
 from padim_ray.images.sources import FETCHED, without_sources
 from padim_ray.model.draft import DraftVersion
 from padim_ray.model.layout import (
@@ -56,7 +56,7 @@ from padim_ray.storage.disk import disk_usage, format_size
 from padim_ray.storage.location import Location
 
 log = logging.getLogger("padim_ray")
-OUTCOMES = {"status": pa.string(), "error": pa.string(), "leave_one_out_score": pa.float32()}
+OUTCOMES = {"status": TEXT, "error": TEXT, "leave_one_out_score": pa.float32()}
 """Columns of a version's manifest with the outcome of each image."""
 
 
@@ -228,7 +228,7 @@ class Job(ABC):
     def nothing_left(self, number: int, images: pa.Table) -> Summary:
         """Report a version that an earlier attempt made."""
         manifest = with_outcomes(open_version(self.root, number).load_manifest())
-        here = pc.is_in(manifest["uri"], images["uri"].combine_chunks())  # others failed earlier
+        here = pc.is_in(manifest["uri"], images["uri"])  # others failed earlier
         causes = count_causes(manifest.filter(here)["error"].to_pylist())
         return self.summarise(number, images, causes, before=images.num_rows)
 
@@ -348,7 +348,7 @@ class _NewVersion:
             log.info("%d of %d images are done already", reducer.rows, self.images.num_rows)
         uris = self.images["uri"]
         again = self.images.filter(pc.is_in(uris, pa.array(reducer.unfetched, uris.type)))
-        in_group = pc.equal(again["group"], pa.scalar(reducer.group, pa.string())).fill_null(False)
+        in_group = pc.equal(again["group"], pa.scalar(reducer.group, TEXT)).fill_null(False)
         left = self.images.slice(reducer.rows)
         if again.num_rows:
             log.info("%d images that couldn't be fetched are tried again", again.num_rows)
@@ -474,6 +474,6 @@ def with_outcomes(manifest: pa.Table) -> pa.Table:
 
 def _with_status(images: pa.Table, failures: Mapping[str, str]) -> pa.Table:
     errors = [failures.get(uri) for uri in images["uri"].to_pylist()]
-    status = pa.array(["failed" if error else "fitted" for error in errors], pa.string())
+    status = pa.array(["failed" if error else "fitted" for error in errors], TEXT)
     images = images.append_column("status", status)
-    return with_outcomes(images.append_column("error", pa.array(errors, pa.string())))
+    return with_outcomes(images.append_column("error", pa.array(errors, TEXT)))

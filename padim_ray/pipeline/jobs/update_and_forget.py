@@ -158,21 +158,20 @@ def _warn_of_changed(listed: pa.Table, known: pa.Table) -> None:
     columns = ["uri", "size", "version_tag"]
     if not set(columns) <= set(known.column_names):
         return  # a model that was fitted to tensors
-    both = listed.select(columns).join(
-        known.select(columns), "uri", right_suffix="_then", join_type="inner"
-    )
-    differs = [pc.not_equal(both[name], both[f"{name}_then"]) for name in columns[1:]]
-    changed = both.filter(pc.or_kleene(*differs).fill_null(False))["uri"].to_pylist()
-    if changed:
+    now = listed.select(columns).filter(_is_among(listed, known))
+    then = known.take(pc.index_in(now["uri"], known["uri"]))
+    differs = [pc.not_equal(now[name], then[name]) for name in columns[1:]]
+    changed = now["uri"].filter(pc.or_kleene(*differs).fill_null(False))
+    if len(changed):
         log.warning(
             "%d of them have changed since then, such as %s; the model keeps their old content",
-            *(len(changed), min(changed)),
+            *(len(changed), pc.min(changed)),
         )
 
 
 def _with_sources(images: pa.Table, listed: pa.Table) -> pa.Table:
     """A version's images with the URIs to fetch, which its manifest doesn't store."""
-    rows = pc.index_in(images["uri"], listed["uri"].combine_chunks())
+    rows = pc.index_in(images["uri"], listed["uri"])
     for name in FETCHED.values():
         if name in listed.column_names:
             images = images.append_column(name, listed[name].take(rows))
@@ -180,4 +179,4 @@ def _with_sources(images: pa.Table, listed: pa.Table) -> pa.Table:
 
 
 def _is_among(images: pa.Table, others: pa.Table) -> pa.ChunkedArray:
-    return pc.is_in(images["uri"], others["uri"].combine_chunks())
+    return pc.is_in(images["uri"], others["uri"])

@@ -45,7 +45,8 @@ StorageOptions = Annotated[
         accepts_keys=False,
         n_tokens=1,
         show_default=False,
-        help="""Options for fsspec, as JSON: '{"endpoint_url": "http://minio:9000"}'.""",
+        help="""Options for fsspec, as JSON: '{"endpoint_url": "http://minio:9000"}' for every store
+        but web servers, or by protocol: '{"s3": {"endpoint_url": …}, "https": {"headers": …}}'.""",
     ),
 ]
 
