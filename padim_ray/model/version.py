@@ -14,7 +14,7 @@ from padim_ray.densities.base import Fitted, Named, State, Statistics
 from padim_ray.errors import ModelError
 from padim_ray.features.grid import split_cells
 from padim_ray.features.weights import StateDict, weights_sha256
-from padim_ray.model.files import load_tensors, load_trunk, read_file, read_table
+from padim_ray.model.files import load_tensors, load_trunk
 from padim_ray.model.layout import (
     MODEL,
     calibration_locations,
@@ -35,11 +35,13 @@ from padim_ray.scoring.calibration import Calibration, count_pixels, read_scores
 from padim_ray.scoring.histogram import BINS
 from padim_ray.storage.json_fields import show
 from padim_ray.storage.location import Location
+from padim_ray.storage.untrusted import MAX_TABLE_BYTES, read_file, read_table
 
 LOADING_THREADS = 2  # two streams from a store are faster than one; more take more memory
-# limits on the size of hostile files
-MAX_MANIFEST_BYTES = 16 * 2**30
-MAX_TRUNK_BYTES = 2**30
+MAX_TRUNK_BYTES = 2**30  # of a hostile file
+OUTCOMES = {"status": pa.string(), "error": pa.string(), "leave_one_out_score": pa.float32()}
+"""Columns of a manifest that say what became of an image."""
+_OPTIONAL = {"size": pa.int64(), "version_tag": pa.string(), **OUTCOMES}
 AnyState = TypeVar("AnyState", bound=State)
 
 
@@ -218,7 +220,8 @@ class ModelVersion:
             version_location(self.root, self.number) / "manifest.parquet",
             {"uri": pa.string(), "group": pa.string()},
             range(listed + 1),  # images that were given as tensors aren't listed
-            max_bytes=MAX_MANIFEST_BYTES,
+            max_bytes=MAX_TABLE_BYTES,
+            optional=_OPTIONAL,
         )
 
 

@@ -31,7 +31,7 @@ from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.publish import make_current, publish
 from padim_ray.model.rounds import Round, remove_rounds
 from padim_ray.model.spec import ModelSpec
-from padim_ray.model.version import ModelVersion, open_version
+from padim_ray.model.version import OUTCOMES, ModelVersion, open_version
 from padim_ray.pipeline.cluster.nodes import plan_for
 from padim_ray.pipeline.cluster.prometheus import JobMetrics
 from padim_ray.pipeline.cluster.recovery import until_done
@@ -50,8 +50,6 @@ from padim_ray.storage.claim import Claim
 from padim_ray.storage.location import Location
 
 log = logging.getLogger("padim_ray")
-OUTCOMES = {"status": pa.string(), "error": pa.string(), "leave_one_out_score": pa.float32()}
-"""Columns of a version's manifest with the outcome of each image."""
 
 
 @dataclass(kw_only=True)
@@ -123,7 +121,7 @@ class Job(ABC):
         if self.options.overwrite:
             (place / JOB).remove()  # first: without it, a half-deleted attempt isn't continued
             place.remove_all()
-        record = JobRecord.read(place)
+        record = JobRecord.read(place, self.root)
         if record:
             record = self._continue(record)
             if is_published(self.root, number):  # but the job was killed before it became current
@@ -158,7 +156,7 @@ class Job(ABC):
         current = current_number(self.root)
         if current is None or self.options.overwrite:
             return None
-        record = JobRecord.read(version_location(self.root, current))
+        record = JobRecord.read(version_location(self.root, current), self.root)
         if record is None or dict(record.identity) != dict(self.identity):
             return None
         images = self.repeated_images(record)
@@ -212,7 +210,7 @@ def number_to_make(root: Location) -> int:
     """The number of the version to make, or to continue."""
     number = next_number(root)
     last = version_location(root, number - 1)
-    if number - 1 > (current_number(root) or 0) and Round.latest(last).number:
+    if number - 1 > (current_number(root) or 0) and Round.latest(last, root).number:
         return number - 1  # it is published, but the job was killed before it became current
     return number
 
@@ -242,12 +240,12 @@ class _NewVersion:
             The number of images that earlier attempts did, and the failed images by cause.
         """
         draft = DraftVersion.of(self.job.root, self.number, self.spec)
-        before = Round.latest(draft.location).rows
+        before = Round.latest(draft.location, draft.root).rows
         reducers: list[Reducer] = []
         with timed("embed", self.job.stages):
             until_done(
                 lambda: reducers.append(self._add(draft)),
-                progress=lambda: Round.latest(draft.location).number,
+                progress=lambda: Round.latest(draft.location, draft.root).number,
             )
         (reducer,) = reducers
         with timed("calibrate", self.job.stages):

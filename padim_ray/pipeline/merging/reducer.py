@@ -74,9 +74,9 @@ class Reducer:
         """Restore the state of the last round that was committed."""
         density = self.draft.spec.density
         self._tree = MergeTree(density, self.share)
-        self._round = Round.latest(self.draft.location)
+        self._round = Round.latest(self.draft.location, self.draft.root)
         self.rows, self.entries = self._round.rows, dict(self._round.groups)
-        self.failures = self._round.read_failures(self.draft.location)
+        self.failures = self._round.read_failures(self.draft.location, self.draft.root)
         self.count_failures.add(self.rows, count_causes(self.failures.values()))
         partial = self._round.partial
         if partial is None:
@@ -86,7 +86,7 @@ class Reducer:
         for shard in range(self.draft.shards if partial.images else 0):
             file = self._unfinished_file(self._round, shard)
             self._tree.add_merged(
-                (partial.group, shard), load_unfinished(self.draft.spec, file, self.share)
+                (partial.group, shard), load_unfinished(self.draft, shard, file, self.share)
             )
 
     def add(self, block: ray.ObjectRef) -> None:
