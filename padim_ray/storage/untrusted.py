@@ -7,7 +7,7 @@ memory than a valid one of its size needs.
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +26,6 @@ MAX_TABLE_BYTES = 16 * 2**30  # of a list of images
 MAX_ROWS = 10**10
 MAX_EXPANSION = 1000  # decoded bytes per byte of a file; a list of images has up to 300
 FREE_BYTES = 64 * 2**20  # the least that a table may decode to, however small its file
-_BATCH_ROWS = 2**17
 T = TypeVar("T")
 
 
@@ -124,10 +123,10 @@ def read_table(
     limit = max_bytes or HEADER_BYTES + 16 * len(columns) * rows[-1]
 
     def read(path: Path) -> T:
-        most = min(limit, max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size))
+        most = min(limit, decoded_limit(path))
         with pq.ParquetFile(path) as file:
             _check_schema(file.schema_arrow, columns, optional or {}, has_others=has_others)
-            _check_sizes(file.metadata, rows, most)
+            check_sizes(file.metadata, rows, most)
         table = _read_parquet(path, most)
         for name in columns:
             if table[name].null_count:
@@ -154,8 +153,17 @@ def _check_schema(
         raise ModelError(f"it has other columns than {', '.join(columns)}")
 
 
-def _check_sizes(metadata: pq.FileMetaData, rows: range, max_bytes: int) -> None:
-    """Check what the file says about its size."""
+def decoded_limit(path: Path) -> int:
+    """What the columns of a Parquet file may take, by its size."""
+    return max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
+
+
+def check_sizes(metadata: pq.FileMetaData, rows: range, max_bytes: int) -> None:
+    """Check what a Parquet file says about its size.
+
+    Raises:
+        ModelError: if it has another number of rows, or its columns more than `max_bytes`.
+    """
     if metadata.num_rows not in rows:
         raise ModelError(f"it has {metadata.num_rows} rows, not {rows[0]} to {rows[-1]}")
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
@@ -169,23 +177,48 @@ def _check_sizes(metadata: pq.FileMetaData, rows: range, max_bytes: int) -> None
 
 
 def _read_parquet(path: Path, max_bytes: int) -> pa.Table:
-    """Read all columns. Texts that are stored once and repeated are expanded in small batches."""
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+    batches = decoded_batches(path, max_bytes)
+    return pa.Table.from_batches(batches, _flat(schema)).cast(schema)
+
+
+def decoded_batches(
+    path: Path,
+    max_bytes: int,
+    columns: Sequence[str] | None = None,
+    rows: int = 2**17,
+) -> Iterator[pa.RecordBatch]:
+    """Read a Parquet file in batches. Texts that are stored once and repeated expand only there.
+
+    Args:
+        path: the file.
+        max_bytes: what all batches together may take.
+        columns: the columns to read. Default: all.
+        rows: of a batch.
+
+    Raises:
+        ModelError: before the batch that takes more than is left of `max_bytes`.
+    """
     with pq.ParquetFile(path) as file:
         leaves = [file.schema.column(index) for index in range(len(file.schema))]
         schema = file.schema_arrow
-    flat = schema  # there is no cast from dictionaries to string views, which Polars writes
-    for index, column in enumerate(schema):
-        if pa.types.is_string_view(column.type):
-            flat = flat.set(index, column.with_type(pa.string()))
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    batches, size = [], 0
+    size = 0
     with pq.ParquetFile(path, read_dictionary=texts) as file:
-        for batch in file.iter_batches(_BATCH_ROWS):
+        for batch in file.iter_batches(rows, columns=columns, use_threads=False):
             size += sum(map(_decoded_bytes, batch.columns))
             if size > max_bytes:
                 raise ModelError(f"its columns have more than {max_bytes} bytes")
-            batches.append(batch.cast(flat))
-    return pa.Table.from_batches(batches, flat).cast(schema)
+            yield batch.cast(_flat(pa.schema(map(schema.field, batch.schema.names))))
+
+
+def _flat(schema: pa.Schema) -> pa.Schema:
+    """There is no cast from dictionaries to string views, which Polars writes."""
+    for index, column in enumerate(schema):
+        if pa.types.is_string_view(column.type):
+            schema = schema.set(index, column.with_type(pa.string()))
+    return schema
 
 
 def _decoded_bytes(array: pa.Array) -> int:
