@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 from padim_ray import __version__
 from padim_ray.errors import NoImages, PadimError, TooManyFailed
 from padim_ray.redaction import redact
-from padim_ray.runs.options.common import RUN, ReportImages, StorageOptions
+from padim_ray.runs.options.common import IMAGES, RUN, ReportImages, StorageOptions
 from padim_ray.runs.options.compare import CompareOptions
 from padim_ray.runs.options.convert import ConvertOptions
 from padim_ray.runs.options.evaluate import EvaluateOptions
@@ -178,21 +178,31 @@ def report(
     out: str,
     /,
     *,
+    images: Annotated[list[str] | None, Parameter(group=IMAGES, negative="")] = None,
     report_images: ReportImages = ScoreOptions.report_images,
     storage_options: StorageOptions = None,
 ) -> int:
     """Write the report of a scoring run again, from the results in its directory.
 
+    padim-ray report s3://results/2026-11-20 --images 's3://archive/{group}/test/{defect}/*.png'
+
     Parameters
     ----------
     out
         Directory of the results: a path or a URI.
+    images
+        The run's --images, or a directory. Only original images from there are shown, because
+        results could name any file that you may read. Without it there are only heatmaps.
     """
+    from padim_ray.images.template import directory_of
     from padim_ray.report import write_report
 
     with hidden_credentials(storage_options):
         location = write_report(
-            Location.of(out, storage_options), images=report_images, storage_options=storage_options
+            Location.of(out, storage_options),
+            images=report_images,
+            storage_options=storage_options,
+            places=[directory_of(each, storage_options) for each in images or ()],
         )
     print(location.uri)
     return SUCCESS

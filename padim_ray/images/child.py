@@ -10,13 +10,13 @@ import os
 import signal
 import sys
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from padim_ray.errors import ImageError
+from padim_ray.images import sandbox
 from padim_ray.images.decode import as_rgb, decode, decode_scaled
 from padim_ray.images.decode_in_child import (
     ANSWER,
@@ -34,21 +34,18 @@ from padim_ray.images.resize import model_input
 from padim_ray.images.slots import read_slot, write_slot
 from padim_ray.storage.fail_points import is_on
 
-_PR_SET_PDEATHSIG = 1  # prctl.h
+# Pillow would import these when an image needs them, and then files can't be opened any more
+PRELOADED = (ImageCms, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin)
 
 
 def main() -> None:
     """Answer requests until there are no more."""
-    if sys.platform == "linux":
-        # A child that hangs doesn't notice the end of its input. The signal also comes when only
-        # the parent's thread ends that started this process; then the next call starts another.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # when memory runs out, kill this process first; Ray's workers have the same score
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    requests, answers, *slots = map(int, sys.argv[1:])
+    memory, requests, answers, *slots = map(int, sys.argv[1:])
     incoming = os.fdopen(requests, "rb")
-    os.write(answers, READY)
     has_fail_point = is_on("decoder")
+    Image.preinit()
+    missing = sandbox.enter(memory) if sys.platform == "linux" else []
+    os.write(answers, READY + "; ".join(missing).encode())
     for slot in cycle(slots):
         if len(header := incoming.read(REQUEST.size)) < REQUEST.size:
             return
@@ -56,12 +53,15 @@ def main() -> None:
         request = _parse(json.loads(incoming.read(message_size)))
         read_slot(slot, memoryview(buffer := bytearray(size)))
         content = bytes(buffer)
-        if has_fail_point:
-            _fail(content)
         answer: bytes | memoryview
         try:
+            if has_fail_point:
+                _fail(content)
             decoded = fulfil(request, content)
-        except ImageError as error:
+        except (ImageError, MemoryError) as error:
+            if isinstance(error, MemoryError):
+                stage = "mask" if isinstance(request, Mask) else "decode"
+                error = ImageError(stage, "too much memory", f"more than {memory} bytes")
             answer = json.dumps(error.args).encode()
             header = ANSWER.pack(len(answer), 0, 0, 0, 0, 0)
         else:
@@ -114,9 +114,11 @@ def _fail(content: bytes) -> None:
     if b"padim-ray-test:segfault" in content:
         ctypes.string_at(0)
     if b"padim-ray-test:hang" in content:
-        ctypes.PyDLL(None).pause()  # holds the interpreter's lock, so other threads stop, too
+        ctypes.PyDLL(None).sleep(10**6)  # holds the interpreter's lock, so other threads stop, too
     if b"padim-ray-test:oom-kill" in content:
-        os.kill(os.getpid(), signal.SIGKILL)
+        signal.raise_signal(signal.SIGKILL)
+    if b"padim-ray-test:memory" in content:
+        bytearray(8 * 2**30)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ def open_image(data: bytes, max_pixels: int, stage: str) -> Iterator[Image.Image
     Raises:
         ImageError: if the header can't be read, if the image is too large, or if anything inside
             the block raises.
+        MemoryError: as it is.
     """
     if not data:
         raise ImageError(stage, "empty file")
@@ -122,7 +123,7 @@ def open_image(data: bytes, max_pixels: int, stage: str) -> Iterator[Image.Image
                 detail = f"{kind}: broken, or of an unsupported kind"
                 raise ImageError(stage, "unreadable header", detail) from error
         raise ImageError(stage, f"not a {', '.join(FORMATS)} image") from error
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # broken files make Pillow's plugins raise nearly anything
         raise ImageError(stage, "broken image", str(error)) from error

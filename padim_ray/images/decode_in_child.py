@@ -2,6 +2,7 @@
 
 On a broken file a library may crash, hang, or take so much memory that the kernel kills the
 process. Here this happens to a child process (`child.py`): one image fails and the job goes on.
+The child has given up its privileges (`sandbox.py`), in case an image takes it over.
 
 Encoded images and pixels go through slots (`slots.py`), which requests and answers use in turn. A
 request is `REQUEST` and JSON that says what to make of the image in the slot. An answer is
@@ -13,6 +14,7 @@ been another image that used up memory or damaged the heap.
 """
 
 import json
+import logging
 import os
 import select
 import signal
@@ -22,23 +24,30 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import islice
 from typing import BinaryIO
 
 import numpy as np
 
 from padim_ray.errors import ImageError
+from padim_ray.images.limits import MAX_IMAGE_BYTES
 from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.images.sandbox import memory_for
 from padim_ray.images.slots import open_slot, read_slot, write_slot
+from padim_ray.storage.fail_points import VARIABLE
 
+log = logging.getLogger("padim_ray")
 HUNG_AFTER = 60.0  # seconds without an answer; 100 million pixels take two
 ATTEMPTS = 3  # to decode an image at which the child ends
 REQUEST = struct.Struct("<IQ")  # bytes of JSON, bytes of the image
 ANSWER = struct.Struct("<Q5I")  # bytes, upright width and height, shape of pixels; 0s if it failed
-READY = b"ready"  # the child's first message
+READY = b"ready"  # the child's first message; behind it, the protections that it lacks
 _IN_FLIGHT = 4  # images sent ahead, so that the child needn't wait for the next one
 _BYTES_IN_FLIGHT = 64 * 2**20  # no further image is sent while more are in flight
 _KEPT_BYTES = 4 * 2**20  # per slot; a larger slot is emptied after use
+_INHERITED = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PYTHONHOME", VARIABLE)
+"""Variables that Python may need to start, and that of fail points. No credentials."""
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # the default is one thread per core
     # glibc keeps an image's memory for the next one, which saves a quarter of a JPEG's time
@@ -108,7 +117,7 @@ def decode_all(
     source, places = iter(contents), iter(out)
     waiting: deque[bytes | ImageError] = deque()  # the next images, not yet answered
     sent = ended = 0  # how many of these were sent; how many children ended at the first one
-    decoder = _take_idle()
+    decoder = _take_idle(request.max_pixels)
     try:
         while True:
             waiting.extend(islice(source, _IN_FLIGHT - len(waiting)))
@@ -120,10 +129,15 @@ def decode_all(
             if isinstance(waiting[0], ImageError):
                 answer = waiting[0]
             else:
-                decoder = decoder or Decoder()
+                if decoder and not sent and len(waiting[0]) > decoder.max_bytes:
+                    decoder.close()
+                    decoder = None
+                if not decoder:
+                    most = max(MAX_IMAGE_BYTES, len(waiting[0]))
+                    decoder = Decoder(request.max_pixels, most)
                 for content in islice(waiting, sent, 1 if ended else _IN_FLIGHT):
                     if not isinstance(content, ImageError):
-                        if decoder.is_full:
+                        if decoder.is_full or len(content) > decoder.max_bytes:
                             break
                         decoder.send(message, content)
                     sent += 1
@@ -151,36 +165,45 @@ def decode_all(
 class Decoder:
     """A child process that decodes images one after the other.
 
+    Args:
+        max_pixels: of an image. This and `max_bytes` limit the memory that the child may take.
+        max_bytes: of an encoded image.
+
     Raises:
         RuntimeError: if it doesn't start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_pixels: int, max_bytes: int) -> None:
+        self.max_pixels, self.max_bytes = max_pixels, max_bytes
         child_reads, requests = os.pipe()
         answers, child_writes = os.pipe()
         self._requests, self._answers = os.fdopen(requests, "wb", 0), os.fdopen(answers, "rb", 0)
         self._slots = deque(open_slot() for _ in range(_IN_FLIGHT))  # free ones, the next first
         self._sent: deque[tuple[BinaryIO, int]] = deque()  # slots in use, and their images' bytes
         inherited = (child_reads, child_writes, *(slot.fileno() for slot in self._slots))
+        arguments = [str(number) for number in (memory_for(max_pixels, max_bytes), *inherited)]
+        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "padim_ray.images.child", *map(str, inherited)],
+                [sys.executable, "-P", "-m", "padim_ray.images.child", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # libraries' prints go to stderr
                 pass_fds=inherited,
-                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": _python_path()},
+                env={**environment, **_ENVIRONMENT, "PYTHONPATH": _python_path()},
                 process_group=0,  # so that Ctrl-C reaches only the parent
             )
         finally:
             os.close(child_reads)
             os.close(child_writes)
         try:
-            self._read(len(READY), HUNG_AFTER)
+            missing = self._read(1000, HUNG_AFTER).removeprefix(READY).decode()
         except (EOFError, TimeoutError) as error:
             raise RuntimeError(
                 "The process that decodes images doesn't start; its error output says why "
                 f"({_explain(self.close())})"
             ) from error
+        if missing:
+            _tell_once(missing)
 
     @property
     def is_full(self) -> bool:
@@ -253,15 +276,20 @@ _idle: list[Decoder] = []  # each thread, and each of nested iterations, takes o
 os.register_at_fork(after_in_child=_idle.clear)  # these children answer to the parent
 
 
-def _take_idle() -> Decoder | None:
+def _take_idle(max_pixels: int) -> Decoder | None:
     while True:
         try:
             decoder = _idle.pop()
         except IndexError:
             return None
-        if decoder.process.poll() is None:
+        if decoder.process.poll() is None and decoder.max_pixels == max_pixels:
             return decoder
-        decoder.close()  # it ended while idle, which is no image's fault
+        decoder.close()  # it has other limits, or ended while idle, which is no image's fault
+
+
+@cache
+def _tell_once(missing: str) -> None:
+    log.info("Images are decoded without %s", missing)
 
 
 def _python_path() -> str:

@@ -87,6 +87,15 @@ def split_template(text: str) -> tuple[str, tuple[str, ...]]:
     return scheme + separator + fixed, tuple(patterns)
 
 
+def directory_of(text: str, options: Mapping[str, Any] | None = None) -> Location:
+    """The directory of a template's images; without a pattern, the directory that the text names.
+
+    Raises:
+        PadimError: if the template is malformed.
+    """
+    return UriTemplate.parse(text if _TOKEN.search(text) else f"{text}/*", options).root
+
+
 def _check_names(text: str) -> None:
     for match in re.finditer(r"\{([^{}]*)\}", text):
         name = match[1]

@@ -23,10 +23,10 @@ from pathlib import Path
 
 from padim_ray.errors import ModelError
 from padim_ray.features.grid import split_cells
-from padim_ray.model.files import parse_file
 from padim_ray.model.spec import ModelSpec
 from padim_ray.storage.json_fields import show
 from padim_ray.storage.location import Location, safe_segment
+from padim_ray.storage.untrusted import parse_file
 
 MODEL = "model.json"
 SHARD_BYTES = 64 * 2**20  # of a group's unpacked statistics

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from padim_ray.errors import ModelError
-from padim_ray.model.files import naming_file, read_file
 from padim_ray.model.spec import ModelSpec
 from padim_ray.storage.json_fields import mapping, parse_json, read_fields, show, text, whole
 from padim_ray.storage.location import Location
+from padim_ray.storage.untrusted import naming_file, read_file
 
 FORMAT_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)

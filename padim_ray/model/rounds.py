@@ -14,10 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from padim_ray.model.files import naming_file
-from padim_ray.model.model_json import MAX_IMAGES, GroupEntry
+from padim_ray.model.model_json import MAX_BYTES, MAX_IMAGES, GroupEntry
 from padim_ray.storage.fail_points import kill_at
 from padim_ray.storage.json_fields import (
     flag,
@@ -30,6 +28,7 @@ from padim_ray.storage.json_fields import (
 )
 from padim_ray.storage.location import Location, list_numbers, numbered_file
 from padim_ray.storage.spelling import canonical_uri
+from padim_ray.storage.untrusted import MAX_ROWS, MAX_TABLE_BYTES, read_file, read_table
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,12 @@ class Round:
         (version / f"rounds/{self.number - 1:06d}").remove_all()
 
     @classmethod
-    def latest(cls, version: Location) -> "Round":
+    def latest(cls, version: Location, root: Location) -> "Round":
         """The last committed round; an empty one if there is none.
+
+        Args:
+            version: directory of the version that is being fitted.
+            root: the model's directory.
 
         Raises:
             ModelError: if its file is damaged.
@@ -100,16 +103,29 @@ class Round:
         numbers = list_numbers(version / "rounds")
         if not numbers:
             return cls()
-        marker = _marker(version, numbers[-1])
-        with naming_file(marker):
-            return read_fields(cls, parse_json(marker.read()), "it", _ROUND)
+        return read_file(
+            *(root, _marker(version, numbers[-1]), MAX_BYTES),
+            lambda path: read_fields(cls, parse_json(path.read_bytes()), "it", _ROUND),
+        )
 
-    def read_failures(self, version: Location) -> dict[str, str]:
-        """The errors of failed images of this round and all before, by URI."""
+    def read_failures(self, version: Location, root: Location) -> dict[str, str]:
+        """The errors of failed images of this round and all before, by URI.
+
+        Args:
+            version: directory of the version that is being fitted.
+            root: the model's directory.
+
+        Raises:
+            ModelError: if a file is missing or damaged.
+        """
         failures: dict[str, str | None] = {}
         for number in range(1, self.number + 1):
-            with (version / f"rounds/{number:06d}.parquet").as_local_file() as path:
-                table = pq.read_table(path)
+            table: pa.Table = read_table(
+                *(root, version / f"rounds/{number:06d}.parquet"),
+                {"uri": pa.string(), "error": pa.string()},
+                range(MAX_ROWS),
+                max_bytes=MAX_TABLE_BYTES,
+            )
             uris = map(canonical_uri, table["uri"].to_pylist())  # an older padim-ray's weren't
             failures.update(zip(uris, table["error"].to_pylist(), strict=True))
         return {uri: error for uri, error in failures.items() if error is not None}

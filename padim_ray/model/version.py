@@ -14,8 +14,8 @@ from padim_ray.densities.base import Fitted, Named, State, Statistics
 from padim_ray.errors import ModelError
 from padim_ray.features.grid import split_cells
 from padim_ray.features.weights import StateDict, weights_sha256
-from padim_ray.images.manifest import restore_manifest
-from padim_ray.model.files import load_tensors, load_trunk, read_file, read_table
+from padim_ray.images.manifest import TEXT, restore_manifest
+from padim_ray.model.files import load_tensors, load_trunk
 from padim_ray.model.layout import (
     MODEL,
     calibration_locations,
@@ -36,11 +36,17 @@ from padim_ray.scoring.calibration import Calibration, count_pixels, read_scores
 from padim_ray.scoring.histogram import BINS
 from padim_ray.storage.json_fields import show
 from padim_ray.storage.location import Location
+from padim_ray.storage.untrusted import MAX_TABLE_BYTES, read_file, read_table
 
 LOADING_THREADS = 2  # two streams from a store are faster than one; more take more memory
-# limits on the size of hostile files
-MAX_MANIFEST_BYTES = 16 * 2**30
-MAX_TRUNK_BYTES = 2**30
+MAX_TRUNK_BYTES = 2**30  # of a hostile file
+OUTCOMES = {"status": TEXT, "error": TEXT, "leave_one_out_score": pa.float32()}
+"""Columns of a manifest that say what became of an image."""
+_OPTIONAL = {
+    **{name: pa.string() for name in ("version_tag", "status", "error")},
+    "size": pa.int64(),
+    "leave_one_out_score": pa.float32(),
+}
 AnyState = TypeVar("AnyState", bound=State)
 
 
@@ -222,7 +228,8 @@ class ModelVersion:
             {"uri": pa.string(), "group": pa.string()},
             range(listed + 1),  # images that were given as tensors aren't listed
             parse=restore_manifest,
-            max_bytes=MAX_MANIFEST_BYTES,
+            max_bytes=MAX_TABLE_BYTES,
+            optional=_OPTIONAL,
         )
 
 

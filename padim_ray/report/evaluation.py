@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from padim_ray.evaluation.tables import LABELS, METRICS, UNDEFINED
 from padim_ray.report.gallery import data_uri, relative_link
 from padim_ray.storage.location import Location, safe_segment
+from padim_ray.storage.untrusted import parse_file
 
 MAX_GROUPS, MAX_DEFECTS, MAX_CURVES = 60, 150, 8
 CURVE_BYTES = 200 * 2**10  # larger pictures are only linked
+MAX_CURVE_BYTES = 100 * 2**20
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _curves(groups: list[str], root: Location) -> Iterator[Curves]:
     for group in groups:
         picture = root / f"curves/{safe_segment(group)}.png"
         try:
-            data = picture.read()
+            data = parse_file(root, picture, MAX_CURVE_BYTES, Path.read_bytes)
         except FileNotFoundError:
             continue
         link = relative_link(picture.uri, root)

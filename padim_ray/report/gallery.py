@@ -5,20 +5,22 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from PIL import Image
 
 from padim_ray.errors import ImageError, PadimError
 from padim_ray.images.decode_in_child import Decoded, UprightImage, decode_all
 from padim_ray.images.fetch import Fetcher
-from padim_ray.images.limits import MAX_IMAGE_PIXELS
+from padim_ray.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from padim_ray.report.rows import Row, captured_columns, score_ratio
 from padim_ray.storage.location import Location
+from padim_ray.storage.untrusted import check_file
 
 PICTURE_BYTES = 6 * 2**20  # for all pictures together; base64 adds a third
 QUALITIES = (
@@ -78,6 +80,7 @@ def build_gallery(
     root: Location,
     storage_options: Mapping[str, Any],
     sources: Mapping[str, str] | None = None,
+    places: Sequence[Location] | None = None,
 ) -> list[GalleryImage]:
     """Fetch images and heatmaps, and shrink them until all of them fit in `PICTURE_BYTES`.
 
@@ -86,12 +89,18 @@ def build_gallery(
         root: the run's directory.
         storage_options: of the images' storage.
         sources: the URIs to fetch images from, where they differ from the images' URIs.
+        places: directories that images are read from. Default: wherever the rows say, which is for
+            rows that this process has made.
     """
     columns, sources = captured_columns(rows), sources or {}
+    originals: list[str | ImageError | None] = [
+        sources.get(uri, uri) if places is None else _below(uri, places)
+        for uri in (row["uri"] for row in rows)
+    ]
     pictures = encode_pictures(
         [
-            ([sources.get(row["uri"], row["uri"]) for row in rows], storage_options),
-            ([row.get("heatmap_uri") for row in rows], root.options),
+            (originals, storage_options),
+            ([_own_heatmap(row.get("heatmap_uri"), root) for row in rows], root.options),
         ],
         max_pixels(rows),
     )
@@ -102,12 +111,13 @@ def build_gallery(
 
 
 def encode_pictures(
-    columns: Sequence[tuple[Sequence[str | None], Mapping[str, Any]]], pixels: int
+    columns: Sequence[tuple[Sequence[str | ImageError | None], Mapping[str, Any]]], pixels: int
 ) -> Iterator[tuple[bytes | ImageError | None, ...]]:
     """Encode pictures as WebP, row by row, so that all of them fit in `PICTURE_BYTES`.
 
     Args:
-        columns: the rows' URIs, None for no picture, with the options of their storage.
+        columns: the rows' URIs, with the options of their storage; None for no picture, and an
+            error for one that can't be shown.
         pixels: the limit for decoding; larger images are errors.
 
     Yields:
@@ -153,7 +163,9 @@ def read_picture(encoded: bytes | ImageError | None) -> tuple[Picture | None, st
 def relative_link(uri: str | None, root: Location) -> str | None:
     """A link from the page in `root` to a file below it; None for a file elsewhere."""
     below = root.uri.rstrip("/") + "/"
-    return quote(uri.removeprefix(below)) if uri and uri.startswith(below) else None
+    if not uri or not uri.startswith(below) or ".." in uri.split("/"):
+        return None
+    return quote(uri.removeprefix(below))
 
 
 def data_uri(data: bytes, kind: str) -> str:
@@ -170,7 +182,10 @@ def _gallery_image(
 ) -> GalleryImage:
     (thumbnail, problem), (heat, heat_problem) = read_picture(image), read_picture(heatmap)
     shape = thumbnail or heat
-    regions = sorted(row.get("regions") or (), key=lambda region: -region["peak"])
+    whole = [
+        region for region in row.get("regions") or () if region and None not in region.values()
+    ]
+    regions = sorted(whole, key=lambda region: -region["peak"])
     return GalleryImage(
         uri=row["uri"],
         group=row["group"],
@@ -192,11 +207,35 @@ def _gallery_image(
     )
 
 
+def _below(uri: str, places: Sequence[Location]) -> str | ImageError:
+    """The URI if it is below one of the places: anybody may have written it."""
+    is_local = "://" not in uri or uri.startswith("file://")
+    path = Location.of(uri).uri if is_local else uri
+    climbs = not is_local and ".." in unquote(path).split("/")
+    if climbs or not any(path.startswith(place.uri.rstrip("/") + "/") for place in places):
+        return ImageError("fetch", "not below a directory given with --images")
+    return uri
+
+
+def _own_heatmap(uri: str | None, root: Location) -> str | ImageError | None:
+    """The URI if it is of a file of the run: anybody may have written it."""
+    if uri is None:
+        return None
+    if relative_link(uri, root) is None:
+        return ImageError("fetch", "not below the run's directory")
+    with suppress(FileNotFoundError):  # which fetching explains
+        try:
+            check_file(root, Location(uri, root.options), MAX_IMAGE_BYTES)
+        except PadimError as error:
+            return ImageError("fetch", "refused", str(error))
+    return uri
+
+
 def _fetch(
-    uris: Sequence[str | None], storage_options: Mapping[str, Any]
+    uris: Sequence[str | ImageError | None], storage_options: Mapping[str, Any]
 ) -> list[bytes | ImageError | None]:
-    contents = iter(_fetch_all([uri for uri in uris if uri is not None], storage_options))
-    return [None if uri is None else next(contents) for uri in uris]
+    contents = iter(_fetch_all([uri for uri in uris if isinstance(uri, str)], storage_options))
+    return [next(contents) if isinstance(uri, str) else uri for uri in uris]
 
 
 def _fetch_all(uris: list[str], storage_options: Mapping[str, Any]) -> list[bytes | ImageError]:

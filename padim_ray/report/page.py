@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from padim_ray.report.charts import draw_score_histogram, heat_colors
 from padim_ray.report.evaluation import summarise_evaluation
 from padim_ray.report.gallery import GalleryImage, build_gallery
 from padim_ray.report.rows import Row, select_rows
+from padim_ray.report.run_file import read_metrics, read_run
 from padim_ray.report.verdict import flagged_share, has_drifted, judge, rank_groups
 from padim_ray.storage.location import Location
 
@@ -48,6 +48,7 @@ def write_report(
     storage_options: Mapping[str, Any] | None = None,
     parts: Sequence[str] | None = None,
     sources: Mapping[str, str] | None = None,
+    places: Sequence[Location] | None = None,
 ) -> Location:
     """Write `report.html` into a run's directory, and return its location.
 
@@ -58,20 +59,22 @@ def write_report(
         parts: names of the results files that hold the highest scores and the failed images; None
             reads all of them.
         sources: the URIs to fetch images from, where they differ from the images' URIs.
+        places: directories that images are read from. Default: wherever the results say, which is
+            for a run that this process has made.
 
     Raises:
         PadimError: if there is no finished run, or its files can't be read.
     """
-    run = _read_json(root / "run.json")
+    run = read_run(root)
     if run is None:
         raise PadimError(
             f"{root.uri} holds no finished run (there is no run.json): give the --out of a "
             "finished score or evaluate job"
         )
-    metrics = _read_json(root / "metrics.json")
+    metrics = read_metrics(root)
     shown = min(images, MAX_IMAGES)
     selection = select_rows(root, highest=shown, failed=MAX_FAILED, parts=parts)
-    gallery = build_gallery(selection.highest, root, storage_options or {}, sources)
+    gallery = build_gallery(selection.highest, root, storage_options or {}, sources, places)
     failed = selection.failed
     page = _render(run, metrics, gallery, failed, root)
     while len(page) > MAX_BYTES and (gallery or failed):  # a manifest's texts may have any length
@@ -80,15 +83,6 @@ def write_report(
     report = root / "report.html"
     report.write(page)
     return report
-
-
-def _read_json(file: Location) -> dict[str, Any] | None:
-    try:
-        return json.loads(file.read())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise PadimError(f"{file.uri} is broken: {error}") from error
 
 
 def _render(

@@ -6,9 +6,10 @@ the number of results.
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,14 @@ import pyarrow.parquet as pq
 from padim_ray.errors import PadimError
 from padim_ray.runs.run_directory import list_parts
 from padim_ray.storage.location import Location
+from padim_ray.storage.untrusted import (
+    MAX_ROWS,
+    MAX_TABLE_BYTES,
+    check_sizes,
+    decoded_batches,
+    decoded_limit,
+    parse_file,
+)
 
 READING_THREADS = 4
 BATCH_ROWS = 4096
@@ -106,8 +115,7 @@ def select_rows(
     def scan(share: list[Location]) -> Selection:
         selection = Selection(highest, failed)
         for file in share:
-            for batch in _batches(file):
-                selection.add(batch)
+            _scan(root, file, selection)
         return selection
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
@@ -131,16 +139,61 @@ def captured_columns(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if name not in SHOWN]
 
 
-def _batches(file: Location) -> Iterator[pa.RecordBatch]:
+def _scan(root: Location, file: Location, selection: Selection) -> None:
+    """Add the rows of a results file, which anybody may have written."""
+
+    def add(path: Path) -> None:
+        with pq.ParquetFile(path) as parquet:
+            schema, limit = parquet.schema_arrow, decoded_limit(path)
+            check_sizes(parquet.metadata, range(MAX_ROWS), limit)
+        for name, (described, is_kind) in _KINDS.items():
+            if name not in schema.names and name not in _NEEDED:
+                continue
+            if schema.names.count(name) != 1 or not is_kind(schema.field(name).type):
+                raise PadimError(f"it has no column {name!r} of {described}")
+        columns = [name for name in schema.names if name not in NOT_SHOWN]
+        for batch in decoded_batches(path, limit, columns, BATCH_ROWS):
+            if any(batch[name].null_count for name in _NEEDED):
+                raise PadimError("it has a row without a uri, a group or a status")
+            selection.add(batch)
+
     try:
-        with file.as_local_file() as path, pq.ParquetFile(path) as parquet:
-            columns = [name for name in parquet.schema_arrow.names if name not in NOT_SHOWN]
-            yield from parquet.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+        parse_file(root, file, MAX_TABLE_BYTES, add)
     except FileNotFoundError as error:
         raise PadimError(f"{file.uri} is missing: the run's results are incomplete") from error
-    except pa.ArrowException as error:
-        reason = " ".join(str(error).split())
-        raise PadimError(f"{file.uri} is not a results file: {reason}") from error
+    except PadimError as error:
+        raise PadimError(f"{error}. It is not a results file") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
+
+
+def _is_flag(kind: pa.DataType) -> bool:
+    return pa.types.is_boolean(kind) or pa.types.is_null(kind)
+
+
+def _are_regions(kind: pa.DataType) -> bool:
+    if pa.types.is_null(kind):
+        return True
+    if not pa.types.is_list(kind) or not pa.types.is_struct(kind.value_type):
+        return False
+    parts = {part.name: part.type for part in kind.value_type}
+    return parts.keys() >= _REGION and all(map(_is_number, parts.values()))
+
+
+_NEEDED = ("uri", "group", "status")
+_REGION = {"x", "y", "width", "height", "peak", "area"}
+_KINDS: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+    **dict.fromkeys((*_NEEDED, "error", "heatmap_uri"), ("text", _is_text)),
+    **dict.fromkeys(("score", "p_value", "threshold", "width", "height"), ("numbers", _is_number)),
+    "is_anomalous": ("true and false", _is_flag),
+    "regions": ("lists of regions", _are_regions),
+}
 
 
 def _first(limit: int, items: Any) -> list[tuple[Any, Any]]:

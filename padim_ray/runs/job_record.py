@@ -9,23 +9,25 @@ listed.parquet    the images as they were listed
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from padim_ray.errors import PadimError
+from padim_ray.errors import ModelError, PadimError
 from padim_ray.images.manifest import restore_manifest
 from padim_ray.images.sources import without_sources
 from padim_ray.images.template import split_template
 from padim_ray.redaction import redact
 from padim_ray.runs.options.common import RunOptions
-from padim_ray.storage.json_fields import parse_json
+from padim_ray.storage.json_fields import mapping, parse_json, read_fields, show, text, whole
 from padim_ray.storage.location import Location
 from padim_ray.storage.spelling import canonical_uri
+from padim_ray.storage.untrusted import MAX_ROWS, MAX_TABLE_BYTES, parse_file, read_table
 
 JOB, LISTED = "job.json", "listed.parquet"
+MAX_JOB_BYTES = 16 * 2**20  # the names of 50,000 merged models
 NOT_IDENTITY = frozenset(
     {
         *("model", "out", "batch_size", "actors", "max_failed", "storage_options", "address"),
@@ -40,6 +42,7 @@ LATER_OPTIONS = {"density": "gaussian"}
 NOT_OPTIONS = frozenset({"job", "model", "model_version", "model_sha256", "weights_sha256"}) | {
     *("models", "models_sha256")
 }
+_SETTINGS = {"images_per_shard": whole(1, 10**9), "precision": text("[a-z0-9]+")}
 
 
 @dataclass(frozen=True)
@@ -60,21 +63,28 @@ class JobRecord:
         (root / JOB).write(json.dumps(content, indent=1, ensure_ascii=False).encode())
 
     @classmethod
-    def read(cls, root: Location) -> "JobRecord | None":
+    def read(cls, root: Location, below: Location | None = None) -> "JobRecord | None":
         """Read the record of the job at `root`; None if no job was started there.
+
+        Args:
+            root: the directory of the run, or of the model's version.
+            below: a directory that no file may lead out of, such as the model's. Default: `root`.
 
         Raises:
             PadimError: if the record is damaged.
         """
-        try:
-            content = parse_json((root / JOB).read())
-            with (root / LISTED).as_local_file() as path:
-                identity = _as_of_now(content["identity"])
-                return cls(identity, content["settings"], restore_manifest(pq.read_table(path)))
-        except FileNotFoundError:
+        content = _read_content(root, below)
+        if content is None:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-            raise PadimError(f"{root.uri}/{JOB} or {LISTED} is damaged: {error}") from error
+        images: pa.Table = read_table(
+            *(below or root, root / LISTED),
+            {"uri": pa.string()},
+            range(MAX_ROWS),
+            parse=restore_manifest,
+            max_bytes=MAX_TABLE_BYTES,
+            optional={"group": pa.string(), "size": pa.int64(), "version_tag": pa.string()},
+        )
+        return cls(content.identity, content.settings, images)
 
     def check_identity(self, identity: Mapping[str, Any], place: str) -> None:
         """Check that this is the record of a job with the given identity.
@@ -112,6 +122,63 @@ class JobRecord:
         return replace(self, images=images)
 
 
+@dataclass(frozen=True)
+class _Content:
+    """The content of job.json."""
+
+    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+def read_identity(root: Location, below: Location | None = None) -> Mapping[str, Any] | None:
+    """Read only the identity of the job at `root`; see `JobRecord.read`."""
+    content = _read_content(root, below)
+    return None if content is None else content.identity
+
+
+def _read_content(root: Location, below: Location | None) -> _Content | None:
+    try:
+        return parse_file(below or root, root / JOB, MAX_JOB_BYTES, _parse_content)
+    except FileNotFoundError:
+        return None
+
+
+def _parse_content(path: Path) -> _Content:
+    return read_fields(
+        *(_Content, parse_json(path.read_bytes()), "it"),
+        {"identity": _identity, "settings": _settings},
+    )
+
+
+def _options(value: Any, where: str) -> dict[str, Any]:
+    """Check for an object of options: their values are scalars or lists of scalars."""
+    options = mapping(value, where)
+    for name, item in options.items():
+        items = item if isinstance(item, list) else [item]
+        if not all(isinstance(each, str | int | float | None) for each in items):
+            raise ModelError(f"{where}.{name} can't be {show(item)}")
+    return options
+
+
+def _settings(value: Any, where: str) -> dict[str, Any]:
+    return {
+        name: _SETTINGS[name](item, f"{where}.{name}") if name in _SETTINGS else item
+        for name, item in _options(value, where).items()
+    }
+
+
+def _identity(value: Any, where: str) -> Mapping[str, Any]:
+    options = _options(value, where)
+    for name in _PLACES.keys() & options.keys():
+        items = options[name] if name == "models" else [options[name]]
+        if not isinstance(items, list) or not all(isinstance(item, str | None) for item in items):
+            raise ModelError(f"{where}.{name} can't be {show(options[name])}")
+    try:
+        return _as_of_now(options)
+    except PadimError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
 def _as_of_now(identity: Mapping[str, Any]) -> Mapping[str, Any]:
     """The identity that an earlier padim-ray recorded, as this one identifies the same job.
 
@@ -146,17 +213,19 @@ def _canonical_place(uri: str) -> str:
     return canonical_uri(uri).rstrip("/")
 
 
+_PLACES: Mapping[str, Callable[[Any], Any]] = {
+    "images": _canonical_template,
+    "masks": _canonical_template,
+    "manifest": _canonical_place,
+    "model": _canonical_place,
+    "models": lambda uris: [*map(_canonical_place, uris)],
+}
+
+
 def _with_canonical_places(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity whose paths and URIs have one spelling for each place."""
-    spell: Mapping[str, Callable[[Any], Any]] = {
-        "images": _canonical_template,
-        "masks": _canonical_template,
-        "manifest": _canonical_place,
-        "model": _canonical_place,
-        "models": lambda uris: [*map(_canonical_place, uris)],
-    }
     return {
-        name: spell[name](value) if name in spell and value is not None else value
+        name: _PLACES[name](value) if name in _PLACES and value is not None else value
         for name, value in identity.items()
     }
 

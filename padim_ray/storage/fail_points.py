@@ -5,6 +5,7 @@ it; without it, fail points do nothing.
 
 - `decoder`: an encoded image that contains the ASCII text `padim-ray-test:segfault`,
   `padim-ray-test:hang` or `padim-ray-test:oom-kill` does that to the process that decodes it.
+  With `padim-ray-test:memory` it asks for 8 GiB.
 - Any name passed to `kill_at`: the process is killed when it gets there.
 """
 

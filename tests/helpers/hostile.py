@@ -2,10 +2,14 @@
 
 from contextlib import contextmanager
 
+import pyarrow as pa
 import pytest
 
 from padim_ray import ModelError, PadimModel
+from padim_ray.model.layout import version_location
+from padim_ray.model.rounds import Round
 from padim_ray.model.version import open_version
+from padim_ray.runs.job_record import JobRecord
 from padim_ray.storage.location import Location
 from tests.model.test_padim_model import images
 
@@ -14,10 +18,12 @@ GAUSSIAN = f"{BOLT}/gaussian-00000-of-00001.safetensors"
 MOMENTS = f"{BOLT}/moments-00000-of-00001.safetensors"
 DESCRIPTION = "versions/000001/model.json"
 MANIFEST = "versions/000001/manifest-0123456789abcdef.parquet"
+JOB, LISTED = "versions/000001/job.json", "versions/000001/listed.parquet"
+ROUND, FAILURES = "versions/000001/rounds/000001.json", "versions/000001/rounds/000001.parquet"
 
 
 def save_small_model(weights, directory):
-    """Save a model with one calibrated group of six images."""
+    """Save a model with one calibrated group of six images, and its job's record and last round."""
     model = PadimModel(weights=weights, image_size=32, n_features=12, precision="float32")
     model.update(images(0, 6, 32), group="bolt")
     model.calibrate(images(0, 6, 32), group="bolt")
@@ -27,11 +33,19 @@ def save_small_model(weights, directory):
     description = directory / DESCRIPTION
     text = description.read_text().replace(manifest.name, (directory / MANIFEST).name)
     description.write_text(text)
+    version = Location(str(directory)) / "versions/000001"
+    listed = pa.table({"uri": ["a", "b"], "group": ["bolt", "bolt"]})
+    identity = {"job": "fit", "calibration_images": 6, "seed": 42, "layers": ["layer1"]}
+    JobRecord(identity, {"precision": "float32"}, listed).write(version)
+    Round(1, 6).commit(version, {"c": "decode: empty file"})
     return directory
 
 
 def read_everything(directory, *, trunk=False):
     version = open_version(Location.of(str(directory)))
+    place = version_location(version.root, version.number)
+    JobRecord.read(place, version.root)
+    Round.latest(place, version.root).read_failures(place, version.root)
     version.load_manifest()
     for group in version.groups:
         version.load_statistics(group)

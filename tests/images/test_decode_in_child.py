@@ -23,9 +23,11 @@ from padim_ray.images.decode_in_child import (
     UprightImage,
     decode_all,
 )
+from padim_ray.images.limits import MAX_IMAGE_BYTES
 from padim_ray.images.masks import fit_mask
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.images.resize import model_input
+from padim_ray.images.sandbox import memory_for
 from padim_ray.storage.fail_points import VARIABLE
 from tests.helpers.conversions import encode
 from tests.helpers.corpus import bombs, mutated_files
@@ -50,6 +52,11 @@ def fresh(monkeypatch):
     yield children
     for child in children:
         child.close()
+
+
+def counted(starts):
+    """`Decoder`, which adds every child to `starts`."""
+    return lambda *limits: starts.append(Decoder(*limits)) or starts[-1]
 
 
 def picture(shade, height=6, width=9):
@@ -119,7 +126,7 @@ def test_an_image_comes_as_requested():
 def test_large_images_go_both_ways_and_leave_nothing_in_memory(fresh, monkeypatch):
     monkeypatch.setattr(decode_in_child, "_BYTES_IN_FLIGHT", 10_000_000)
     starts = []
-    monkeypatch.setattr(decode_in_child, "Decoder", lambda: starts.append(Decoder()) or starts[-1])
+    monkeypatch.setattr(decode_in_child, "Decoder", counted(starts))
     noise = np.random.default_rng(0).integers(0, 256, (6, 1500, 1500, 3), np.uint8)
     answers = decode_all([encode(image, "BMP") for image in noise], WHOLE)
     np.testing.assert_array_equal(next(answers).pixels, noise[0])
@@ -144,6 +151,36 @@ def test_pixels_are_put_into_given_arrays():
         list(decode_all(contents, WHOLE, out=pixels[:, :, ::2]))
 
 
+def test_an_image_that_takes_too_much_memory_fails_alone(fresh, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "decoder")
+    starts = []
+    monkeypatch.setattr(decode_in_child, "Decoder", counted(starts))
+    contents = [png(picture(1)), deadly("memory"), png(picture(3))]
+    first, hungry, last = decode_all(contents, WHOLE)
+    assert (first.pixels.max(), last.pixels.max()) == (1, 3)
+    limit = memory_for(MAX_PIXELS, MAX_IMAGE_BYTES)
+    assert str(hungry) == f"decode: too much memory (more than {limit} bytes)"
+    (mask,) = decode_all([deadly("memory")], Mask(Preprocessing((8, 8)), MAX_PIXELS))
+    assert str(mask).startswith("mask: too much memory")
+    assert len(starts) == 1
+
+
+def test_a_child_s_limits_suit_its_images(fresh, monkeypatch):
+    monkeypatch.setattr(decode_in_child, "MAX_IMAGE_BYTES", 1000)
+    starts = []
+    monkeypatch.setattr(decode_in_child, "Decoder", counted(starts))
+    gone = ImageError("fetch", "not found")
+    contents = [png(picture(1)), gone, png(picture(2)), encode(picture(3, 100, 100), "BMP"), gone]
+    contents += [png(picture(4)), encode(picture(5, 200, 200), "BMP")]
+    answers = list(decode_all(contents, WHOLE))
+    shades = [None if answer is gone else answer.pixels.max() for answer in answers]
+    assert shades == [1, None, 2, 3, None, 4, 5]
+    assert [child.max_bytes for child in starts] == [1000, 30_054, 120_054]
+    (answer,) = decode_all([png(picture(6))], UprightImage(1_000_000))
+    assert answer.pixels.max() == 6
+    assert len(starts) == 4 and len(fresh) == 1
+
+
 @pytest.mark.parametrize(
     ("what", "error"),
     [
@@ -155,7 +192,7 @@ def test_pixels_are_put_into_given_arrays():
 def test_an_image_that_ends_the_child_fails_alone(what, error, fresh, monkeypatch):
     monkeypatch.setenv(VARIABLE, "decoder")
     starts = []
-    monkeypatch.setattr(decode_in_child, "Decoder", lambda: starts.append(Decoder()) or starts[-1])
+    monkeypatch.setattr(decode_in_child, "Decoder", counted(starts))
     before = set(own_children())
     started = time.monotonic()
     contents = [png(picture(shade)) for shade in range(20)]
@@ -182,7 +219,7 @@ def test_without_the_fail_point_nothing_is_deadly():
 
 def test_a_child_that_another_process_kills_costs_no_image(fresh, monkeypatch):
     starts = []
-    monkeypatch.setattr(decode_in_child, "Decoder", lambda: starts.append(Decoder()) or starts[-1])
+    monkeypatch.setattr(decode_in_child, "Decoder", counted(starts))
     answers = decode_all([png(picture(shade)) for shade in range(20)], WHOLE)
     assert next(answers).pixels.max() == 0
     os.kill(starts[0].process.pid, signal.SIGKILL)

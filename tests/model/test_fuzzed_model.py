@@ -15,9 +15,13 @@ from padim_ray import ModelError
 from tests.helpers.hostile import (
     BOLT,
     DESCRIPTION,
+    FAILURES,
     GAUSSIAN,
+    JOB,
+    LISTED,
     MANIFEST,
     MOMENTS,
+    ROUND,
     read_everything,
     replaced,
     save_small_model,
@@ -96,19 +100,20 @@ def read_or_refuse(directory, name, data):
             assert len(str(error)) < 2000
 
 
+@pytest.mark.parametrize("name", [DESCRIPTION, JOB, ROUND])
 @settings(max_examples=100)
 @given(data=st.data())
-def test_any_description_is_read_or_refused(directory, data):
-    content = json.loads((directory / DESCRIPTION).read_text())
-    text = json.dumps(data.draw(mutated(content))).encode()
-    read_or_refuse(directory, DESCRIPTION, text)
+def test_any_json_is_read_or_refused(directory, name, data):
+    content = json.loads((directory / name).read_text())
+    read_or_refuse(directory, name, json.dumps(data.draw(mutated(content))).encode())
 
 
+@pytest.mark.parametrize("name", [DESCRIPTION, JOB, ROUND])
 @settings(max_examples=100)
 @given(data=st.data())
-def test_any_bytes_of_a_description_are_read_or_refused(directory, data):
-    content = (directory / DESCRIPTION).read_bytes()
-    read_or_refuse(directory, DESCRIPTION, data.draw(st.binary() | damaged(content)))
+def test_any_bytes_of_json_are_read_or_refused(directory, name, data):
+    content = (directory / name).read_bytes()
+    read_or_refuse(directory, name, data.draw(st.binary() | damaged(content)))
 
 
 @pytest.mark.parametrize("name", [GAUSSIAN, MOMENTS])
@@ -127,7 +132,7 @@ def test_any_header_of_tensors_is_read_or_refused(directory, name, data):
     "name",
     [
         *(GAUSSIAN, MOMENTS, f"{BOLT}/calibration.parquet", f"{BOLT}/pixels.parquet"),
-        MANIFEST,
+        *(MANIFEST, LISTED, FAILURES),
     ],
 )
 @settings(max_examples=40)

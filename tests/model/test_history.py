@@ -117,7 +117,7 @@ def test_an_earlier_version_becomes_current_again(root, model):
 def test_a_fit_that_was_killed_before_its_end_doesnt_undo_a_rollback(root):
     Round(1, 16).commit(root / "versions/000004", {})
     roll_back(root, 3)
-    assert Round.latest(root / "versions/000004").number == 0
+    assert Round.latest(root / "versions/000004", root).number == 0
 
 
 @pytest.mark.parametrize("number", [0, 5, -1])

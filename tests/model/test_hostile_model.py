@@ -4,6 +4,8 @@ import json
 import math
 import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -13,17 +15,28 @@ import safetensors.torch
 import torch
 
 from padim_ray import ModelError
+from padim_ray.model.version import open_version
+from padim_ray.pipeline.jobs.on_version import sample_of
+from padim_ray.runs.job_record import JobRecord
 from padim_ray.scoring.histogram import bin_edges
+from padim_ray.storage.location import Location
 from tests.helpers.hostile import (
     BOLT,
     DESCRIPTION,
+    FAILURES,
     GAUSSIAN,
+    JOB,
+    LISTED,
     MANIFEST,
     MOMENTS,
+    ROUND,
     assert_refused,
     read_everything,
+    replaced,
     save_small_model,
 )
+
+MAP = pa.map_(pa.string(), pa.string())
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +49,11 @@ def test_the_undamaged_model_is_read(directory):
 
 
 @pytest.mark.parametrize(
-    "name", [DESCRIPTION, GAUSSIAN, MOMENTS, "trunks", f"{BOLT}/pixels.parquet"]
+    "name",
+    [
+        *(DESCRIPTION, GAUSSIAN, MOMENTS, "trunks", f"{BOLT}/pixels.parquet"),
+        *(MANIFEST, JOB, LISTED, ROUND, FAILURES),
+    ],
 )
 def test_an_endless_file_is_not_read(directory, name):
     path = directory / name if name != "trunks" else next(directory.glob("trunks/*"))
@@ -50,8 +67,21 @@ def test_an_endless_file_is_not_read(directory, name):
         path.write_bytes(original)
 
 
-@pytest.mark.parametrize("kind", ["outside", "device", "directory", "pipe"])
-@pytest.mark.parametrize("name", ["CURRENT", DESCRIPTION, GAUSSIAN, f"{BOLT}/calibration.parquet"])
+OWN_FILES = [
+    *("CURRENT", DESCRIPTION, GAUSSIAN, f"{BOLT}/calibration.parquet"),
+    *(MANIFEST, JOB, LISTED, FAILURES, ROUND),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for name in OWN_FILES
+        for kind in ("outside", "device", "directory", "pipe")
+        if (name, kind) != (ROUND, "directory")  # that is no round
+    ],
+)
 def test_only_the_models_own_files_are_read(directory, name, kind, tmp_path):
     path = directory / name
     away = tmp_path / "away"
@@ -66,7 +96,7 @@ def test_only_the_models_own_files_are_read(directory, name, kind, tmp_path):
                 path.mkdir()
             case "pipe":
                 os.mkfifo(path)
-        with pytest.raises(ModelError, match=r"not a regular file|leads out of the model's direct"):
+        with pytest.raises(ModelError, match=r"not a regular file|a link that leads out of"):
             read_everything(directory)
     finally:
         path.rmdir() if kind == "directory" else path.unlink()
@@ -226,6 +256,8 @@ def test_an_impossible_histogram_is_refused(directory, tmp_path, values, counts)
         {"uri": ["a"] * 7, "group": ["b"] * 7},
         {"uri": ["a", None], "group": ["b", "b"]},
         {"uri": [1], "group": ["b"]},
+        {"uri": ["a"], "group": ["b"], "status": [1]},
+        {"uri": ["a"], "group": ["b"], "size": ["many"]},
         {"group": ["b"]},
         {},
     ],
@@ -233,3 +265,108 @@ def test_an_impossible_histogram_is_refused(directory, tmp_path, values, counts)
 def test_a_manifest_that_is_not_the_models_is_refused(directory, tmp_path, columns):
     data = parquet(tmp_path / "x", columns)
     assert_refused(directory, MANIFEST, data, r"manifest-\w+\.parquet")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "Expecting value"),
+        (b'"abc"', "it must be an object, not 'abc'"),
+        (b"[1]", r"it must be an object, not \[1\]"),
+        (b"{}", "'identity' is missing in it"),
+        (b'{"identity": {}}', "'settings' is missing in it"),
+        (b'{"identity": {}, "settings": {}, "x": 1}', "unknown field 'x'"),
+        (b'{"identity": 1, "settings": {}}', "it.identity must be an object, not 1"),
+        (b'{"identity": {}, "settings": []}', "it.settings must be an object"),
+        (b'{"identity": {"seed": {"a": 1}}, "settings": {}}', "it.identity.seed can't be {'a': 1}"),
+        (b'{"identity": {"seed": [[1]]}, "settings": {}}', r"it.identity.seed can't be \[\[1\]\]"),
+        (b'{"identity": {}, "settings": {"precision": 3}}', "it.settings.precision can't be 3"),
+        (b'{"identity": {}, "settings": {"images_per_shard": -1}}', "images_per_shard must be a"),
+        (b"[" * 10**5, "nested too deeply"),
+    ],
+)
+def test_an_impossible_job_record_is_refused(directory, content, match):
+    assert_refused(directory, JOB, content, match)
+
+
+@pytest.mark.parametrize("value", ["12", 1.5, True, None, [1], 10**30])
+def test_only_whole_numbers_choose_the_images_that_calibrate(directory, value):
+    content = json.loads((directory / JOB).read_text())
+    content["identity"]["calibration_images"] = value
+    version = open_version(Location(str(directory)))
+    data, match = json.dumps(content).encode(), "job.json: identity.calibration_images must be a"
+    with replaced(directory / JOB, data), pytest.raises(ModelError, match=match):
+        sample_of(version)
+
+
+def test_a_list_of_images_is_read_only_where_it_is_needed(directory):
+    version = open_version(Location(str(directory)))
+    with replaced(directory / LISTED, b"not Parquet"):
+        assert sample_of(version).calibration_images == 6
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{}, {"group": ["a"]}, {"uri": [1]}, {"uri": [None, "a"]}, {"uri": ["a"], "group": [1]}],
+)
+def test_a_list_of_other_columns_is_refused(directory, tmp_path, columns):
+    assert_refused(directory, LISTED, parquet(tmp_path / "x", columns), "listed.parquet")
+
+
+def dictionary(value, rows):
+    """A column that stores a value once, however many rows have it."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), [value])
+
+
+URIS = pa.array(["a", "b"])
+SMALL_FILES = {
+    "one long text": {"uri": ["a" * 2**29]},
+    "a text in many rows": {"uri": dictionary("s3://archive/line7/x.png" * 8, 10**7)},
+    "a long text in many rows": {"uri": dictionary("a" * 10**6, 10_000)},
+    "run lengths": {"uri": URIS, "x": pa.array([np.zeros(10**8, np.int8)] * 2)},
+    "texts in lists": {"uri": URIS, "x": pa.array([["a" * 1000] * 10**5] * 2)},
+    "texts in structs": {"uri": URIS, "x": pa.array([[{"y": "a" * 1000}] * 10**5] * 2)},
+    "texts in maps": {"uri": URIS, "x": pa.array([[("k", "a" * 1000)] * 10**5] * 2, MAP)},
+}
+READ_IN_LITTLE_MEMORY = """
+import resource, sys
+from padim_ray.errors import ModelError
+from padim_ray.runs.job_record import JobRecord
+from padim_ray.storage.location import Location
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+try:
+    JobRecord.read(Location(sys.argv[1]))
+except ModelError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("columns", SMALL_FILES.values(), ids=SMALL_FILES)
+def test_a_small_file_that_expands_takes_little_memory(tmp_path, columns):
+    JobRecord({}, {}, pa.table({"uri": ["a"]})).write(Location(str(tmp_path)))
+    pq.write_table(
+        pa.table(columns), tmp_path / "listed.parquet", compression="zstd", store_schema=False
+    )
+    assert (tmp_path / "listed.parquet").stat().st_size < 100_000
+    command = [sys.executable, "-c", READ_IN_LITTLE_MEMORY, str(tmp_path)]
+    environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "its columns have more than" in run.stdout
+
+
+def test_columns_of_all_kinds_are_read_as_they_were_written(tmp_path):
+    kinds = {
+        "text": pa.array(["a", None, "b"]),
+        "view": pa.array(["a", None, "b"], pa.string_view()),
+        "large": pa.array(["a", None, "b"], pa.large_string()),
+        "category": pa.array(["a", None, "a"]).dictionary_encode(),
+        "list": pa.array([["a", "b"], None, []]),
+        "struct": pa.array([{"a": "x", "b": 1}, None, {"a": None, "b": 2}]),
+        "map": pa.array([[("k", "v")], None, []], MAP),
+        "time": pa.array([10**15, None, 0], pa.timestamp("us")),
+        "null": pa.nulls(3),
+    }
+    images = pa.table({"uri": ["a", "b", "c"], **kinds})
+    JobRecord({}, {}, images).write(Location(str(tmp_path)))
+    assert JobRecord.read(Location(str(tmp_path))).images.equals(images)

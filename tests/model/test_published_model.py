@@ -234,10 +234,10 @@ def test_a_damaged_file_is_named(saved, name, message, damage):
     [
         ("CURRENT", "There is no model at"),
         ("versions/000001/model.json", "model.json is missing"),
-        (f"{BOLT}/moments-00000-of-00001.safetensors", "The model is incomplete: .*moments-00000"),
-        (f"{BOLT}/gaussian-00000-of-00001.safetensors", "The model is incomplete: .*gaussian-000"),
-        ("versions/000001/manifest-*", "The model is incomplete: .*/manifest-"),
-        ("trunks/*.safetensors", "The model is incomplete: .*/trunks/"),
+        (f"{BOLT}/moments-00000-of-00001.safetensors", "is incomplete: .*moments-00000"),
+        (f"{BOLT}/gaussian-00000-of-00001.safetensors", "is incomplete: .*gaussian-000"),
+        ("versions/000001/manifest-*", "is incomplete: .*/manifest-"),
+        ("trunks/*.safetensors", "is incomplete: .*/trunks/"),
     ],
 )
 def test_a_missing_file_is_named(saved, name, message):

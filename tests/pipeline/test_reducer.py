@@ -135,7 +135,7 @@ def test_images_of_a_committed_round_are_not_read_again(tmp_path, killed_after):
     for group, states in parts.items():
         merged = load_statistics(reducer, group)
         assert_close(merged, merge_all(states), 7 * ROUNDED)  # one rounding per round
-    assert Round.latest(reducer.draft.location).rows == 41
+    assert Round.latest(reducer.draft.location, reducer.draft.root).rows == 41
 
 
 def test_too_many_failures_end_it_at_once(tmp_path):

@@ -45,7 +45,7 @@ def test_a_directory_without_a_run_is_reported_in_a_sentence(tmp_path):
 
 def test_a_broken_summary_is_reported_in_a_sentence(tmp_path):
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(PadimError, match=r"run\.json is broken"):
+    with pytest.raises(PadimError, match=r"run\.json can't be understood"):
         write_report(Location.of(str(tmp_path)))
 
 

@@ -96,6 +96,7 @@ def test_a_large_file_is_read_as_a_stream(tmp_path, monkeypatch):
     table = pa.table(
         {
             "uri": [f"/images/with/a/rather/long/name/{index:09d}.png" for index in range(count)],
+            "group": ["bolt"] * count,
             "status": ["scored"] * count,
             "score": np.random.default_rng(0).normal(size=count).astype(np.float32),
         }

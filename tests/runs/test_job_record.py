@@ -54,7 +54,7 @@ def test_it_says_that_there_is_a_job_when_all_of_it_is_there(place):
 def test_a_damaged_record_is_a_sentence(place, name, content):
     record().write(place)
     (place / name).write(content)
-    with pytest.raises(PadimError, match="is damaged"):
+    with pytest.raises(PadimError, match=rf"/{name} can't be understood"):
         JobRecord.read(place)
 
 

@@ -10,8 +10,7 @@ import pyarrow as pa
 from padim_ray.densities import convert_density
 from padim_ray.model.layout import split_name
 from padim_ray.model.spec import ModelSpec
-from padim_ray.model.version import open_version
-from padim_ray.pipeline.jobs.new_version import OUTCOMES
+from padim_ray.model.version import OUTCOMES, open_version
 from padim_ray.pipeline.jobs.on_version import JobOnVersion, sample_of
 from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.runs.job_record import identify

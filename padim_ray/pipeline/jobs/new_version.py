@@ -33,7 +33,7 @@ from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.publish import make_current, publish, remove_manifests
 from padim_ray.model.rounds import Round, remove_rounds
 from padim_ray.model.spec import ModelSpec
-from padim_ray.model.version import ModelVersion, open_version
+from padim_ray.model.version import OUTCOMES, ModelVersion, open_version
 from padim_ray.pipeline.cluster.nodes import plan_for
 from padim_ray.pipeline.cluster.prometheus import JobMetrics
 from padim_ray.pipeline.cluster.recovery import until_done
@@ -56,8 +56,6 @@ from padim_ray.storage.disk import disk_usage, format_size
 from padim_ray.storage.location import Location
 
 log = logging.getLogger("padim_ray")
-OUTCOMES = {"status": TEXT, "error": TEXT, "leave_one_out_score": pa.float32()}
-"""Columns of a version's manifest with the outcome of each image."""
 
 
 @dataclass(kw_only=True)
@@ -128,7 +126,7 @@ class Job(ABC):
         place = version_location(self.root, number)
         if self.options.overwrite:
             _abandon_unfinished(self.root)
-        record = JobRecord.read(place)
+        record = JobRecord.read(place, self.root)
         if record:
             record = self._continue(record)
             if is_published(self.root, number):  # but the job was killed before it became current
@@ -166,7 +164,7 @@ class Job(ABC):
         Raises:
             PadimError: if it hasn't.
         """
-        state, last = State.of(spec), Round.latest(place)
+        state, last = State.of(spec), Round.latest(place, self.root)
         statistics, density = state.stored_statistics, state.stored_density
         groups = {*group_counts(images), *self.base.rewritten, *self.base.copied}
         log.info(
@@ -203,7 +201,7 @@ class Job(ABC):
         current = current_number(self.root)
         if current is None or self.options.overwrite:
             return None
-        record = JobRecord.read(version_location(self.root, current))
+        record = JobRecord.read(version_location(self.root, current), self.root)
         if record is None or dict(record.identity) != dict(self.identity):
             return None
         images = self.repeated_images(record)
@@ -265,7 +263,7 @@ def number_to_make(root: Location, *, afresh: bool) -> int:
     """
     last = next_number(root) - 1
     is_current = last <= (current_number(root) or 0)
-    if not (afresh or is_current) and Round.latest(version_location(root, last)).number:
+    if not (afresh or is_current) and Round.latest(version_location(root, last), root).number:
         return last  # it is published, but the job was killed before it became current
     numbers = version_numbers(root)
     unfinished = [] if afresh else _unfinished(root)
@@ -311,12 +309,12 @@ class _NewVersion:
             The number of images that earlier attempts did, and the failed images by cause.
         """
         draft = DraftVersion.of(self.job.root, self.number, self.spec)
-        before = Round.latest(draft.location).rows
+        before = Round.latest(draft.location, draft.root).rows
         reducers: list[Reducer] = []
         with timed("embed", self.job.stages):
             until_done(
                 lambda: reducers.append(self._add(draft)),
-                progress=lambda: Round.latest(draft.location).number,
+                progress=lambda: Round.latest(draft.location, draft.root).number,
             )
         (reducer,) = reducers
         with timed("calibrate", self.job.stages):

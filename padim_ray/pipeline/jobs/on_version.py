@@ -9,8 +9,9 @@ from padim_ray.model.layout import version_location
 from padim_ray.model.version import ModelVersion
 from padim_ray.pipeline.jobs.calibrate import Sample
 from padim_ray.pipeline.jobs.new_version import Job, with_outcomes
-from padim_ray.runs.job_record import JobRecord
+from padim_ray.runs.job_record import JOB, read_identity
 from padim_ray.runs.options.fit import FitOptions
+from padim_ray.storage.json_fields import whole
 
 
 @dataclass(kw_only=True)
@@ -30,8 +31,15 @@ class JobOnVersion(Job):
 
 
 def sample_of(version: ModelVersion) -> Sample:
-    """The choice of images that the version was calibrated with; later versions keep it."""
-    record = JobRecord.read(version_location(version.root, version.number))
-    chosen = record.identity if record else {}
+    """The choice of images that the version was calibrated with; later versions keep it.
+
+    Raises:
+        ModelError: if the version's job record is invalid.
+    """
+    place = version_location(version.root, version.number)
+    chosen = read_identity(place, version.root) or {}
     names = [field.name for field in fields(Sample)]
-    return Sample(*(int(chosen.get(name, getattr(FitOptions, name))) for name in names))
+    values = {name: chosen.get(name, getattr(FitOptions, name)) for name in names}
+    for name, value in values.items():
+        whole(-(2**63), 2**63)(value, f"{place.uri}/{JOB}: identity.{name}")
+    return Sample(**values)

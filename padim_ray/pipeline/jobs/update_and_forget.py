@@ -12,8 +12,7 @@ from padim_ray.errors import ModelError
 from padim_ray.images.manifest import group_counts
 from padim_ray.images.sources import FETCHED
 from padim_ray.model.spec import ModelSpec
-from padim_ray.model.version import open_version
-from padim_ray.pipeline.jobs.new_version import OUTCOMES
+from padim_ray.model.version import OUTCOMES, open_version
 from padim_ray.pipeline.jobs.on_version import JobOnVersion, sample_of
 from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.pipeline.merging.reducer import check_count

@@ -10,10 +10,10 @@ import ray
 from padim_ray.densities.base import Density, Pooled
 from padim_ray.errors import ModelError
 from padim_ray.model.draft import DraftVersion
-from padim_ray.model.files import load_in_order
+from padim_ray.model.files import load_tensors
+from padim_ray.model.layout import state_shards
 from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.publish import save_calibration, save_tensors
-from padim_ray.model.spec import ModelSpec
 from padim_ray.model.version import ModelVersion
 from padim_ray.pipeline.cluster.memory import give_back_memory, prepare_memory
 from padim_ray.pipeline.cluster.prometheus import stage
@@ -150,15 +150,14 @@ def _save_task(density: Density, row: int | None, value: Any, file: Location) ->
     save_tensors(file, read_statistics(density, row, value).packed())
 
 
-def load_unfinished(spec: ModelSpec, file: Location, share: Share) -> Source:
-    """Start a task that loads what `save_unfinished` wrote."""
-    names = list(spec.density.empty(spec.grid, "meta").packed())
-    return Source(_load_task.options(**share.options).remote(spec.density, names, file))
+def load_unfinished(draft: DraftVersion, shard: int, file: Location, share: Share) -> Source:
+    """Start a task that loads a shard that `save_unfinished` wrote."""
+    return Source(_load_task.options(**share.options).remote(draft, shard, file))
 
 
 @ray.remote(max_retries=-1)
-def _load_task(density: Density, names: list[str], file: Location) -> StatisticsArrays:
+def _load_task(draft: DraftVersion, shard: int, file: Location) -> StatisticsArrays:
     prepare_memory()
-    with file.as_local_file() as path:
-        packed = load_in_order(path, names)
-    return StatisticsArrays.of(density.unpack_statistics(packed))
+    density, grid = draft.spec.density, draft.spec.grid
+    expected = density.empty(grid, "meta").cells(*state_shards(draft.spec)[shard]).packed()
+    return StatisticsArrays.of(load_tensors(draft.root, file, expected, density.unpack_statistics))

@@ -81,9 +81,9 @@ class Reducer:
         """Restore the state of the last round that was committed."""
         density = self.draft.spec.density
         self._tree = MergeTree(density, self.share)
-        self._round = Round.latest(self.draft.location)
+        self._round = Round.latest(self.draft.location, self.draft.root)
         self.rows, self.entries = self._round.rows, dict(self._round.groups)
-        self.failures = self._round.read_failures(self.draft.location)
+        self.failures = self._round.read_failures(self.draft.location, self.draft.root)
         self.unfetched = [uri for uri, error in self.failures.items() if is_unfetched(error)]
         final = (error for error in self.failures.values() if not is_unfetched(error))
         self.count_failures.add(self.rows - len(self.unfetched), count_causes(final))
@@ -96,7 +96,7 @@ class Reducer:
         for shard in range(self.draft.shards if partial.images else 0):
             file = self._unfinished_file(self._round, shard)
             self._tree.add_merged(
-                (partial.group, shard), load_unfinished(self.draft.spec, file, self.share)
+                (partial.group, shard), load_unfinished(self.draft, shard, file, self.share)
             )
 
     def try_again(self, uris: Iterable[str] | None) -> None:
@@ -172,7 +172,7 @@ class Reducer:
         for shard in range(self.draft.shards):
             file = self.draft.statistics_file(group, shard)
             self._tree.add_merged(
-                (group, shard), load_unfinished(self.draft.spec, file, self.share)
+                (group, shard), load_unfinished(self.draft, shard, file, self.share)
             )
         self.commit()  # a copy of these files, which `finish` replaces
 
