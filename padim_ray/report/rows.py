@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from padim_ray.errors import PadimError
+from padim_ray.errors import ModelError, PadimError
 from padim_ray.runs.run_directory import list_parts
 from padim_ray.storage.location import Location
 from padim_ray.storage.untrusted import (
@@ -150,18 +150,18 @@ def _scan(root: Location, file: Location, selection: Selection) -> None:
             if name not in schema.names and name not in _NEEDED:
                 continue
             if schema.names.count(name) != 1 or not is_kind(schema.field(name).type):
-                raise PadimError(f"it has no column {name!r} of {described}")
+                raise ModelError(f"it has no column {name!r} of {described}")
         columns = [name for name in schema.names if name not in NOT_SHOWN]
         for batch in decoded_batches(path, limit, columns, BATCH_ROWS):
             if any(batch[name].null_count for name in _NEEDED):
-                raise PadimError("it has a row without a uri, a group or a status")
+                raise ModelError("it has a row without a uri, a group or a status")
             selection.add(batch)
 
     try:
         parse_file(root, file, MAX_TABLE_BYTES, add)
     except FileNotFoundError as error:
         raise PadimError(f"{file.uri} is missing: the run's results are incomplete") from error
-    except PadimError as error:
+    except ModelError as error:
         raise PadimError(f"{error}. It is not a results file") from error
 
 

@@ -211,11 +211,12 @@ def decoded_batches(
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     size = 0
     with pq.ParquetFile(path, read_dictionary=texts) as file:
-        for batch in file.iter_batches(rows, columns=columns, use_threads=False):
-            size += sum(map(_decoded_bytes, batch.columns))
-            if size > max_bytes:
-                raise ModelError(f"its columns have more than {max_bytes} bytes")
-            yield batch.cast(_flat(pa.schema(map(schema.field, batch.schema.names))))
+        for group in range(file.num_row_groups):  # one by one: dictionaries grow within a group
+            for batch in file.iter_batches(rows, [group], columns, use_threads=False):
+                size += sum(map(_decoded_bytes, batch.columns))
+                if size > max_bytes:
+                    raise ModelError(f"its columns have more than {max_bytes} bytes")
+                yield batch.cast(_flat(pa.schema(map(schema.field, batch.schema.names))))
 
 
 def _flat(schema: pa.Schema) -> pa.Schema:

@@ -23,7 +23,7 @@ import ctypes, json, os, resource, signal, socket
 
 def call(name, *arguments):
     if ctypes.CDLL(None, use_errno=True)[name](*arguments) < 0:
-        raise OSError(ctypes.get_errno(), name)
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 ATTEMPTS = {
     "open": lambda: open(FILE).read(),

@@ -321,7 +321,7 @@ def dictionary(value, rows):
 URIS = pa.array(["a", "b"])
 SMALL_FILES = {
     "one long text": {"uri": ["a" * 2**29]},
-    "a text in many rows": {"uri": dictionary("s3://archive/line7/x.png" * 8, 10**7)},
+    "a text in many rows": {"uri": dictionary("s3://archive/line7/x.png" * 8, 4 * 10**6)},
     "a long text in many rows": {"uri": dictionary("a" * 10**6, 10_000)},
     "run lengths": {"uri": URIS, "x": pa.array([np.zeros(10**8, np.int8)] * 2)},
     "texts in lists": {"uri": URIS, "x": pa.array([["a" * 1000] * 10**5] * 2)},

@@ -102,7 +102,7 @@ def test_a_large_file_is_read_as_a_stream(tmp_path, monkeypatch):
         }
     )
     (tmp_path / "results").mkdir()
-    pq.write_table(table, tmp_path / "results/part-000000.parquet")
+    pq.write_table(table, tmp_path / "results/part-000000.parquet", row_group_size=20_000)
     size, highest = table.nbytes, float(np.max(table["score"].to_numpy()))
     del table
     before, held, kept = pa.total_allocated_bytes(), [], []
