@@ -120,7 +120,8 @@ def inspect(root: Location, number: int | None = None) -> ModelInfo:
         ModelError: if there is no such version, or a file is invalid.
     """
     version = open_version(root, number)
-    sizes = root.file_sizes()
+    found = root.file_sizes()
+    sizes = {name: size for name, size in found.items() if not name.startswith(".")}
     trunk = sizes.get(f"trunks/{version.spec.weights_sha256}.safetensors", 0)
     directories: dict[str, Counter[str]] = {}  # sizes by kind of file, as the names begin
     for path, size in sizes.items():

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from padim_ray import ModelError
+from padim_ray.images.manifest import restore_manifest
 from padim_ray.model.version import open_version
 from padim_ray.pipeline.jobs.on_version import sample_of
 from padim_ray.runs.job_record import JobRecord
@@ -369,4 +370,5 @@ def test_columns_of_all_kinds_are_read_as_they_were_written(tmp_path):
     }
     images = pa.table({"uri": ["a", "b", "c"], **kinds})
     JobRecord({}, {}, images).write(Location(str(tmp_path)))
-    assert JobRecord.read(Location(str(tmp_path))).images.equals(images)
+    expected = restore_manifest(images)  # with long offsets, and URIs in one spelling
+    assert JobRecord.read(Location(str(tmp_path))).images.equals(expected)

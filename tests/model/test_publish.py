@@ -12,6 +12,7 @@ import pytest
 
 from padim_ray import PadimModel
 from padim_ray.errors import ModelError
+from padim_ray.images.manifest import restore_manifest
 from padim_ray.model.layout import version_location
 from padim_ray.model.publish import publish
 from padim_ray.model.version import open_version
@@ -73,7 +74,7 @@ def test_of_publishers_at_the_same_moment_one_wins_and_the_others_change_nothing
     for index in range(ROUNDS):
         (winner,) = [name for name, all_ in by_name.items() if all_[index] == "published"]
         version = open_version(root, index + 2)
-        assert version.load_manifest().equals(manifest_of(winner))
+        assert version.load_manifest().equals(restore_manifest(manifest_of(winner)))
         content = json.loads((version_location(root, index + 2) / "model.json").read())
         assert content["why"] == winner
         files = version_location(root, index + 2).list_files()
