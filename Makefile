@@ -4,7 +4,7 @@ BIN := .venv/bin
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' padim_ray/__init__.py)
 RAY = $(shell sed -n 's/^ray==//p' constraints.txt)
 
-.PHONY: demo check test faults cluster-test lint types format docs bench bench-peers reproduce image clean
+.PHONY: demo check test faults cluster-test image-test lint types format docs bench bench-peers reproduce image clean
 
 demo: .venv/installed  ## draw an archive, fit, score
 	$(BIN)/python -m demo
@@ -21,6 +21,9 @@ faults: .venv/installed  ## the jobs under injected faults, slow tests included;
 
 cluster-test: .venv/installed  ## the jobs on machines that join and leave, slow tests included
 	$(BIN)/python -m pytest tests/cluster -m ''
+
+image-test: .venv/installed  ## build the image and run a night's pods from it; needs root on Debian
+	$(BIN)/python -m pytest tests/infra/test_containers.py -m ''
 
 lint: .venv/installed  ## lint and format check
 	$(BIN)/ruff check .

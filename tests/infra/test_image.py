@@ -1,6 +1,5 @@
 """The image: versions from one place, a clean Dockerfile, a build context of what it needs."""
 
-import fnmatch
 import importlib.util
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from padim_ray import __version__
+from tests.infra.containers.context import copy_context, sent
 from tests.infra.manifests import KUBERAY, ROOT
 
 DOCKERFILE = ROOT / "infra/docker/Dockerfile"
@@ -59,39 +59,10 @@ def test_modules_that_the_dockerfile_imports_exist():
     assert all(importlib.util.find_spec(name) for name in modules)
 
 
-RULES = [
-    rule
-    for rule in (ROOT / ".dockerignore").read_text().splitlines()
-    if rule and not rule.startswith("#")
-]
-
-
-def sent(path: Path) -> bool:
-    """Whether .dockerignore lets a path of the repository into the build context."""
-    whole = [str(path), *(str(parent) for parent in path.parents if parent.name)]
-    kept = True
-    for rule in RULES:
-        pattern = rule.removeprefix("!").removeprefix("**/")
-        names = path.parts if rule.startswith("**/") else whole
-        if any(fnmatch.fnmatch(name, pattern) for name in names):
-            kept = rule.startswith("!")
-    return kept
-
-
 @pytest.fixture(scope="module")
 def context(tmp_path_factory) -> Path:
     """The build context that `docker build` would send."""
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others"], cwd=ROOT, capture_output=True, text=True
-    )
-    if tracked.returncode:
-        pytest.skip("this is not a git repository")
-    folder = tmp_path_factory.mktemp("context")
-    for name in tracked.stdout.splitlines():
-        if (ROOT / name).is_file() and sent(Path(name)):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    return folder
+    return copy_context(tmp_path_factory.mktemp("context"))
 
 
 def test_only_the_needed_files_are_sent(context):

@@ -1,0 +1,1 @@
+"""The image for real: built by buildah, its pods run by podman."""
