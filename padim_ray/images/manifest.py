@@ -172,14 +172,14 @@ def check_unique(uris: pa.ChunkedArray, source: str) -> None:
     Raises:
         PadimError: naming an image that is there more than once.
     """
+    if pc.count_distinct(uris, mode="all").as_py() == len(uris):
+        return
     counts = uris.value_counts()
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated):
-        uri = repeated[0]["values"].as_py()
-        raise PadimError(
-            f"{source} names images more than once, among them {uri}. Two spellings of one file's "
-            "URI count as the same image."
-        )
+    uri = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+    raise PadimError(
+        f"{source} names images more than once, among them {uri}. Two spellings of one file's URI "
+        "count as the same image."
+    )
 
 
 def canonical_uris(table: pa.Table, name: str) -> pa.Table:

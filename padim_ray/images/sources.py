@@ -25,9 +25,11 @@ def hide_credentials(manifest: pa.Table, name: str = "uri") -> pa.Table:
         PadimError: if two images' URIs differ only in their credentials.
     """
     uris = manifest[name]
-    if not pc.any(pc.match_substring_regex(uris, "://.*[@=]")).as_py():
+    may_hold = pc.match_substring_regex(uris, "://.*[@=]").fill_null(False).combine_chunks()
+    if not pc.any(may_hold).as_py():
         return manifest
-    redacted = pa.chunked_array([[uri and redact(uri) for uri in uris.to_pylist()]], uris.type)
+    some = pa.array([redact(uri) for uri in uris.filter(may_hold).to_pylist()], uris.type)
+    redacted = pc.replace_with_mask(uris, may_hold, some)
     if redacted.equals(uris):
         return manifest
     if name == "uri" and pc.count_distinct(redacted).as_py() < len(redacted):

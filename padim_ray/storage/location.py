@@ -38,6 +38,7 @@ S3_CONFIG = {
     "retries": {"mode": "standard", "total_max_attempts": 5},  # per request, with backoff
 }
 DELETING_THREADS = 8
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 2**20, 2**28  # of Parquet files, at most
 MAX_SEGMENT = 200  # bytes; file systems allow 255 in a name
 _ORDINARY = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 T = TypeVar("T")
@@ -214,6 +215,9 @@ class Location:
         for index, kind in enumerate(schema.types):
             schema = schema.set(index, schema.field(index).with_type(_ORDINARY.get(kind, kind)))
         # the metadata that pyarrow reads the types from; Parquet itself has one type of strings
+        # readers hold a row group's strings together, where 2 GiB are the most
+        row_bytes = max(1, table.nbytes // max(1, table.num_rows))
+        rows = max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // row_bytes))
         metadata = {**(schema.metadata or {}), "ARROW:schema": base64.b64encode(schema.serialize())}
         with (
             self.replaced_by() as temporary,
@@ -221,7 +225,7 @@ class Location:
                 temporary, table.schema, compression="zstd", store_schema=False
             ) as writer,
         ):
-            writer.write_table(table)
+            writer.write_table(table, row_group_size=rows)
             writer.add_key_value_metadata(metadata)
 
     @contextmanager

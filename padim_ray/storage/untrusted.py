@@ -26,7 +26,6 @@ MAX_TABLE_BYTES = 16 * 2**30  # of a list of images
 MAX_ROWS = 10**10
 MAX_EXPANSION = 1000  # decoded bytes per byte of a file; a list of images has up to 300
 FREE_BYTES = 64 * 2**20  # the least that a table may decode to, however small its file
-BATCH_ROWS, BATCH_BYTES = 2**17, 2**28  # of Parquet files, at most and about
 T = TypeVar("T")
 
 
@@ -179,12 +178,8 @@ def check_sizes(metadata: pq.FileMetaData, rows: range, max_bytes: int) -> None:
 
 def _read_parquet(path: Path, max_bytes: int) -> pa.Table:
     with pq.ParquetFile(path) as file:
-        schema, metadata = file.schema_arrow, file.metadata
-    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-    size = sum(group.total_byte_size for group in groups)
-    # strings of more than 2 GiB don't fit into a batch
-    rows = max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, size)))
-    batches = decoded_batches(path, max_bytes, rows=rows)
+        schema = file.schema_arrow
+    batches = decoded_batches(path, max_bytes)
     return pa.Table.from_batches(batches, _flat(schema)).cast(schema)
 
 
@@ -192,7 +187,7 @@ def decoded_batches(
     path: Path,
     max_bytes: int,
     columns: Sequence[str] | None = None,
-    rows: int = BATCH_ROWS,
+    rows: int = 2**17,
 ) -> Iterator[pa.RecordBatch]:
     """Read a Parquet file in batches. Texts that are stored once and repeated expand only there.
 
