@@ -25,6 +25,7 @@ KNOWN_CAUSES = {
                 "32-bit pixels, whose range nothing tells",
                 "the decoder hung",
                 "the decoder crashed",
+                "too much memory",
             ),
         }
     ),

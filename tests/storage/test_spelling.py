@@ -67,11 +67,12 @@ def test_web_uris_have_one_spelling_if_and_only_if_they_make_the_same_request(we
             assert (one == other) == (its_request == other_request)
 
 
+keys = texts.filter(lambda key: key.strip("/"))  # others name the bucket
 SCHEMES = ["s3://bucket/", "s3a://bucket/", "s3:///bucket/", "s3a://bucket//"]
 
 
 @settings(max_examples=60)
-@given(uris=st.lists(st.tuples(st.sampled_from(SCHEMES), texts), min_size=2, max_size=4))
+@given(uris=st.lists(st.tuples(st.sampled_from(SCHEMES), keys), min_size=2, max_size=4))
 def test_s3_uris_have_one_spelling_if_and_only_if_they_name_the_same_key(web, uris):
     options = {"key": "x", "secret": "y", "endpoint_url": f"http://{web.address}"}
     fs = Location.of("s3://bucket", options).fs
