@@ -3,7 +3,8 @@
 versions/000003/
   job.json, listed.parquet            the fit's options and its list of images
   rounds/000002.json                  the progress; written after all files that it refers to
-  rounds/000002.parquet               images that failed in this round, or no longer do
+  rounds/000002.parquet               images that failed in this round; those that failed before
+                                      and were read now have an empty error
   rounds/000002/<kind>-….safetensors  statistics of the unfinished group, so far
   groups/…                            the groups that are finished
 """
@@ -80,7 +81,7 @@ class Round:
         table = pa.table(
             {
                 "uri": pa.array(failures.keys(), pa.string()),
-                "error": pa.array(failures.values(), pa.string()),
+                "error": pa.array([error or "" for error in failures.values()], pa.string()),
             }
         )
         (version / f"rounds/{self.number:06d}.parquet").write_table(table)
@@ -118,7 +119,7 @@ class Round:
         Raises:
             ModelError: if a file is missing or damaged.
         """
-        failures: dict[str, str | None] = {}
+        failures: dict[str, str] = {}
         for number in range(1, self.number + 1):
             table: pa.Table = read_table(
                 *(root, version / f"rounds/{number:06d}.parquet"),
@@ -128,7 +129,7 @@ class Round:
             )
             uris = map(canonical_uri, table["uri"].to_pylist())  # an older padim-ray's weren't
             failures.update(zip(uris, table["error"].to_pylist(), strict=True))
-        return {uri: error for uri, error in failures.items() if error is not None}
+        return {uri: error for uri, error in failures.items() if error}
 
 
 def _groups(value: Any, where: str) -> dict[str, GroupEntry]:
