@@ -194,6 +194,7 @@ def presigned(archive, signed, weights, ray_cluster, tmp_path_factory):
         manifest=manifest_of(uris, directory / "test.parquet"),
         model=str(directory / "places/model"),
         out=str(directory / "places/out"),
+        max_failed=1,
         heatmaps="all",
         maps=True,
     )
