@@ -15,7 +15,7 @@ class WebServer(http.server.ThreadingHTTPServer):
     Attributes:
         asked: the host and the target of each request.
         refused: statuses by target; all other files are served.
-        served_once: targets that are refused with 403 from the second request on.
+        served_once: targets that are refused with 400 from the second request on.
         has_lengths: whether answers have a Content-Length.
     """
 
@@ -50,7 +50,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.server.asked.append((self.headers["Host"], target))
         status = self.server.refused.get(target)
         if target in self.server.served_once and self.server.requests[target] > 1:
-            status = 403
+            status = 400
         if any(self.headers[name] != value for name, value in self.server.headers.items()):
             status = 403
         return super().send_head() if status is None else self.send_error(status)

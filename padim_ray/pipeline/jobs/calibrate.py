@@ -58,8 +58,9 @@ def calibrate(
         more; and the number of images in the sample.
 
     Raises:
-        TooManyFailed: if images couldn't be fetched. Images that can't be read otherwise are left
-            out: they may have been deleted since they were fitted.
+        TooManyFailed: if images couldn't be fetched. Images that are gone or may not be read are
+            left out: they may have been deleted since they were fitted, and signatures of presigned
+            URIs aren't stored.
     """
     scores = np.full(manifest.num_rows, np.nan, np.float32)
     entries = dict(version.groups)
@@ -104,7 +105,9 @@ def _count_unfetched(
     """Pass on the rows of `CountPixels`, and count their unfetched images."""
     for part in parts:
         shard = shards[part["shard"]]
-        unfetched = {cause: n for cause, n in part["causes"] if is_unfetched(cause)}
+        causes = dict(part["causes"])
+        causes.pop("fetch: permission denied", None)
+        unfetched = {cause: n for cause, n in causes.items() if is_unfetched(cause)}
         failures.add(shard.stop - shard.start, unfetched)
         yield part
 
