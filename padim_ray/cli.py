@@ -34,7 +34,7 @@ from padim_ray.storage.location import Location
 CONTINUE = "what is done is kept. Repeat the command to continue"
 SUCCESS, BUG, MISTAKE = 0, 1, 2
 EXIT_CODES: dict[type[Exception], int] = {TooManyFailed: 3, NoImages: 4}
-"""Of errors that a scheduler may want to tell from other mistakes."""
+"""Exit codes of errors that a scheduler may handle; all others have `MISTAKE`."""
 
 
 def fit(options: FitOptions) -> int:

@@ -27,6 +27,7 @@ from padim_ray.images.decode_in_child import (
     ModelInput,
     Request,
     UprightImage,
+    stage_of,
 )
 from padim_ray.images.masks import decode_mask, fit_mask
 from padim_ray.images.preprocessing import Preprocessing
@@ -60,7 +61,7 @@ def main() -> None:
             decoded = fulfil(request, content)
         except (ImageError, MemoryError) as error:
             if isinstance(error, MemoryError):
-                stage = "mask" if isinstance(request, Mask) else "decode"
+                stage = stage_of(request)
                 error = ImageError(stage, "too much memory", f"more than {memory} bytes")
             answer = json.dumps(error.args).encode()
             header = ANSWER.pack(len(answer), 0, 0, 0, 0, 0)

@@ -83,6 +83,11 @@ class Mask:
 Request = ModelInput | UprightImage | Mask
 
 
+def stage_of(request: Request) -> str:
+    """The stage that an image's error names if the request fails."""
+    return "mask" if isinstance(request, Mask) else "decode"
+
+
 @dataclass(frozen=True)
 class Decoded:
     """The requested pixels, and the full-size upright image's width and height."""
@@ -112,7 +117,7 @@ def decode_all(
     Raises:
         RuntimeError: if no child can be started.
     """
-    stage = "mask" if isinstance(request, Mask) else "decode"
+    stage = stage_of(request)
     message = json.dumps({"kind": type(request).__name__, **asdict(request)}).encode()
     source, places = iter(contents), iter(out)
     waiting: deque[bytes | ImageError] = deque()  # the next images, not yet answered

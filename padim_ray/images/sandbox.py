@@ -23,7 +23,7 @@ _ALLOWED = """
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall exit exit_group
     clock_gettime clock_nanosleep nanosleep gettimeofday time getrandom getcpu getpid gettid rseq
 """
-"""Of open files, memory, the process itself and clocks; nothing that names a file or a process."""
+"""System calls on open files, memory, clocks and the process itself. None opens a file by name."""
 
 
 class _Comparison(ctypes.Structure):

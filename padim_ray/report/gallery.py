@@ -20,6 +20,7 @@ from padim_ray.images.fetch import Fetcher
 from padim_ray.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from padim_ray.report.rows import Row, captured_columns, score_ratio
 from padim_ray.storage.location import Location
+from padim_ray.storage.spelling import canonical_uri
 from padim_ray.storage.untrusted import check_file
 
 PICTURE_BYTES = 6 * 2**20  # for all pictures together; base64 adds a third
@@ -209,9 +210,8 @@ def _gallery_image(
 
 def _below(uri: str, places: Sequence[Location]) -> str | ImageError:
     """The URI if it is below one of the places: anybody may have written it."""
-    is_local = "://" not in uri or uri.startswith("file://")
-    path = Location.of(uri).uri if is_local else uri
-    climbs = not is_local and ".." in unquote(path).split("/")
+    path = canonical_uri(uri)
+    climbs = "://" in path and ".." in unquote(path).split("/")
     if climbs or not any(path.startswith(place.uri.rstrip("/") + "/") for place in places):
         return ImageError("fetch", "not below a directory given with --images")
     return uri

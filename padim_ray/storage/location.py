@@ -4,7 +4,6 @@ A `Location` is a path or a URI such as `s3://bucket/prefix`, with fsspec's stor
 be sent to workers, because connections are made where it is used. Transient failures are retried.
 """
 
-import base64
 import hashlib
 import os
 import re
@@ -22,11 +21,11 @@ from urllib.parse import quote
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from padim_ray.errors import PadimError
 from padim_ray.storage.options import options_of
+from padim_ray.storage.parquet import write_parquet
 from padim_ray.storage.refusals import explained
 from padim_ray.storage.retry import with_retries
 from padim_ray.storage.spelling import canonical_uri
@@ -38,9 +37,7 @@ S3_CONFIG = {
     "retries": {"mode": "standard", "total_max_attempts": 5},  # per request, with backoff
 }
 DELETING_THREADS = 8
-ROW_GROUP_ROWS, ROW_GROUP_BYTES = 2**20, 2**28  # of Parquet files, at most
 MAX_SEGMENT = 200  # bytes; file systems allow 255 in a name
-_ORDINARY = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 T = TypeVar("T")
 
 
@@ -210,23 +207,9 @@ class Location:
             temporary.write_bytes(data)
 
     def write_table(self, table: pa.Table) -> None:
-        """Write a table as Parquet, atomically; readers get strings with 32-bit offsets."""
-        schema = table.schema
-        for index, kind in enumerate(schema.types):
-            schema = schema.set(index, schema.field(index).with_type(_ORDINARY.get(kind, kind)))
-        # the metadata that pyarrow reads the types from; Parquet itself has one type of strings
-        # readers hold a row group's strings together, where 2 GiB are the most
-        row_bytes = max(1, table.nbytes // max(1, table.num_rows))
-        rows = max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // row_bytes))
-        metadata = {**(schema.metadata or {}), "ARROW:schema": base64.b64encode(schema.serialize())}
-        with (
-            self.replaced_by() as temporary,
-            pq.ParquetWriter(
-                temporary, table.schema, compression="zstd", store_schema=False
-            ) as writer,
-        ):
-            writer.write_table(table, row_group_size=rows)
-            writer.add_key_value_metadata(metadata)
+        """Write a table as Parquet, atomically."""
+        with self.replaced_by() as temporary:
+            write_parquet(table, temporary)
 
     @contextmanager
     def replaced_by(self) -> Iterator[Path]:

@@ -154,7 +154,7 @@ def _check_schema(
 
 
 def decoded_limit(path: Path) -> int:
-    """What the columns of a Parquet file may take, by its size."""
+    """The most bytes that the columns of a Parquet file may decode to, given its size."""
     return max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
 
 

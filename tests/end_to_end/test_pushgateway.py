@@ -1,4 +1,4 @@
-"""What Prometheus finds in the morning: the outcomes of runs whose Ray is gone."""
+"""Prometheus finds the outcomes of runs in the morning, when their Ray is gone."""
 
 import json
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""What a process that decodes images can't do, tried in the real process between two images."""
+"""The sandbox of the process that decodes images, tried in the real process between two images."""
 
 import logging
 import os
@@ -74,7 +74,7 @@ def child(monkeypatch):
 
 
 def attempts(capfd):
-    """What became of each attempt of `TAKEN_OVER`."""
+    """Read the outcome of each attempt of `TAKEN_OVER` from its output."""
     lines = capfd.readouterr().err.partition("end\n")[0].splitlines()
     return {line.split(" failed ")[0]: line.partition(" failed ")[2] for line in lines}
 

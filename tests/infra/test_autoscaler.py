@@ -21,7 +21,7 @@ from tests.infra.manifests import quantity
 
 
 def autoscaling_config(job):
-    """What Ray's autoscaler derives from a job's cluster."""
+    """The configuration that Ray's autoscaler derives from a job's cluster."""
     cluster = {"metadata": {"name": job.name, "namespace": "padim-ray"}, "spec": job.cluster}
     return _derive_autoscaling_config_from_ray_cr(cluster)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from padim_ray.errors import PadimError
+from padim_ray.images.manifest import with_long_offsets
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.images.shards import shard_table
 from padim_ray.pipeline.stages.columns import column_array, fixed_size_column
@@ -204,6 +205,14 @@ def test_committed_shards_are_read_back(tmp_path_factory, shards, error):
         np.testing.assert_array_equal(shard.scores, np.array(values, np.float32))
         assert shard.errors == [error] * failed
         assert not shard.is_drawn and shard.counts == {}
+
+
+def test_a_part_has_strings_with_ordinary_offsets(tmp_path):
+    output, shard = output_in(tmp_path), with_long_offsets(scored_shard([2, 9]))
+    assert pa.large_string() in shard.schema.types
+    WriteResults(output, VERSION, DECISIONS)(shard)
+    kinds = pq.read_schema(output.part(7).uri).types
+    assert pa.large_string() not in kinds and pa.string() in kinds
 
 
 def test_a_part_says_that_its_heatmaps_are_drawn(tmp_path):

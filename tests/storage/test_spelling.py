@@ -39,7 +39,7 @@ def web(tmp_path_factory):
 
 
 def requests_of(server, uris, options):
-    """What the server is asked for when each of some URIs is fetched."""
+    """Fetch URIs one by one, and return the requests that the server got for each."""
     found = []
     for uri in uris:
         server.asked.clear()

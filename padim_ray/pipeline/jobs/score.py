@@ -105,7 +105,7 @@ def scoring_job(
         reopens = is_complete and _has_failed(root, retry_failed)
         if record and version_name == begun_with and is_complete and not reopens:
             # nothing is left to do, even if the version has been pruned since
-            model = {key: record.identity[key] for key in _MODEL}
+            version, model = None, {key: record.identity[key] for key in _MODEL}
         else:
             version = open_named(version_name, options.storage_options)
             stack.enter_context(reading(version, name))
@@ -120,10 +120,13 @@ def scoring_job(
             if reopens:
                 (root / run_directory.COMPLETE).remove()
         else:
+            assert version  # only a complete run goes without it
             run_directory.check_empty(root)
             record = _begin(identity, read_manifest(options), version, root)
         job = ScoringJob(
-            name, options, version_name, record, root, claim, *started, tuple(retry_failed)
+            *(name, options, version_name, record, root, claim, *started),
+            retry_failed=tuple(retry_failed),
+            opened=version,
         )
         if not job.is_complete:
             stack.enter_context(ray_session(options.address))

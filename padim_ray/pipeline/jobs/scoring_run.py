@@ -70,6 +70,7 @@ class ScoringJob:
         started_at: when this attempt started.
         started: the same on the monotonic clock.
         retry_failed: beginnings of the errors of images that are scored again.
+        opened: the model's version, if it is open already.
         done: numbers of the shards whose results are committed.
         drawn: numbers of the shards whose heatmaps are drawn.
         before: number of images that earlier attempts did.
@@ -86,6 +87,7 @@ class ScoringJob:
     started_at: datetime
     started: float
     retry_failed: tuple[str, ...] = ()
+    opened: ModelVersion | None = None
     done: set[int] = field(default_factory=set)
     drawn: set[int] = field(default_factory=set)
     before: int = 0
@@ -95,7 +97,7 @@ class ScoringJob:
     @cached_property
     def version(self) -> ModelVersion:
         """The model's version. A complete run doesn't need it, so it may have been pruned."""
-        return open_named(self.version_name, self.options.storage_options)
+        return self.opened or open_named(self.version_name, self.options.storage_options)
 
     @cached_property
     def output(self) -> Output:
@@ -192,7 +194,7 @@ class ScoringJob:
     def _read_committed(self, with_counts: bool, add_counts: AddCounts) -> None:
         """Record what earlier attempts did, except shards of which something is tried again.
 
-        That are images and masks that couldn't be fetched, and images of `retry_failed`. The parts
+        These are images and masks that couldn't be fetched, and images of `retry_failed`. The parts
         of these shards are deleted first: a task never replaces one.
         """
         again: list[Location] = []

@@ -52,6 +52,7 @@ class Reducer:
         failures: errors of failed images by URI.
         unfetched: the failed images, in earlier attempts, that couldn't be fetched.
         entries: the finished groups.
+        group: the unfinished group.
     """
 
     draft: DraftVersion
@@ -66,7 +67,6 @@ class Reducer:
     unfetched: list[str] = field(default_factory=list)
     entries: dict[str, GroupEntry] = field(default_factory=dict)
     group: str | None = None
-    """The group that is unfinished."""
     _tree: MergeTree = field(init=False)
     _round: Round = field(init=False)
     _uncommitted: dict[str, str | None] = field(default_factory=dict)

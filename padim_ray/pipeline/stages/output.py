@@ -17,6 +17,7 @@ from padim_ray.errors import PadimError
 from padim_ray.runs.run_directory import PART, list_parts
 from padim_ray.scoring.heatmap import output_name
 from padim_ray.storage.location import Location
+from padim_ray.storage.parquet import write_parquet
 
 ATTEMPT = b"padim_ray.attempt"
 """Metadata key of a part with the attempt that wrote it, see `Output.new_attempt`."""
@@ -134,7 +135,7 @@ def encode_part(results: pa.Table, attempt: str) -> bytes:
     """Encode a shard's rows as the content of its part."""
     buffer = io.BytesIO()
     results = results.replace_schema_metadata({ATTEMPT: attempt})
-    pq.write_table(results, buffer, compression="zstd")
+    write_parquet(results, buffer)
     return buffer.getvalue()
 
 
