@@ -24,7 +24,7 @@ from padim_ray.storage.location import Location
 
 pytestmark = pytest.mark.slow
 IMAGES, LENGTH = 2400, 1_000_000
-MAX_MEMORY = 12 * 2**30  # bytes
+MAX_MEMORY = 8 * 2**30  # bytes
 
 
 def number(uri: str) -> int:

@@ -38,3 +38,9 @@ def test_images_whose_uris_differ_only_in_credentials_are_refused():
     with pytest.raises(PadimError, match="differ only in what looks like credentials") as error:
         hide_credentials(manifest)
     assert "abc" not in str(error.value)
+
+
+def test_an_image_with_credentials_whose_redacted_uri_is_listed_too_is_refused():
+    manifest = pa.table({"uri": ["https://host/a.png?sig=***", "https://host/a.png?sig=def"]})
+    with pytest.raises(PadimError, match=r"such as https://host/a.png\?sig=\*\*\*"):
+        hide_credentials(manifest)

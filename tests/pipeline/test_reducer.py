@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 GRID = PatchGrid(((8, 8), (4, 4)), (3, 4))
 SHARDS = split_cells(GRID.cells[-1], 3)
-FAILED = {"x": "decode: empty file", "y": "fetch: not found"}
+FAILED = {"/x": "decode: empty file", "/y": "fetch: not found"}
 DENSITY = GaussianDensity(Regularization())
 ROUNDED = 2**-24  # relative rounding error of a stored scatter
 PARTS = FAN_IN**2 + FAN_IN + 2  # enough for two ranks of the tree, and some left over
@@ -111,7 +111,7 @@ def test_a_partial_sum_that_is_counted_twice_is_noticed(tmp_path):
 def test_images_of_a_committed_round_are_not_read_again(tmp_path, killed_after):
     parts = {"a": parts_of(1, 5), "b": parts_of(2, 3)}
     blocks = [block for group, states in parts.items() for block in partial_sums(group, states)]
-    failed = ray.put(partial_sum_row("b", 0, None, {"x": "decode: empty file"}))
+    failed = ray.put(partial_sum_row("b", 0, None, {"/x": "decode: empty file"}))
     blocks.insert(6, failed)
     lengths = [5] * 6 + [1] + [5] * 2
     listed = {"a": 25, "b": 16}
@@ -127,7 +127,7 @@ def test_images_of_a_committed_round_are_not_read_again(tmp_path, killed_after):
         reducer.add(block)
     reducer.finish(Share(0.1))
     reducer.commit()
-    assert reducer.rows == 41 and reducer.failures == {"x": "decode: empty file"}
+    assert reducer.rows == 41 and reducer.failures == {"/x": "decode: empty file"}
     assert {g: (e.images, e.failed) for g, e in reducer.entries.items()} == {
         "a": (25, 0),
         "b": (15, 1),
@@ -172,7 +172,7 @@ def test_a_group_whose_images_do_not_differ_is_named(tmp_path):
 
 
 UNFETCHED = {
-    group: {f"{group}{n}": "fetch: permission denied" for n in range(10)} for group in "ab"
+    group: {f"/{group}{n}": "fetch: permission denied" for n in range(10)} for group in "ab"
 }
 
 
@@ -212,7 +212,7 @@ def test_images_that_could_not_be_fetched_are_added_later_once(
         for block in partial_sums(group, states):
             reducer.add(block)
         reducer.add(ray.put(partial_sum_row(group, 0, None, UNFETCHED[group])))
-    reducer.add(ray.put(partial_sum_row("b", 0, None, {"x": "decode: empty file"})))
+    reducer.add(ray.put(partial_sum_row("b", 0, None, {"/x": "decode: empty file"})))
     reducer.finish(Share(0.1))
     reducer.commit()
     with pytest.raises(TooManyFailed, match=r"20 of 36 images .* could not be fetched"):
@@ -221,7 +221,7 @@ def test_images_that_could_not_be_fetched_are_added_later_once(
     try_again(reducer_for(tmp_path, round_images=round_images, **listed), later, killed_after)
     reducer = reducer_for(tmp_path, round_images=round_images, **listed)
     try_again(reducer, later, 10**9)
-    left = dict(list(UNFETCHED["b"].items())[5:]) | {"x": "decode: empty file"}
+    left = dict(list(UNFETCHED["b"].items())[5:]) | {"/x": "decode: empty file"}
     for found in (reducer, reducer_for(tmp_path, **listed)):
         assert found.failures == left and found.rows == 36
         assert {g: (e.images, e.failed) for g, e in found.entries.items()} == {

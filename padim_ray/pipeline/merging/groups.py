@@ -9,9 +9,9 @@ import ray
 
 from padim_ray.densities.base import Density, Pooled
 from padim_ray.errors import ModelError
+from padim_ray.features.grid import split_cells
 from padim_ray.model.draft import DraftVersion
 from padim_ray.model.files import load_tensors
-from padim_ray.model.layout import state_shards
 from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.publish import save_calibration, save_tensors
 from padim_ray.model.version import ModelVersion
@@ -159,5 +159,6 @@ def load_unfinished(draft: DraftVersion, shard: int, file: Location, share: Shar
 def _load_task(draft: DraftVersion, shard: int, file: Location) -> StatisticsArrays:
     prepare_memory()
     density, grid = draft.spec.density, draft.spec.grid
-    expected = density.empty(grid, "meta").cells(*state_shards(draft.spec)[shard]).packed()
+    run = split_cells(grid.cells[-1], draft.shards)[shard]
+    expected = density.empty(grid, "meta").cells(*run).packed()
     return StatisticsArrays.of(load_tensors(draft.root, file, expected, density.unpack_statistics))
