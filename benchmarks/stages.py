@@ -77,7 +77,7 @@ def stages(
         return done(part)
 
     def draw_maps() -> int:
-        image_scores(spec.mapper.maps(distances))
+        image_scores(distances, spec.mapper.maps(distances), spec.score_share)
         return done(embeddings)
 
     return {

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from padim_ray.densities.gaussian.moments import Moments, accumulate_, empty_moments
 from padim_ray.densities.gaussian.regularization import Regularization, pool
 from padim_ray.densities.gaussian.whitening import factorise, squared_distances
+from padim_ray.features.cells import average_cells
 from padim_ray.features.grid import Embeddings
 from tests.helpers.features import grids, random_features
 
@@ -116,3 +117,23 @@ def test_pooling_equals_pytorchs(images, height, width, channels, rng):
     x = values.relu().to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
     expected = torch.nn.functional.max_pool2d(x.float(), 3, stride=2, padding=1)
     assert torch.equal(pooling.max_pool(x).float(), expected)
+
+
+@few
+@given(
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([1, 2, 3, 4]),
+    st.sampled_from([1, 3, 5]),
+    st.integers(1, 150),
+    seeds,
+)
+def test_averages_over_cells_equal_plain_ones(dtype, positions, neighbourhood, channels, rng):
+    height, width = (int(positions * rng.integers(1, 4)) for _ in range(2))
+    maps = torch.from_numpy(rng.gamma(1.5, size=(2, channels, height, width))).to(DEVICE, dtype)
+    maps = maps.to(memory_format=torch.channels_last)
+    grid = height // positions, width // positions
+    (expected,) = average_cells([maps.double().cpu()], [grid], neighbourhood)
+    found = pooling.average(maps, positions, neighbourhood)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+    rtol = 1e-6 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(found.double().cpu(), expected, rtol=rtol, atol=1e-7)

@@ -1,4 +1,4 @@
-"""Images to embeddings: run batches through the trunk, and order its feature maps as cells."""
+"""Images to embeddings: run batches through the trunk, average its feature maps over cells."""
 
 import warnings
 from collections import deque
@@ -8,6 +8,7 @@ from itertools import chain, islice
 import numpy as np
 import torch
 
+from padim_ray.features.cells import average_cells
 from padim_ray.features.grid import Embeddings, PatchGrid
 from padim_ray.features.trunk import CPU_PASS, GPU_PASS, Trunk
 from padim_ray.features.uploads import Uploader
@@ -27,6 +28,7 @@ class Embedder:
         device: the trunk's.
         pass_size: images per pass through the trunk. Default: as many as suit the device.
         workers: threads that embed images in parallel.
+        neighbourhood: see `average_cells`.
         reuse: on CPUs, write all embeddings to the same memory: they are valid only until the next
             call. That saves the time in which the operating system clears newly allocated memory.
 
@@ -42,6 +44,7 @@ class Embedder:
         pass_size: int | None = None,
         workers: Workers = ONE_BY_ONE,
         *,
+        neighbourhood: int = 1,
         reuse: bool = False,
     ) -> None:
         self.trunk, self.grid, self.device = trunk, grid, device
@@ -52,7 +55,7 @@ class Embedder:
         else:
             self.pass_size = pass_size or CPU_PASS
             self.batch_size = max(CPU_BATCH, self.pass_size)
-        self._workers = workers
+        self._workers, self._neighbourhood = workers, neighbourhood
         self._reuse = reuse and device.type == "cpu"  # on GPUs, PyTorch reuses memory anyway
         self._room: Embeddings | None = None
 
@@ -81,7 +84,9 @@ class Embedder:
 
         def embed(piece: tuple[torch.Tensor, Embeddings]) -> None:
             part, out = piece
-            self.grid.nest(self.trunk(part), out)
+            # of a few images at a time: on CPUs their features are in the cache
+            averaged = average_cells(self.trunk(part), self.grid.grids, self._neighbourhood)
+            self.grid.nest(averaged, out)
 
         self._workers.map(embed, zip(parts, embeddings.split(self.pass_size), strict=True))
         return embeddings

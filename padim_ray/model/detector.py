@@ -20,7 +20,7 @@ class Detections(NamedTuple):
     """A detector's results for a batch of images, float32 on its device.
 
     Attributes:
-        scores: (B,), the maximum of each anomaly map.
+        scores: (B,), see `image_scores`.
         distances: (B, H_0, W_0), at the cells of the finest level.
         maps: (B, H, W), the anomaly maps: distances upsampled to the input size and smoothed.
     """
@@ -77,7 +77,13 @@ class Detector:
         )
         self._dtype = trunk.dtype
         self.embedder = Embedder(
-            trunk, spec.grid, self.device, batch_size, self.workers, reuse=reuse
+            trunk,
+            spec.grid,
+            self.device,
+            batch_size,
+            self.workers,
+            neighbourhood=spec.neighbourhood,
+            reuse=reuse,
         )
         self.batch_size = self.embedder.batch_size
 
@@ -124,7 +130,8 @@ class Detector:
         )
         distances = self.spec.grid.unnest(nested)
         maps = self.spec.mapper.maps(distances)
-        return Detections(image_scores(maps), distances, maps)
+        scores = image_scores(distances, maps, self.spec.score_share)
+        return Detections(scores, distances, maps)
 
 
 def fit_density(spec: ModelSpec, statistics: Statistics) -> Fitted:

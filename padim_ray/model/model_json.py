@@ -10,8 +10,8 @@ from padim_ray.storage.json_fields import mapping, parse_json, read_fields, show
 from padim_ray.storage.location import Location
 from padim_ray.storage.untrusted import naming_file, read_file
 
-FORMAT_VERSION = 3
-READABLE_VERSIONS = (1, 2, 3)
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (1, 2, 3, 4)
 MANIFEST = r"manifest(-[0-9a-f]{16})?\.parquet"
 """Names of a version's manifest: without an id before format 3."""
 # limits on what a hostile model.json can make its readers allocate
@@ -20,6 +20,7 @@ MAX_SHARDS = 10_000
 MAX_CALIBRATED = 10**7
 MAX_IMAGES = 10**10
 MAX_VERSION = 10**9 - 1
+_BEFORE_VERSION_4 = {"stride": 4, "neighbourhood": 1, "score_share": 0.0}
 _version = whole(1, MAX_VERSION)
 _name = text("[^\ud800-\udfff]*")  # JSON may contain lone surrogates, which UTF-8 can't encode
 _manifest = text(MANIFEST)
@@ -111,7 +112,7 @@ def read_description(root: Location, location: Location) -> Description:
             for name, entry in mapping(content["groups"], "groups").items()
         }
         return Description(
-            ModelSpec.from_json(content["spec"] if found > 1 else _from_version_1(content["spec"])),
+            ModelSpec.from_json(_present_spec(content["spec"], found)),
             groups,
             _line(content.get("created_at", ""), "created_at"),
             _line(content.get("why", ""), "why"),
@@ -119,14 +120,24 @@ def read_description(root: Location, location: Location) -> Description:
         )
 
 
-def _from_version_1(spec: Any) -> dict[str, Any]:
-    """Convert a spec of format version 1: it has a regularisation where version 2 has a density."""
+def _present_spec(spec: Any, version: int) -> dict[str, Any]:
+    """Convert the spec of an earlier format version.
+
+    Version 1 has a regularisation where version 2 has a density. Before version 4, every position
+    of the finest level was a cell, and an image's score was its map's maximum.
+    """
     spec = dict(mapping(spec, "spec"))
-    if "density" in spec:
-        raise ModelError("spec has the unknown field 'density'")
-    if "regularization" not in spec:
-        raise ModelError("'regularization' is missing in spec")
-    return spec | {"density": {"kind": "gaussian", "regularization": spec.pop("regularization")}}
+    added: dict[str, Any] = {}
+    if version < 4:
+        added |= _BEFORE_VERSION_4
+    if version == 1:
+        if "regularization" not in spec:
+            raise ModelError("'regularization' is missing in spec")
+        added["density"] = {"kind": "gaussian", "regularization": spec.pop("regularization")}
+    for name in added:
+        if name in spec:
+            raise ModelError(f"spec has the unknown field {name!r}")
+    return spec | added
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -43,7 +43,10 @@ def check_compatible(specs: Mapping[str, ModelSpec]) -> None:
 
 def describe_settings(spec: ModelSpec) -> dict[str, str]:
     """The settings in which merged models may differ, in words."""
-    return spec.density.describe() | {"sigma": f"{spec.sigma:g}"}
+    return spec.density.describe() | {
+        "sigma": f"{spec.sigma:g}",
+        "score share": f"{spec.score_share:g}",
+    }
 
 
 def _features(spec: ModelSpec, other: ModelSpec) -> dict[str, str]:
@@ -56,6 +59,8 @@ def _features(spec: ModelSpec, other: ModelSpec) -> dict[str, str]:
         "image size": _size(seen.resize),
         "crop": _size(seen.crop) if seen.crop else "none",
         "scaled JPEG": str(seen.scaled_jpeg),
+        "stride": str(spec.stride),
+        "neighbourhood": str(spec.neighbourhood),
         "precision": spec.precision,
         "statistics": spec.density.statistics_kind,
     }

@@ -43,7 +43,7 @@ class Scores(NamedTuple):
     """The scores of a batch of images, float32 on the CPU.
 
     Attributes:
-        scores: (B,), the maximum of each anomaly map.
+        scores: (B,), the mean of the highest share of cells, or the maximum of the anomaly map.
         maps: (B, H, W), the anomaly maps: smoothed distances at every pixel.
     """
 
@@ -193,7 +193,7 @@ class PadimModel:
         Args:
             images: as for `update`.
             group: name of the group.
-            sigma: standard deviation of the smoothing, in pixels. Default: the model's.
+            sigma: standard deviation of the maps' smoothing, in pixels. Default: the model's.
 
         Raises:
             ValueError: if the images have another shape, type or range.
@@ -205,7 +205,8 @@ class PadimModel:
         if sigma is None:
             return Scores(found.scores.cpu(), found.maps.cpu())
         maps = replace(self.spec.mapper, sigma=sigma).maps(found.distances)
-        return Scores(image_scores(maps).cpu(), maps.cpu())
+        scores = image_scores(found.distances, maps, self.spec.score_share)
+        return Scores(scores.cpu(), maps.cpu())
 
     def calibrate(
         self, images: torch.Tensor | np.ndarray, *, group: str = DEFAULT_GROUP

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from padim_ray.densities import density_of_json, density_of_options
 from padim_ray.densities.base import Density
 from padim_ray.errors import ModelError
+from padim_ray.features.cells import MAX_NEIGHBOURHOOD, MAX_STRIDE, cell_grids
 from padim_ray.features.grid import PatchGrid
 from padim_ray.features.trunk import Precision
 from padim_ray.features.trunks import ALL, check_levels, choose_channels, find_trunk
@@ -55,6 +56,9 @@ _SPEC = {
     "density": density_of_json,
     "precision": text(".{1,100}"),
     "sigma": number,
+    "stride": whole(1, MAX_STRIDE),
+    "neighbourhood": whole(1, MAX_NEIGHBOURHOOD),
+    "score_share": number,
 }
 
 
@@ -71,6 +75,10 @@ class ModelSpec:
         density: the density with its settings.
         precision: the trunk's precision.
         sigma: standard deviation of the anomaly map's smoothing, in pixels.
+        stride: side of a cell, in pixels of the input; levels that are coarser keep their cells.
+        neighbourhood: side of the square of positions that features are averaged over first.
+        score_share: share of the cells whose mean distance is the image's score; 0: the score is
+            the map's maximum.
 
     Raises:
         ModelError: if the settings are invalid or don't fit together.
@@ -84,12 +92,23 @@ class ModelSpec:
     density: Density[Any, Any, Any]
     precision: Precision
     sigma: float
+    stride: int
+    neighbourhood: int
+    score_share: float
 
     def __post_init__(self) -> None:
-        trunk = check_levels(self.backbone, list(self.channels))
+        check_levels(self.backbone, list(self.channels))
         if self.precision not in get_args(Precision):
             raise ModelError(f"Unknown precision {self.precision!r}")
-        check_size(self.preprocessing, max(trunk.levels[layer].stride for layer in self.channels))
+        check_sides(self.preprocessing)
+        assert self.grid  # raises an error if the cells don't fit
+        if not 0 < self.neighbourhood <= MAX_NEIGHBOURHOOD or self.neighbourhood % 2 == 0:
+            raise ModelError(
+                f"neighbourhood must be odd and at most {MAX_NEIGHBOURHOOD}, not "
+                f"{self.neighbourhood}"
+            )
+        if not 0 <= self.score_share <= 1:
+            raise ModelError(f"score_share must be from 0 to 1, not {self.score_share}")
         if not 0 <= self.sigma <= MAX_SIGMA:
             raise ModelError(f"sigma must be from 0 to {MAX_SIGMA} pixels, not {self.sigma}")
         self._check_channels()
@@ -109,11 +128,15 @@ class ModelSpec:
 
     @cached_property
     def grid(self) -> PatchGrid:
-        height, width = self.preprocessing.size
+        """The cells of each level.
+
+        Raises:
+            ModelError: if they don't fit the input size or each other.
+        """
         levels = find_trunk(self.backbone).levels
         strides = [levels[layer].stride for layer in self.channels]
         return PatchGrid(
-            tuple((height // stride, width // stride) for stride in strides),
+            cell_grids(self.preprocessing.size, strides, self.stride),
             tuple(len(indices) for indices in self.channels.values()),
         )
 
@@ -163,7 +186,9 @@ def new_spec(
         pair_of_sizes("crop", options.crop) if options.crop else None,
         options.scaled_jpeg,
     )
-    check_size(preprocessing, max(trunk.levels[layer].stride for layer in channels))
+    check_sides(preprocessing)
+    strides = [trunk.levels[layer].stride for layer in channels]
+    cell_grids(preprocessing.size, strides, options.stride)  # before weights are downloaded
     weights = read_weights(options.weights, options.backbone, list(channels), storage_options)
     spec = ModelSpec(
         backbone=options.backbone,
@@ -174,29 +199,19 @@ def new_spec(
         density=density_of_options(options),
         precision=precision,
         sigma=options.sigma,
+        stride=options.stride,
+        neighbourhood=options.neighbourhood,
+        score_share=options.score_share,
     )
     return spec, weights
 
 
-def check_size(preprocessing: Preprocessing, stride: int) -> None:
-    """Check that the input size suits the trunk.
-
-    Args:
-        preprocessing: gives the size.
-        stride: of the coarsest used level; both sides must be multiples of it.
+def check_sides(preprocessing: Preprocessing) -> None:
+    """Check that images aren't resized to more than the largest size.
 
     Raises:
-        ModelError: if the size is too large, or no multiple of the stride.
+        ModelError: if they are.
     """
-    size = preprocessing.size
-    if max(preprocessing.resize) > MAX_SIDE:
-        height, width = preprocessing.resize
+    height, width = preprocessing.resize
+    if max(height, width) > MAX_SIDE:
         raise ModelError(f"The image size {height}×{width} is above {MAX_SIDE}×{MAX_SIDE}")
-    for pixels in size:
-        if pixels % stride:
-            below, above = pixels // stride * stride, (pixels // stride + 1) * stride
-            nearest = f"{below} or {above}" if below else str(above)
-            raise ModelError(
-                f"The input size {size[0]}×{size[1]} is not a multiple of {stride}, the deepest "
-                f"layer's stride; instead of {pixels} use {nearest}"
-            )

@@ -163,6 +163,9 @@ def _spec(options: PlanOptions) -> ModelSpec:
         density=density_of_options(_model_options(options)),
         precision=precision,
         sigma=4.0,
+        stride=options.stride,
+        neighbourhood=options.neighbourhood,
+        score_share=0.0,
     )
 
 

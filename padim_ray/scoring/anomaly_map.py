@@ -40,11 +40,20 @@ class AnomalyMapper:
         return rows @ distances @ columns.T
 
 
-def image_scores(maps: Array) -> Array:
-    """The maximum of each anomaly map: (B, height, width) → (B,)."""
-    return (
-        maps.reshape(len(maps), -1).max(-1) if isinstance(maps, np.ndarray) else maps.amax((1, 2))
-    )
+def image_scores(distances: "torch.Tensor", maps: "torch.Tensor", share: float) -> "torch.Tensor":
+    """The image's scores (B,).
+
+    Args:
+        distances: at the cells, (B, H, W).
+        maps: the anomaly maps, (B, height, width).
+        share: share of the cells, the most distant ones, whose mean is the score; at least one
+            cell. 0: the score is the map's maximum, as in the paper.
+    """
+    if not share:
+        return maps.amax((1, 2))
+    cells = distances.flatten(1)
+    count = max(1, round(share * cells.shape[1]))
+    return cells.topk(count, sorted=False).values.mean(1)
 
 
 def _like(matrix: np.ndarray, array: Array) -> Array:

@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from padim_ray.images.preprocessing import Preprocessing
 
+PEAK_SHARE = 0.9
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
 
 
@@ -34,6 +35,9 @@ def find_regions(
 ) -> list[Region]:
     """Find the 8-connected regions that reach the threshold, the highest peak first.
 
+    If the map doesn't reach it anywhere, they are those that reach `PEAK_SHARE` of its maximum: an
+    image may be anomalous by the mean of several cells, and still show where.
+
     Args:
         anomaly_map: (h, w), in pixels of the model's input.
         threshold: smallest value of a region's pixels.
@@ -42,6 +46,9 @@ def find_regions(
         height: of the original image, in pixels.
         min_area: smaller regions are dropped; in pixels of the original image.
     """
+    highest = anomaly_map.max()
+    if 0 < highest < threshold:
+        threshold = PEAK_SHARE * highest
     labels, count = ndimage.label(anomaly_map >= threshold, _EIGHT_CONNECTED)
     numbers = np.arange(1, count + 1)
     peaks = ndimage.maximum(anomaly_map, labels, numbers)

@@ -3,6 +3,22 @@
 import numpy as np
 
 
+def averaged(maps: np.ndarray, rows: int, columns: int, neighbourhood: int) -> np.ndarray:
+    """Average (B, c, h, w) over neighbourhoods and then cells, position by position: float64."""
+    height, width = maps.shape[2:]
+    reach = neighbourhood // 2
+    around = np.empty(maps.shape)
+    for y, x in np.ndindex(height, width):
+        window = maps[:, :, max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]
+        around[:, :, y, x] = window.mean((2, 3), dtype=np.float64)
+    cells = np.empty((*maps.shape[:2], rows, columns))
+    for row, column in np.ndindex(rows, columns):
+        down, across = height // rows, width // columns
+        part = around[:, :, row * down : (row + 1) * down, column * across : (column + 1) * across]
+        cells[:, :, row, column] = part.mean((2, 3))
+    return cells
+
+
 def embeddings(features: list[np.ndarray]) -> np.ndarray:
     """Concatenate levels (B, c_ℓ, H_ℓ, W_ℓ), nearest neighbour: (H_0, W_0, B, Σc_ℓ) float64."""
     height, width = features[0].shape[2:]

@@ -43,7 +43,7 @@ def images(count, seed):
     return pattern((count, 3, 32, 32), 6151 + 2 * seed, 251).to(torch.uint8)
 
 
-@pytest.fixture(params=["1", "2"])
+@pytest.fixture(params=["1", "2", "3"])
 def stored(request, tmp_path):
     shutil.copytree(STORED / request.param, tmp_path / "model")
     root = Location.of(str(tmp_path / "model"))
@@ -74,12 +74,17 @@ def test_the_density_of_an_earlier_model_is_a_gaussian_per_cell(stored):
     }
 
 
+def test_an_earlier_model_has_the_papers_cells(stored):
+    spec = open_version(stored).spec
+    assert (spec.stride, spec.neighbourhood, spec.score_share) == (4, 1, 0.0)
+
+
 def test_an_earlier_model_can_be_updated_and_is_saved_in_the_present_format(stored, expected):
     model = PadimModel.load(stored.uri, device="cpu")
     assert open_version(stored).load_manifest().num_rows == 0
     model.update(images(3, 5), group="bolt")
     assert model.save(stored.uri) == 2
     content = json.loads((stored / "versions/000002/model.json").read())
-    assert content["format_version"] == 3
+    assert content["format_version"] == 4
     assert content["spec"]["density"]["kind"] == "gaussian"
     assert open_version(stored).groups["bolt"].images == expected["count"] + 3

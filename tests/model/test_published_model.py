@@ -72,7 +72,7 @@ def test_the_layout_is_as_documented(model, place):
     assert files(root) == [".claims/000002.json", "CURRENT", trunk, *first]
     assert (root / "CURRENT").read() == b"000001\n"
     content = json.loads((root / "versions/000001/model.json").read())
-    assert content["format_version"] == 3 and content["manifest"] == manifest
+    assert content["format_version"] == 4 and content["manifest"] == manifest
     assert content["groups"] == {
         "bolt": {"images": 6, "failed": 0, "shards": 1, "calibrated": 0},
         "nut": {"images": 4, "failed": 0, "shards": 1, "calibrated": 0},
@@ -171,8 +171,8 @@ def test_a_missing_model_is_reported(place):
 
 
 def test_another_format_version_is_named(saved):
-    edit_json(saved, lambda content: content.update(format_version=4))
-    with pytest.raises(ModelError, match=r"model.json has format version 4, .* reads 1 to 3; use"):
+    edit_json(saved, lambda content: content.update(format_version=5))
+    with pytest.raises(ModelError, match=r"model.json has format version 5, .* reads 1 to 4; use"):
         read_everything(saved)
 
 

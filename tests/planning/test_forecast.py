@@ -27,7 +27,7 @@ from padim_ray.planning.resources import Node, plan_resources
 from padim_ray.planning.sums import count_sums
 
 specs = st.builds(
-    lambda layers, n_features, size, precision, density: ModelSpec(
+    lambda layers, n_features, size, precision, density, cells: ModelSpec(
         backbone="resnet18",
         weights="",
         weights_sha256="",
@@ -36,12 +36,16 @@ specs = st.builds(
         density=density(Regularization()),
         precision=precision,
         sigma=4.0,
+        stride=cells[0],
+        neighbourhood=cells[1],
+        score_share=0.02,
     ),
     st.sampled_from([("layer1",), ("layer2", "layer3"), ("layer1", "layer2", "layer3")]),
     st.integers(1, 64),
     st.tuples(*[st.sampled_from([32, 64, 128, 256])] * 2),
     st.sampled_from(["float32", "bfloat16"]),
     st.sampled_from([GaussianDensity, SharedDensity]),
+    st.tuples(st.sampled_from([4, 8, 16, 32]), st.sampled_from([1, 3])),
 )
 groups = st.dictionaries(
     st.text("abc", min_size=1, max_size=3), st.integers(2, 2000), min_size=1, max_size=9

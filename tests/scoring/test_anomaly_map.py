@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,10 +34,22 @@ def test_numpy_and_torch_give_the_same_map():
     np.testing.assert_allclose(maps, mapper.maps(torch.from_numpy(distances)).numpy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy])
-def test_the_score_is_the_maps_maximum(convert):
-    maps = np.arange(24.0).reshape(2, 3, 4)
-    assert image_scores(convert(maps)).tolist() == [11.0, 23.0]
+def test_without_a_share_the_score_is_the_maps_maximum():
+    maps = torch.arange(24.0).reshape(2, 3, 4)
+    assert image_scores(torch.zeros(2, 1, 1), maps, 0).tolist() == [11.0, 23.0]
+
+
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.floats(0.001, 1),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_score_is_the_mean_of_the_highest_share_of_cells(cells, share, seed):
+    distances = np.random.default_rng(seed).exponential(10, (3, *cells))
+    count = max(1, round(share * cells[0] * cells[1]))
+    expected = np.sort(distances.reshape(3, -1))[:, -count:].mean(1)
+    found = image_scores(torch.from_numpy(distances), torch.zeros(3, 1, 1), share)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_an_image_smaller_than_the_kernel_still_has_a_map():

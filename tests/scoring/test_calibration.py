@@ -87,7 +87,7 @@ def test_samples_add_up():
     np.testing.assert_array_equal(both.pixels, count_values(values))
 
 
-def flagged_share(kind, rng, fitted, fresh, alphas):
+def flagged_share(kind, rng, fitted, fresh, alphas, score_share):
     """The share of fresh good images, with Gaussian features, that is flagged at each alpha."""
     grid = PatchGrid(((4, 4), (2, 2)), (3, 5))
     mixing = [rng.normal(0, 0.2, (channels, channels)) for channels in grid.channels]
@@ -100,7 +100,8 @@ def flagged_share(kind, rng, fitted, fresh, alphas):
         return nest(grid, [level.transpose(0, 3, 1, 2).astype(np.float32) for level in levels])
 
     def scores(squared):
-        return image_scores(mapper.maps(grid.unnest(squared).sqrt())).numpy()
+        distances = grid.unnest(squared).sqrt()
+        return image_scores(distances, mapper.maps(distances), score_share).numpy()
 
     mapper = AnomalyMapper((4, 4), (16, 16), 2.0)
     train, regularization = draw(fitted), Regularization(kind)
@@ -112,20 +113,22 @@ def flagged_share(kind, rng, fitted, fresh, alphas):
     return [(new > calibration.threshold(alpha)).mean() for alpha in alphas]
 
 
+@pytest.mark.parametrize("score_share", [0, 0.1])
 @pytest.mark.parametrize("kind", ["shrink", "paper"])
-def test_good_images_are_flagged_at_the_rate_that_was_asked_for(kind):
+def test_good_images_are_flagged_at_the_rate_that_was_asked_for(kind, score_share):
     """The share of 1,000 fresh images lies in the binomial 99 % interval of each rate."""
     alphas = (0.01, 0.05, 0.1)
     rng = np.random.default_rng(1)
-    for alpha, share in zip(alphas, flagged_share(kind, rng, 4999, 1000, alphas), strict=True):
+    shares = flagged_share(kind, rng, 4999, 1000, alphas, score_share)
+    for alpha, share in zip(alphas, shares, strict=True):
         low, high = stats.binom(1000, alpha).interval(0.99)
         assert low <= 1000 * share <= high
 
 
 @pytest.mark.parametrize("kind", ["shrink", "paper"])
 @settings(max_examples=20)
-@given(seed=st.integers(0, 2**32), fitted=st.integers(10, 60))
-def test_few_training_images_give_the_rate_that_their_ranks_do(kind, seed, fitted):
+@given(st.integers(0, 2**32), st.integers(10, 60), st.sampled_from([0, 0.1]))
+def test_few_training_images_give_the_rate_that_their_ranks_do(kind, seed, fitted, score_share):
     """Ranks are uniform for any number of images, so flagged counts are beta-binomial.
 
     With few images, the training images' own scores would be far too low. One draw in a million
@@ -133,6 +136,6 @@ def test_few_training_images_give_the_rate_that_their_ranks_do(kind, seed, fitte
     """
     rng = np.random.default_rng(seed)
     above = max(1, (fitted + 1) // 5)
-    (share,) = flagged_share(kind, rng, fitted, 1000, [above / (fitted + 1)])
+    (share,) = flagged_share(kind, rng, fitted, 1000, [above / (fitted + 1)], score_share)
     expected = stats.betabinom(1000, above, fitted + 1 - above)
     assert expected.ppf(1e-6) <= 1000 * share <= expected.ppf(1 - 1e-6)

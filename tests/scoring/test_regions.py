@@ -62,5 +62,12 @@ def test_small_regions_are_left_out():
     assert [(region["peak"], region["area"]) for region in regions] == [(5, 16)]
 
 
-def test_a_map_below_the_threshold_has_no_regions():
+def test_a_map_of_zeros_has_no_regions():
     assert find_regions(np.zeros((8, 8)), 1, Preprocessing((8, 8)), 8, 8) == []
+
+
+def test_a_map_below_the_threshold_shows_its_highest_part():
+    anomaly_map = np.zeros((10, 10), np.float32)
+    anomaly_map[2, 3:5], anomaly_map[8, 8] = [5, 4.6], 4.4
+    (region,) = find_regions(anomaly_map, 6, Preprocessing((10, 10)), 10, 10)
+    assert region == {"x": 3, "y": 2, "width": 2, "height": 1, "peak": 5, "area": 2}

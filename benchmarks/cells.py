@@ -1,0 +1,343 @@
+"""`python -m benchmarks.cells`: accuracy by the size of cells, on real and drawn archives.
+
+    python -m benchmarks.cells --weights trunk.pth --data DIR DIR …
+
+Each DIR is a category in the layout of MVTec AD (train/good, test/DEFECT, ground_truth/DEFECT); the
+ground truth is optional. Two archives are drawn besides: the demo's products with spots and
+scratches of 2 to 40 pixels. All settings are computed from the same features, so that only cells,
+regularisation, smoothing and score differ. Prints a Markdown table, and writes build/cells.json.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, product
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image, ImageDraw, ImageFilter
+
+from demo.archive import GROUPS, photograph
+from padim_ray.densities.gaussian import GaussianDensity, Regularization
+from padim_ray.evaluation.metrics import PixelCounts, auroc, count_scores, pixel_metrics
+from padim_ray.features.cells import average_cells, cell_grids
+from padim_ray.features.embedder import as_images
+from padim_ray.features.grid import Embeddings, PatchGrid
+from padim_ray.features.trunk import Trunk
+from padim_ray.features.trunks import choose_channels, find_trunk
+from padim_ray.features.weights import read_weights
+from padim_ray.images.decode import as_rgb, decode
+from padim_ray.images.masks import decode_mask, fit_mask
+from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.scoring.anomaly_map import AnomalyMapper, image_scores
+
+OUTPUT = Path("build/cells.json")
+SIDE = 256  # pixels of the model's input
+BATCH = 32
+SIZES = (2, 4, 8, 16, 40)  # pixels of a drawn defect
+DRAWN = {"train": 200, "good": 100, "defective": 60}  # images of a drawn archive; the last per size
+FALSE_ALARMS = 0.05  # of the good test images, at which the recall of defects is taken
+MAX_PIXELS = 2**28
+T = TypeVar("T")
+
+
+class Picture(NamedTuple):
+    """A test image.
+
+    Attributes:
+        pixels: (SIDE, SIDE, 3) uint8.
+        is_defective: whether it has a defect.
+        mask: (SIDE, SIDE) bool, or None if the defect's place isn't known.
+        kind: what its recall is reported under, such as the defect's size.
+    """
+
+    pixels: np.ndarray
+    is_defective: bool
+    mask: np.ndarray | None
+    kind: str
+
+
+class Setting(NamedTuple):
+    """What distances depend on."""
+
+    stride: int
+    neighbourhood: int
+    shrinkage: float
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Good images to fit to, and images to test on; both are read when they are iterated over."""
+
+    name: str
+    train: Iterable[np.ndarray]
+    test: Iterable[Picture]
+
+
+def read_archive(root: Path) -> Archive:
+    """An archive in the layout of MVTec AD."""
+
+    def test() -> Iterator[Picture]:
+        for path in sorted(root.glob("test/*/*")):
+            kind, mask = path.parent.name, np.zeros((SIDE, SIDE), bool)
+            if kind == "good":
+                yield Picture(read(path), False, mask, kind)
+                continue
+            file = root / "ground_truth" / kind / f"{path.stem}_mask.png"
+            if file.exists():
+                whole = decode_mask(file.read_bytes(), MAX_PIXELS)
+                yield Picture(read(path), True, fit_mask(whole, Preprocessing((SIDE, SIDE))), kind)
+            else:
+                yield Picture(read(path), True, None, kind)
+
+    paths = sorted((root / "train/good").iterdir())
+    return Archive(root.name, Lazy(lambda: map(read, paths)), Lazy(test))
+
+
+class Lazy:
+    """An iterable that begins again each time."""
+
+    def __init__(self, make) -> None:
+        self.make = make
+
+    def __iter__(self):
+        return iter(self.make())
+
+
+def read(path: Path) -> np.ndarray:
+    image = Image.fromarray(as_rgb(decode(path.read_bytes(), MAX_PIXELS)))
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def draw_archive(name: str) -> Archive:
+    """One of the demo's products, with defects of each of `SIZES`."""
+    make = partial(photograph, GROUPS[name], SIDE)
+
+    def good(first: int, count: int) -> Iterator[np.ndarray]:
+        for index in range(first, first + count):
+            image, _ = make(np.random.default_rng([1, index]))
+            yield np.asarray(image.convert("RGB"))
+
+    def test() -> Iterator[Picture]:
+        nothing = np.zeros((SIDE, SIDE), bool)
+        for pixels in good(DRAWN["train"], DRAWN["good"]):
+            yield Picture(pixels, False, nothing, "good")
+        for size in SIZES:
+            for index in range(DRAWN["defective"]):
+                rng = np.random.default_rng([2, size, index])
+                image, _ = make(rng)
+                pixels, mask = damage(np.asarray(image.convert("RGB")), size, rng)
+                yield Picture(pixels, True, mask, f"{size} px")
+
+    return Archive(f"drawn {name}", Lazy(lambda: good(0, DRAWN["train"])), Lazy(test))
+
+
+def damage(pixels: np.ndarray, size: int, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a spot or a scratch of `size` pixels in the middle part of an image; with its mask."""
+    scale = 4  # drawn larger and reduced, for smooth edges
+    cover = Image.new("L", (scale * SIDE, scale * SIDE))
+    x, y = rng.uniform(0.2 * SIDE, 0.8 * SIDE, 2) * scale
+    radius, canvas = scale * size / 2, ImageDraw.Draw(cover)
+    if rng.random() < 0.5:
+        squeeze = rng.uniform(0.6, 1)
+        canvas.ellipse([x - radius, y - squeeze * radius, x + radius, y + squeeze * radius], 255)
+    else:
+        turn, width = rng.uniform(0, np.pi), max(scale, round(scale * size / 8))
+        along = radius * np.array([np.cos(turn), np.sin(turn)])
+        canvas.line([x - along[0], y - along[1], x + along[0], y + along[1]], 255, width)
+    cover = cover.filter(ImageFilter.GaussianBlur(scale * 0.4))
+    share = np.asarray(cover.reduce(scale), np.float32)[..., None] / 255
+    mask = share[..., 0] > 0.25
+    around = pixels[mask].mean(0) if mask.any() else pixels.mean((0, 1))
+    step = rng.uniform(50, 90) * (1 if around.mean() < 110 else -1)
+    return (pixels * (1 - share) + np.clip(around + step, 0, 255) * share).astype(np.uint8), mask
+
+
+def in_batches(items: Iterable[T]) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, BATCH)):
+        yield batch
+
+
+class Features:
+    """Embeds images with every size of cells from one pass through the trunk."""
+
+    def __init__(self, backbone: str, weights: str, precision: str) -> None:
+        trunk = find_trunk(backbone)
+        channels = choose_channels(backbone, trunk.default_levels, "all", 0)
+        state = read_weights(weights, backbone, list(channels))
+        self.trunk = Trunk(backbone, channels, state, precision=precision)
+        self._strides = [trunk.levels[level].stride for level in channels]
+        self._channels = tuple(map(len, channels.values()))
+
+    def grid(self, stride: int) -> PatchGrid:
+        return PatchGrid(cell_grids((SIDE, SIDE), self._strides, stride), self._channels)
+
+    @torch.inference_mode()
+    def embed(
+        self, pixels: list[np.ndarray], settings: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], Embeddings]]:
+        """Embeddings for each stride and neighbourhood."""
+        parts = [self.trunk(part) for part in as_images(np.stack(pixels)).split(4)]
+        maps = [torch.cat(level) for level in zip(*parts, strict=True)]
+        for stride, neighbourhood in settings:
+            grid = self.grid(stride)
+            yield (
+                (stride, neighbourhood),
+                grid.nest(average_cells(maps, grid.grids, neighbourhood)),
+            )
+
+
+@torch.inference_mode()
+def measure(
+    archive: Archive,
+    features: Features,
+    strides: list[int],
+    neighbourhoods: list[int],
+    shrinkages: list[float],
+    sigmas: list[float],
+    shares: list[float],
+) -> list[dict]:
+    """Metrics of an archive for every setting, smoothing and score."""
+    cells = list(product(strides, neighbourhoods))
+    plain = GaussianDensity(Regularization())
+    sums = {cell: plain.empty(features.grid(cell[0])) for cell in cells}
+    for pixels in in_batches(archive.train):
+        for cell, embeddings in features.embed(pixels, cells):
+            sums[cell] = sums[cell].add_(embeddings)
+    densities, fitted = {}, {}
+    for cell in cells:
+        statistics = sums.pop(cell)
+        pooled = plain.pool(statistics)
+        for shrinkage in shrinkages:
+            density = GaussianDensity(Regularization(shrinkage=shrinkage))
+            densities[Setting(*cell, shrinkage)] = density
+            fitted[Setting(*cell, shrinkage)] = density.fit(statistics, pooled)
+    distances = defaultdict(list)
+    pictures = []
+    for some in in_batches(archive.test):
+        pictures += [picture._replace(pixels=np.empty(0)) for picture in some]
+        for cell, embeddings in features.embed([picture.pixels for picture in some], cells):
+            grid = features.grid(cell[0])
+            for shrinkage in shrinkages:
+                setting = Setting(*cell, shrinkage)
+                nested = densities[setting].distances(fitted[setting], embeddings)
+                distances[setting].append(grid.unnest(nested))
+    rows = []
+    for setting, parts in distances.items():
+        found = torch.cat(parts)
+        for sigma in sigmas:
+            rows += score(archive.name, setting, found, sigma, shares, pictures)
+    return rows
+
+
+def score(
+    name: str,
+    setting: Setting,
+    distances: torch.Tensor,
+    sigma: float,
+    shares: list[float],
+    pictures: list[Picture],
+) -> list[dict]:
+    """Metrics of one setting and smoothing, for every score."""
+    mapper = AnomalyMapper(tuple(distances.shape[1:]), (SIDE, SIDE), sigma)
+    maps = mapper.maps(distances)
+    is_defective = np.array([picture.is_defective for picture in pictures])
+    pixels = None
+    if all(picture.mask is not None for picture in pictures):
+        pixels = sum(
+            (
+                PixelCounts.of(one[None].numpy(), picture.mask[None])
+                for one, picture in zip(maps, pictures, strict=True)
+                if picture.mask is not None
+            ),
+            PixelCounts.empty(),
+        )
+    rows = []
+    for share in shares:
+        scores = image_scores(distances, maps, share).numpy()
+        _, negatives, positives = count_scores(scores, is_defective)
+        threshold = np.quantile(scores[~is_defective], 1 - FALSE_ALARMS)
+        kinds = defaultdict(list)
+        for picture, value in zip(pictures, scores, strict=True):
+            if picture.is_defective:
+                kinds[picture.kind].append(value > threshold)
+        rows.append(
+            {
+                "archive": name,
+                **setting._asdict(),
+                "sigma": sigma,
+                "score_share": share,
+                "image_auroc": float(auroc(negatives, positives)),
+                **(pixel_metrics(pixels) if pixels else {}),
+                "recall": {kind: float(np.mean(found)) for kind, found in kinds.items()},
+            }
+        )
+    return rows
+
+
+def to_markdown(rows: list[dict]) -> str:
+    """One line per setting and archive."""
+    kinds = [f"{size} px" for size in SIZES]
+    lines = [
+        f"| archive | stride | neighbourhood | λ | σ | share | image AUROC | pixel AUROC | AUPRO | "
+        f"recall {' / '.join(kinds)} |",
+        "|" + "---|" * 10,
+    ]
+    for row in rows:
+        pixel = [
+            f"{row[name]:.3f}" if name in row else "" for name in ("pixel_auroc", "pixel_aupro")
+        ]
+        recall = " / ".join(f"{row['recall'][kind]:.2f}" for kind in kinds if kind in row["recall"])
+        cells = [
+            row["archive"],
+            *(f"{row[name]:g}" for name in ("stride", "neighbourhood", "shrinkage", "sigma")),
+            f"{row['score_share']:g}",
+            f"{row['image_auroc']:.3f}",
+            *pixel,
+            recall,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cells", description=__doc__)
+    parser.add_argument("--weights", required=True, help="the trunk's weights, trained on ImageNet")
+    parser.add_argument("--data", nargs="*", type=Path, default=[])
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--strides", nargs="+", type=int, default=[4, 8, 16, 32])
+    parser.add_argument("--neighbourhoods", nargs="+", type=int, default=[1, 3])
+    parser.add_argument("--shrinkages", nargs="+", type=float, default=[0.1, 0.3, 0.5])
+    parser.add_argument("--sigmas", nargs="+", type=float, default=[4])
+    parser.add_argument("--shares", nargs="+", type=float, default=[0, 0.02])
+    parser.add_argument("--drawn", nargs="*", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    chosen = parser.parse_args()
+    features = Features(chosen.backbone, chosen.weights, chosen.precision)
+    archives = [*map(read_archive, chosen.data), *map(draw_archive, chosen.drawn)]
+    rows: list[dict] = []
+    for archive in archives:
+        rows += measure(
+            archive,
+            features,
+            chosen.strides,
+            chosen.neighbourhoods,
+            chosen.shrinkages,
+            chosen.sigmas,
+            chosen.shares,
+        )
+        chosen.output.parent.mkdir(parents=True, exist_ok=True)
+        chosen.output.write_text(json.dumps(rows, indent=1))
+        print(to_markdown([row for row in rows if row["archive"] == archive.name]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
