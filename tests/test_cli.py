@@ -161,6 +161,10 @@ FIT_VALUES = {
     "layers": st.lists(st.sampled_from(["layer1", "layer2"]), min_size=1, max_size=2, unique=True),
     "n_features": st.integers(1, 99) | st.just("all"),
     "scaled_jpeg": st.just(True),
+    "grey_range": st.lists(st.floats(0, 1e6), min_size=2, max_size=2, unique=True).map(sorted),
+    "stride": sizes,
+    "neighbourhood": sizes,
+    "score_share": shares,
     "precision": st.sampled_from(["float32", "bfloat16"]),
     "shrinkage": shares,
     "calibration_images": st.integers(0, 9),
@@ -315,3 +319,13 @@ def test_an_interrupted_job_says_how_to_continue(run_score):
     code, printed = run_score(KeyboardInterrupt())
     assert code == 130
     assert printed == f"Stopped by SIGINT: {cli.CONTINUE}\n"
+
+
+def test_a_grey_range_may_begin_below_zero(parse):
+    assert parse(*FIT, "--grey-range", "-500", "1e3").grey_range == (-500.0, 1000.0)
+
+
+@pytest.mark.parametrize("grey_range", [(5, 5), (9, 1), (float("nan"), 1), (1,)])
+def test_a_grey_range_ascends(grey_range):
+    with pytest.raises(PadimError, match="--grey-range takes two ascending numbers"):
+        FitOptions(images="x", model="m", grey_range=grey_range)

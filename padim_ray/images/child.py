@@ -83,14 +83,18 @@ def fulfil(request: Request, content: bytes) -> Decoded:
     if isinstance(request, Mask):
         mask = decode_mask(content, request.max_pixels)
         return Decoded(fit_mask(mask, request.preprocessing), mask.shape[1], mask.shape[0])
-    if isinstance(request, ModelInput) and request.preprocessing.scaled_jpeg:
-        smallest = request.preprocessing.resize
-        image, (width, height) = decode_scaled(content, request.max_pixels, smallest)
-    else:
-        image = decode(content, request.max_pixels)
-        height, width = image.shape[:2]
     if isinstance(request, ModelInput):
-        return Decoded(model_input(image, request.preprocessing), width, height)
+        seen = request.preprocessing
+        if seen.scaled_jpeg:
+            image, (width, height) = decode_scaled(
+                content, request.max_pixels, seen.resize, seen.grey_range
+            )
+        else:
+            image = decode(content, request.max_pixels, seen.grey_range)
+            height, width = image.shape[:2]
+        return Decoded(model_input(image, seen), width, height)
+    image = decode(content, request.max_pixels, request.grey_range)
+    height, width = image.shape[:2]
     picture = as_rgb(image)
     if request.longest_side is not None:
         smaller = Image.fromarray(picture)
@@ -102,12 +106,15 @@ def fulfil(request: Request, content: bytes) -> Decoded:
 def _parse(message: dict[str, Any]) -> Request:
     kind = {kind.__name__: kind for kind in (ModelInput, UprightImage, Mask)}[message.pop("kind")]
     if "preprocessing" in message:
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-            for name, value in message["preprocessing"].items()
-        }
-        message["preprocessing"] = Preprocessing(**values)
-    return kind(**message)
+        message["preprocessing"] = Preprocessing(**_with_tuples(message["preprocessing"]))
+    return kind(**_with_tuples(message))
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where the requests have tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
 
 
 def _fail(content: bytes) -> None:

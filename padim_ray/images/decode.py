@@ -37,15 +37,21 @@ _TURNS = {
 """The transposition that turns an image upright, by EXIF orientation."""
 
 
-def decode(data: bytes, max_pixels: int) -> np.ndarray:
+GreyRange = tuple[float, float]
+"""The values of deep grey pixels that become 0 and 255, see `Preprocessing`."""
+
+
+def decode(data: bytes, max_pixels: int, grey_range: GreyRange | None = None) -> np.ndarray:
     """Decode an image and turn it upright.
 
-    EXIF orientation is applied; of several frames the first is taken; 16-bit grey is divided by
-    257; palettes are looked up, transparency is ignored; CMYK is converted without a profile.
+    EXIF orientation is applied; of several frames the first is taken; palettes are looked up,
+    transparency is ignored; CMYK is converted without a profile. 16-bit grey is divided by 257,
+    unless a range is given, which also serves signed, 32-bit and floating-point grey.
 
     Args:
         data: the encoded image.
         max_pixels: larger images fail before they take any memory.
+        grey_range: of grey pixels with more than 8 bits.
 
     Returns:
         Pixels (H, W), grey, or (H, W, 3), RGB; uint8.
@@ -55,11 +61,14 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
     """
     with open_image(data, max_pixels, "decode") as image:
         pixels = _decode_usual(image, data)
-        return _decode_any(image, data) if pixels is None else pixels
+        return _decode_any(image, data, grey_range) if pixels is None else pixels
 
 
 def decode_scaled(
-    data: bytes, max_pixels: int, smallest: tuple[int, int]
+    data: bytes,
+    max_pixels: int,
+    smallest: tuple[int, int],
+    grey_range: GreyRange | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode as `decode` does, but large JPEGs at 1/2, 1/4 or 1/8 of their size.
 
@@ -69,6 +78,7 @@ def decode_scaled(
         data: the encoded image.
         max_pixels: larger images fail before they take any memory.
         smallest: the least height and width to decode to.
+        grey_range: of grey pixels with more than 8 bits.
 
     Returns:
         The pixels, and the width and height of the full-size upright image.
@@ -84,7 +94,8 @@ def decode_scaled(
             scaled = np.asarray(image)
             if not (scaled[-1, -8:] == _MISSING).all():
                 return scaled, size
-    pixels = decode(data, max_pixels)  # also if the end seems to be missing, which this checks
+    # also if the end seems to be missing, which this checks
+    pixels = decode(data, max_pixels, grey_range)
     return pixels, pixels.shape[1::-1]
 
 
@@ -179,8 +190,9 @@ def _is_usual(image: Image.Image, data: bytes) -> bool:
     return False
 
 
-def _decode_any(image: Image.Image, data: bytes) -> np.ndarray:
+def _decode_any(image: Image.Image, data: bytes, grey_range: GreyRange | None) -> np.ndarray:
     upright = load_upright(image, data)
+    tags = getattr(image, "tag_v2", {})
     match upright.mode:
         case "RGB" | "L":
             pass
@@ -189,22 +201,36 @@ def _decode_any(image: Image.Image, data: bytes) -> np.ndarray:
         case "LA" | "La":
             upright = upright.getchannel("L")
         case mode if mode.startswith("I;16"):
-            return _to_eight_bits(np.asarray(upright), getattr(image, "tag_v2", {}))
+            return _to_eight_bits(np.asarray(upright), tags, grey_range)
         case "I" | "F":
+            if grey_range:
+                return _to_eight_bits(np.asarray(upright), tags, grey_range)
             raise ImageError("decode", "32-bit pixels, whose range nothing tells")
         case _:
             upright = upright.convert("RGB")
     return np.asarray(upright)
 
 
-def _to_eight_bits(grey: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
-    """Scale 16-bit grey, or a TIFF's 12-bit grey, to 8 bits; Pillow leaves both as stored.
+def _to_eight_bits(
+    grey: np.ndarray, tags: Mapping[int, Any], grey_range: GreyRange | None
+) -> np.ndarray:
+    """Scale deep grey to 8 bits; Pillow leaves it as stored.
 
     A TIFF may also be stored inverted.
+
+    Raises:
+        ImageError: if a pixel is NaN.
     """
-    (bits,) = tags.get(ExifTags.Base.BitsPerSample, (16,))
-    highest = 2**bits - 1
-    shades = (grey.astype(np.uint32) * 255 + highest // 2) // highest
+    if grey_range:
+        black, white = grey_range
+        scaled = (grey.astype(np.float64) - black) * (255 / (white - black))
+        if np.isnan(scaled).any():
+            raise ImageError("decode", "pixels that are not numbers")
+        shades = np.rint(scaled.clip(0, 255))
+    else:
+        (bits,) = tags.get(ExifTags.Base.BitsPerSample, (16,))
+        highest = 2**bits - 1
+        shades = (grey.astype(np.uint32) * 255 + highest // 2) // highest
     is_inverted = tags.get(ExifTags.Base.PhotometricInterpretation) == 0
     return (255 - shades if is_inverted else shades).astype(np.uint8)
 

@@ -66,10 +66,14 @@ class ModelInput:
 
 @dataclass(frozen=True)
 class UprightImage:
-    """Request for a whole image, (h, w, 3) uint8, shrunk to `longest_side` if that is given."""
+    """Request for a whole image, (h, w, 3) uint8, shrunk to `longest_side` if that is given.
+
+    `grey_range`: see `Preprocessing`.
+    """
 
     max_pixels: int
     longest_side: int | None = None
+    grey_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,23 @@ class Preprocessing:
     """Resize to `resize`, without regard to the aspect ratio, then crop the centre.
 
     Sizes are (height, width) in pixels. With `scaled_jpeg`, large JPEGs are decoded at a half, a
-    quarter or an eighth of their size.
+    quarter or an eighth of their size. `grey_range` has the values of grey pixels with more than
+    8 bits that become black and white; values outside are clipped. By default these are 0 and the
+    largest value that 16 bits, or a TIFF's 12, can hold.
 
     Raises:
-        ModelError: if the crop is larger than the resized image.
+        ModelError: if the crop is larger than the resized image, or the range is empty.
     """
 
     resize: tuple[int, int]
     crop: tuple[int, int] | None = None
     scaled_jpeg: bool = False
+    grey_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.grey_range and not self.grey_range[0] < self.grey_range[1]:
+            black, white = self.grey_range
+            raise ModelError(f"The grey range must ascend, and {black:g} is not below {white:g}")
         if self.crop and (self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]):
             (height, width), (rows, columns) = self.crop, self.resize
             raise ModelError(

@@ -15,7 +15,7 @@ from padim_ray.features.trunks import ALL, check_levels, choose_channels, find_t
 from padim_ray.features.weights import StateDict, read_weights, weights_sha256
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.redaction import redact
-from padim_ray.runs.options.model import ModelOptions
+from padim_ray.runs.options.model import FeatureOptions, ModelOptions
 from padim_ray.runs.options.model import pair as pair_of_sizes
 from padim_ray.scoring.anomaly_map import AnomalyMapper
 from padim_ray.storage.json_fields import (
@@ -31,11 +31,13 @@ from padim_ray.storage.json_fields import (
 
 MAX_SIDE = 4096  # pixels; features and anomaly maps of larger images need too much memory
 MAX_SIGMA = 256  # pixels
+_NUMBERS = pair(number)
 _SIDES = pair(whole(1, MAX_SIDE))
 _PREPROCESSING = {
     "resize": _SIDES,
     "crop": lambda value, where: None if value is None else _SIDES(value, where),
     "scaled_jpeg": flag,
+    "grey_range": lambda value, where: None if value is None else _NUMBERS(value, where),
 }
 
 
@@ -181,11 +183,7 @@ def new_spec(
     layers = options.layers or ()
     trunk = check_levels(options.backbone, layers)
     channels = choose_channels(options.backbone, layers, options.n_features, options.seed)
-    preprocessing = Preprocessing(
-        pair_of_sizes("image_size", options.image_size),
-        pair_of_sizes("crop", options.crop) if options.crop else None,
-        options.scaled_jpeg,
-    )
+    preprocessing = preprocessing_of(options)
     check_sides(preprocessing)
     strides = [trunk.levels[layer].stride for layer in channels]
     cell_grids(preprocessing.size, strides, options.stride)  # before weights are downloaded
@@ -204,6 +202,20 @@ def new_spec(
         score_share=options.score_share,
     )
     return spec, weights
+
+
+def preprocessing_of(options: FeatureOptions) -> Preprocessing:
+    """The preprocessing that the options ask for.
+
+    Raises:
+        ModelError: if they don't fit together.
+    """
+    return Preprocessing(
+        pair_of_sizes("image_size", options.image_size),
+        pair_of_sizes("crop", options.crop) if options.crop else None,
+        options.scaled_jpeg,
+        options.grey_range,
+    )
 
 
 def check_sides(preprocessing: Preprocessing) -> None:

@@ -11,8 +11,7 @@ from padim_ray.features.trunk import native_precision
 from padim_ray.features.trunks import choose_channels
 from padim_ray.images.decode_in_child import ModelInput
 from padim_ray.images.fetch import Fetcher
-from padim_ray.images.preprocessing import Preprocessing
-from padim_ray.model.spec import ModelSpec
+from padim_ray.model.spec import ModelSpec, preprocessing_of
 from padim_ray.model.version import open_version
 from padim_ray.planning.forecast import (
     ASSUMED_GPU_MEMORY,
@@ -28,7 +27,7 @@ from padim_ray.planning.resources import Node, Plan, plan_resources
 from padim_ray.planning.speed import Sampled, measure_actor, read_sample
 from padim_ray.planning.spilling import default_store, warn_of_spilling
 from padim_ray.planning.survey import Survey, survey
-from padim_ray.runs.options.model import FeatureOptions, ModelOptions, pair
+from padim_ray.runs.options.model import FeatureOptions, ModelOptions
 from padim_ray.runs.options.plan import PlanOptions
 from padim_ray.storage.credentials import hidden_credentials
 from padim_ray.storage.location import Location
@@ -155,11 +154,7 @@ def _spec(options: PlanOptions) -> ModelSpec:
         weights="",
         weights_sha256="",
         channels=channels,
-        preprocessing=Preprocessing(
-            pair("image_size", options.image_size),
-            None if options.crop is None else pair("crop", options.crop),
-            options.scaled_jpeg,
-        ),
+        preprocessing=preprocessing_of(options),
         density=density_of_options(_model_options(options)),
         precision=precision,
         sigma=4.0,

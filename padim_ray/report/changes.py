@@ -76,6 +76,7 @@ def write_changes(
     *,
     storage_options: Mapping[str, Any] | None = None,
     sources: Mapping[str, str] | None = None,
+    grey_range: Sequence[float] | None = None,
 ) -> None:
     """Write the page of a comparison.
 
@@ -87,6 +88,7 @@ def write_changes(
             in `heatmap_before` and `heatmap_after`.
         storage_options: of the images' storage.
         sources: the URIs to fetch images from, where they differ from the images' URIs.
+        grey_range: of grey pixels with more than 8 bits, see `Preprocessing`.
     """
     sources = sources or {}
     pictures = encode_pictures(
@@ -95,6 +97,7 @@ def write_changes(
             *(([row.get(f"heatmap_{side}") for row in rows], page.options) for side in _SIDES),
         ],
         max_pixels(rows),
+        grey_range,
     )
     gallery = [_image(row, *encoded) for row, encoded in zip(rows, pictures, strict=True)]
     html = _render(comparison, groups, gallery)

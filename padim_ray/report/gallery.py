@@ -82,6 +82,7 @@ def build_gallery(
     storage_options: Mapping[str, Any],
     sources: Mapping[str, str] | None = None,
     places: Sequence[Location] | None = None,
+    grey_range: Sequence[float] | None = None,
 ) -> list[GalleryImage]:
     """Fetch images and heatmaps, and shrink them until all of them fit in `PICTURE_BYTES`.
 
@@ -92,6 +93,7 @@ def build_gallery(
         sources: the URIs to fetch images from, where they differ from the images' URIs.
         places: directories that images are read from. Default: wherever the rows say, which is for
             rows that this process has made.
+        grey_range: of grey pixels with more than 8 bits, see `Preprocessing`.
     """
     columns, sources = captured_columns(rows), sources or {}
     originals: list[str | ImageError | None] = [
@@ -104,6 +106,7 @@ def build_gallery(
             ([_own_heatmap(row.get("heatmap_uri"), root) for row in rows], root.options),
         ],
         max_pixels(rows),
+        grey_range,
     )
     return [
         _gallery_image(columns, root, row, *encoded)
@@ -112,7 +115,9 @@ def build_gallery(
 
 
 def encode_pictures(
-    columns: Sequence[tuple[Sequence[str | ImageError | None], Mapping[str, Any]]], pixels: int
+    columns: Sequence[tuple[Sequence[str | ImageError | None], Mapping[str, Any]]],
+    pixels: int,
+    grey_range: Sequence[float] | None,
 ) -> Iterator[tuple[bytes | ImageError | None, ...]]:
     """Encode pictures as WebP, row by row, so that all of them fit in `PICTURE_BYTES`.
 
@@ -120,6 +125,7 @@ def encode_pictures(
         columns: the rows' URIs, with the options of their storage; None for no picture, and an
             error for one that can't be shown.
         pixels: the limit for decoding; larger images are errors.
+        grey_range: of grey pixels with more than 8 bits, see `Preprocessing`.
 
     Yields:
         For each row one value per column: the encoded picture, empty bytes if there is no room for
@@ -127,7 +133,8 @@ def encode_pictures(
     """
     left = sum(uri is not None for uris, _ in columns for uri in uris)
     remaining = PICTURE_BYTES
-    target = UprightImage(pixels, QUALITIES[0][0])
+    range_given = (grey_range[0], grey_range[1]) if grey_range else None
+    target = UprightImage(pixels, QUALITIES[0][0], range_given)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(columns[0][0]), WINDOW_ROWS):
             rows = slice(start, start + WINDOW_ROWS)

@@ -74,7 +74,9 @@ def write_report(
     metrics = read_metrics(root)
     shown = min(images, MAX_IMAGES)
     selection = select_rows(root, highest=shown, failed=MAX_FAILED, parts=parts)
-    gallery = build_gallery(selection.highest, root, storage_options or {}, sources, places)
+    gallery = build_gallery(
+        selection.highest, root, storage_options or {}, sources, places, run["grey_range"]
+    )
     failed = selection.failed
     page = _render(run, metrics, gallery, failed, root)
     while len(page) > MAX_BYTES and (gallery or failed):  # a manifest's texts may have any length

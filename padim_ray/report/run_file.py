@@ -29,7 +29,12 @@ def read_run(root: Location) -> dict[str, Any] | None:
     Raises:
         ModelError: if it isn't what a run writes.
     """
-    return _read(root, "run.json", _RUN)
+    return _read(
+        root,
+        "run.json",
+        # before format 4 of the model there was no range
+        lambda value, where: _RUN({"grey_range": None, **mapping(value, where)}, where),
+    )
 
 
 def read_metrics(root: Location) -> dict[str, Any] | None:
@@ -125,6 +130,7 @@ _RUN = _object(
     alpha=number,
     threshold=_optional(number),
     heatmaps=_text,
+    grey_range=_optional(pair(number)),
     listed=_count,
     scored=_count,
     failed=_count,

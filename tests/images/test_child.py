@@ -53,6 +53,14 @@ def test_a_model_s_input_is_resized_and_cropped():
     np.testing.assert_array_equal(decoded.pixels[..., 2], np.tile(steps[4:36], (16, 1)))
 
 
+def test_deep_grey_has_the_requested_range():
+    data = io.BytesIO()
+    Image.fromarray(np.full((20, 40), 2048, np.uint16)).save(data, "PNG")
+    preprocessing = Preprocessing((20, 40), grey_range=(0, 4096))
+    for request_ in (ModelInput(preprocessing, 10_000), UprightImage(10_000, None, (0, 4096))):
+        assert (fulfil(request_, data.getvalue()).pixels == 128).all()
+
+
 def test_a_mask_is_resized_and_cropped():
     defective = np.zeros((10, 20), np.uint8)
     defective[5:, 10:] = 1

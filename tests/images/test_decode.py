@@ -85,6 +85,38 @@ def test_sixteen_bit_grey_uses_the_full_range():
     np.testing.assert_array_equal(pixels_of(data), [[0, 1, 255, 128]])
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_deep_grey_is_stretched_from_the_given_range(kind):
+    deep = np.array([[0, 100, 2000, 4095, 65535]], np.uint16)
+    data = encode(Image.fromarray(deep), kind)
+    np.testing.assert_array_equal(
+        decode.decode(data, MAX_PIXELS, (100, 4095)), [[0, 0, 121, 255, 255]]
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_a_range_makes_signed_and_floating_point_grey_readable(dtype):
+    data = encode(Image.fromarray(np.array([[-500, 0, 250, 500]], dtype)), "TIFF")
+    with pytest.raises(ImageError, match="whose range nothing tells"):
+        decode.decode(data, MAX_PIXELS)
+    np.testing.assert_array_equal(
+        decode.decode(data, MAX_PIXELS, (-500, 500)), [[0, 128, 191, 255]]
+    )
+
+
+def test_pixels_that_are_not_numbers_are_refused():
+    data = encode(Image.fromarray(np.array([[0, np.nan]], np.float32)), "TIFF")
+    with pytest.raises(ImageError, match="not numbers"):
+        decode.decode(data, MAX_PIXELS, (0, 1))
+
+
+def test_the_range_leaves_eight_bits_alone():
+    grey = np.arange(256, dtype=np.uint8)[None]
+    for kind in ("PNG", "TIFF"):
+        found = decode.decode(encode(Image.fromarray(grey), kind), MAX_PIXELS, (0, 1000))
+        np.testing.assert_array_equal(found, grey)
+
+
 def test_one_bit_becomes_black_and_white():
     data = encode(Image.fromarray(np.array([[True, False]])), "PNG")
     np.testing.assert_array_equal(pixels_of(data), [[255, 0]])

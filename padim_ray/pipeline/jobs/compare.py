@@ -191,6 +191,11 @@ class _Comparing:
     started: float
     stages: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def _grey_range(self) -> tuple[float, float] | None:
+        """The range in which images are drawn: the first model's."""
+        return self.versions[0].spec.preprocessing.grey_range
+
     def run(self) -> Comparison:
         """Score with both models, compare, draw the most changed images and write the results."""
         images, left_out = _common_images(self.listed, self.versions)
@@ -235,6 +240,7 @@ class _Comparing:
             [row | heatmaps.get(row["uri"], {}) for row in rows],
             storage_options=self.options.storage_options,
             sources=sources,
+            grey_range=self._grey_range,
         )
         run_directory.complete(self.root)
         return _report(self.root, comparison)
@@ -286,7 +292,8 @@ class _Comparing:
         uris = self.listed["uri"]
         extremes = pc.min_max(uris)
         prefix = common_prefix([extremes["min"].as_py(), extremes["max"].as_py()])
-        fetch, wanted = fetcher(self.options), UprightImage(self.options.max_image_pixels)
+        fetch = fetcher(self.options)
+        wanted = UprightImage(self.options.max_image_pixels, grey_range=self._grey_range)
         drawn: dict[str, dict[str, Any]] = {}
         for start in range(0, images.num_rows, BATCH_IMAGES):
             some = images.slice(start, BATCH_IMAGES)

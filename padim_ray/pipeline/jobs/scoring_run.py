@@ -383,6 +383,7 @@ class ScoringJob:
             "pixel_alpha": options.pixel_alpha,
             "threshold": options.threshold,
             "heatmaps": options.heatmaps,
+            "grey_range": self.version.spec.preprocessing.grey_range,
             "is_complete": self.failures.is_complete,
         }
 

@@ -53,7 +53,8 @@ class DrawHeatmaps:
         max_pixels: int,
     ) -> None:
         self.output, self.mapper, self.scales = output, mapper, scales
-        self.preprocessing, self.fetch, self.wanted = preprocessing, fetch, UprightImage(max_pixels)
+        self.preprocessing, self.fetch = preprocessing, fetch
+        self.wanted = UprightImage(max_pixels, grey_range=preprocessing.grey_range)
 
     def __call__(self, wanted: pa.Table) -> pa.Table:
         with stage("draw", wanted.num_rows):

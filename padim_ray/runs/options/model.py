@@ -57,6 +57,13 @@ class FeatureOptions(Options):
     """Decode large JPEGs at a half, a quarter or an eighth of their size. That is faster, but
     changes the pixels a little. The model keeps the setting for scoring."""
 
+    grey_range: Annotated[
+        tuple[float, float] | None,
+        Parameter(group=MODEL, negative_iterable="", negative_none="", show_default=False),
+    ] = None
+    """Values of grey pixels with more than 8 bits that become black and white, such as 0 4095 for
+    12 bits in 16-bit files. The model keeps them for scoring. Default: 0 and what 16 bits hold."""
+
     n_features: Annotated[int | Literal["all"] | None, Parameter(group=MODEL, negative_none="")] = (
         None
     )
@@ -96,6 +103,8 @@ class FeatureOptions(Options):
         object.__setattr__(self, "image_size", pair("image_size", self.image_size))
         if self.crop is not None:
             object.__setattr__(self, "crop", pair("crop", self.crop))
+        if self.grey_range is not None:
+            object.__setattr__(self, "grey_range", _ascending("grey_range", self.grey_range))
 
 
 @Parameter(name="*")
@@ -140,3 +149,9 @@ def pair(name: str, sizes: int | Sequence[int] | None) -> tuple[int, int]:
     if len(sizes) not in (1, 2) or min(sizes) < 1:
         raise PadimError(f"{flag_name(name)} takes one or two positive numbers, not {sizes}")
     return sizes[0], sizes[-1]
+
+
+def _ascending(name: str, values: Sequence[float]) -> tuple[float, float]:
+    if len(values) != 2 or not values[0] < values[1]:
+        raise PadimError(f"{flag_name(name)} takes two ascending numbers, not {tuple(values)}")
+    return float(values[0]), float(values[1])
