@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import padim_ray
-from padim_ray import cli
+from padim_ray import PadimError, cli
 from padim_ray.errors import ModelError, TooManyFailed
 from padim_ray.pipeline.jobs import evaluate, fit, score
 from padim_ray.runs.options.common import from_mapping
