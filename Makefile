@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' padim_ray/__init__.py)
 RAY = $(shell sed -n 's/^ray==//p' constraints.txt)
+FAST = not ray and not slow
+FAST_TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m '$(FAST)'
 
 .PHONY: demo check test faults cluster-test image-test lint types format docs bench bench-peers reproduce image clean
 
@@ -11,10 +13,11 @@ demo: .venv/installed  ## draw an archive, fit, score
 
 check: .venv/installed  ## in 3 minutes: lint, types, and the tests that are fast and don't start Ray
 	$(MAKE) lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not ray and not slow'
+	$(FAST_TESTS)
 
 test: .venv/installed  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(FAST_TESTS)
+	$(BIN)/python -m pytest -m 'not ($(FAST)) and not slow_faults and not cluster and not image'
 
 faults: .venv/installed  ## the jobs under injected faults, slow tests included; prints a table
 	$(BIN)/python -m pytest tests/faults -m ''
