@@ -20,7 +20,7 @@ test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest -m 'not ($(FAST)) and not slow_faults and not cluster and not image'
 
 faults: .venv/installed  ## the jobs under injected faults, slow tests included; prints a table
-	$(BIN)/python -m pytest tests/faults -m ''
+	$(BIN)/python -m pytest tests/faults -m '' -o session_timeout=14400
 
 cluster-test: .venv/installed  ## the jobs on machines that join and leave, slow tests included
 	$(BIN)/python -m pytest tests/cluster -m ''
