@@ -11,7 +11,7 @@ regularisation, smoothing and score differ. Prints a Markdown table, and writes 
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
@@ -32,13 +32,15 @@ from padim_ray.features.grid import Embeddings, PatchGrid
 from padim_ray.features.trunk import Trunk
 from padim_ray.features.trunks import choose_channels, find_trunk
 from padim_ray.features.weights import read_weights
-from padim_ray.images.decode import as_rgb, decode
+from padim_ray.images.decode import decode
 from padim_ray.images.masks import decode_mask, fit_mask
 from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.images.resize import model_input
 from padim_ray.scoring.anomaly_map import AnomalyMapper, image_scores
 
 OUTPUT = Path("build/cells.json")
 SIDE = 256  # pixels of the model's input
+SEEN = Preprocessing((SIDE, SIDE))
 BATCH = 32
 SIZES = (2, 4, 8, 16, 40)  # pixels of a drawn defect
 DRAWN = {"train": 200, "good": 100, "defective": 60}  # images of a drawn archive; the last per size
@@ -64,7 +66,7 @@ class Picture(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What distances depend on."""
+    """The settings that distances depend on."""
 
     stride: int
     neighbourhood: int
@@ -73,11 +75,11 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Archive:
-    """Good images to fit to, and images to test on; both are read when they are iterated over."""
+    """Good images to fit to, and images to test on; calls read or draw them."""
 
     name: str
-    train: Iterable[np.ndarray]
-    test: Iterable[Picture]
+    train: Callable[[], Iterable[np.ndarray]]
+    test: Callable[[], Iterable[Picture]]
 
 
 def read_archive(root: Path) -> Archive:
@@ -92,27 +94,16 @@ def read_archive(root: Path) -> Archive:
             file = root / "ground_truth" / kind / f"{path.stem}_mask.png"
             if file.exists():
                 whole = decode_mask(file.read_bytes(), MAX_PIXELS)
-                yield Picture(read(path), True, fit_mask(whole, Preprocessing((SIDE, SIDE))), kind)
+                yield Picture(read(path), True, fit_mask(whole, SEEN), kind)
             else:
                 yield Picture(read(path), True, None, kind)
 
     paths = sorted((root / "train/good").iterdir())
-    return Archive(root.name, Lazy(lambda: map(read, paths)), Lazy(test))
-
-
-class Lazy:
-    """An iterable that begins again each time."""
-
-    def __init__(self, make) -> None:
-        self.make = make
-
-    def __iter__(self):
-        return iter(self.make())
+    return Archive(root.name, lambda: map(read, paths), test)
 
 
 def read(path: Path) -> np.ndarray:
-    image = Image.fromarray(as_rgb(decode(path.read_bytes(), MAX_PIXELS)))
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    return model_input(decode(path.read_bytes(), MAX_PIXELS), SEEN)
 
 
 def draw_archive(name: str) -> Archive:
@@ -135,7 +126,7 @@ def draw_archive(name: str) -> Archive:
                 pixels, mask = damage(np.asarray(image.convert("RGB")), size, rng)
                 yield Picture(pixels, True, mask, f"{size} px")
 
-    return Archive(f"drawn {name}", Lazy(lambda: good(0, DRAWN["train"])), Lazy(test))
+    return Archive(f"drawn {name}", lambda: good(0, DRAWN["train"]), test)
 
 
 def damage(pixels: np.ndarray, size: int, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -208,26 +199,25 @@ def measure(
     cells = list(product(strides, neighbourhoods))
     plain = GaussianDensity(Regularization())
     sums = {cell: plain.empty(features.grid(cell[0])) for cell in cells}
-    for pixels in in_batches(archive.train):
+    for pixels in in_batches(archive.train()):
         for cell, embeddings in features.embed(pixels, cells):
             sums[cell] = sums[cell].add_(embeddings)
-    densities, fitted = {}, {}
+    fitted = {}
     for cell in cells:
         statistics = sums.pop(cell)
         pooled = plain.pool(statistics)
         for shrinkage in shrinkages:
             density = GaussianDensity(Regularization(shrinkage=shrinkage))
-            densities[Setting(*cell, shrinkage)] = density
             fitted[Setting(*cell, shrinkage)] = density.fit(statistics, pooled)
     distances = defaultdict(list)
     pictures = []
-    for some in in_batches(archive.test):
+    for some in in_batches(archive.test()):
         pictures += [picture._replace(pixels=np.empty(0)) for picture in some]
         for cell, embeddings in features.embed([picture.pixels for picture in some], cells):
             grid = features.grid(cell[0])
             for shrinkage in shrinkages:
                 setting = Setting(*cell, shrinkage)
-                nested = densities[setting].distances(fitted[setting], embeddings)
+                nested = plain.distances(fitted[setting], embeddings)
                 distances[setting].append(grid.unnest(nested))
     rows = []
     for setting, parts in distances.items():

@@ -33,7 +33,7 @@ def cell_grids(
             cell; names the nearest numbers that do.
     """
     if not _fits(stride, strides):
-        nearest = _nearest(stride, range(1, MAX_STRIDE + 1), strides)
+        nearest = _nearest(stride, strides)
         raise ModelError(
             f"A cell of {stride} pixels neither divides the layers' strides "
             f"({', '.join(map(str, strides))}) nor is a multiple of them; use {nearest}"
@@ -56,8 +56,8 @@ def _fits(stride: int, strides: Sequence[int]) -> bool:
     return stride > 0 and all(stride % own == 0 or own % stride == 0 for own in strides)
 
 
-def _nearest(stride: int, among: range, strides: Sequence[int]) -> str:
-    valid = [other for other in among if _fits(other, strides)]
+def _nearest(stride: int, strides: Sequence[int]) -> str:
+    valid = [other for other in range(1, MAX_STRIDE + 1) if _fits(other, strides)]
     below = [other for other in valid if other < stride][-1:]
     above = [other for other in valid if other > stride][:1]
     return " or ".join(map(str, below + above))

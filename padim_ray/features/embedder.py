@@ -84,7 +84,7 @@ class Embedder:
 
         def embed(piece: tuple[torch.Tensor, Embeddings]) -> None:
             part, out = piece
-            # of a few images at a time: on CPUs their features are in the cache
+            # a few images at a time, so that on CPUs their features stay in the cache
             averaged = average_cells(self.trunk(part), self.grid.grids, self._neighbourhood)
             self.grid.nest(averaged, out)
 

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from padim_ray.errors import ImageError
 from padim_ray.images.limits import FORMATS
+from padim_ray.images.preprocessing import GreyRange
 
 Image.MAX_IMAGE_PIXELS = None  # `open_image` has a limit of its own
 _TILE_WIDTH, _TILE_LENGTH = ExifTags.Base.TileWidth, ExifTags.Base.TileLength
@@ -35,10 +36,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """The transposition that turns an image upright, by EXIF orientation."""
-
-
-GreyRange = tuple[float, float]
-"""The values of deep grey pixels that become 0 and 255, see `Preprocessing`."""
 
 
 def decode(data: bytes, max_pixels: int, grey_range: GreyRange | None = None) -> np.ndarray:

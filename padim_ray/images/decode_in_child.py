@@ -32,7 +32,7 @@ import numpy as np
 
 from padim_ray.errors import ImageError
 from padim_ray.images.limits import MAX_IMAGE_BYTES
-from padim_ray.images.preprocessing import Preprocessing
+from padim_ray.images.preprocessing import GreyRange, Preprocessing
 from padim_ray.images.sandbox import memory_for
 from padim_ray.images.slots import open_slot, read_slot, write_slot
 from padim_ray.storage.fail_points import VARIABLE
@@ -73,7 +73,7 @@ class UprightImage:
 
     max_pixels: int
     longest_side: int | None = None
-    grey_range: tuple[float, float] | None = None
+    grey_range: GreyRange | None = None
 
 
 @dataclass(frozen=True)

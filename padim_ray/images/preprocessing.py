@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from padim_ray.errors import ModelError
 
+GreyRange = tuple[float, float]
+"""The values of grey pixels with more than 8 bits that become black and white."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -21,7 +24,7 @@ class Preprocessing:
     resize: tuple[int, int]
     crop: tuple[int, int] | None = None
     scaled_jpeg: bool = False
-    grey_range: tuple[float, float] | None = None
+    grey_range: GreyRange | None = None
 
     def __post_init__(self) -> None:
         if self.grey_range and not self.grey_range[0] < self.grey_range[1]:

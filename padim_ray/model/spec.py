@@ -103,7 +103,7 @@ class ModelSpec:
         if self.precision not in get_args(Precision):
             raise ModelError(f"Unknown precision {self.precision!r}")
         check_sides(self.preprocessing)
-        assert self.grid  # raises an error if the cells don't fit
+        cell_grids(self.preprocessing.size, self._strides, self.stride)  # raises if they don't fit
         if not 0 < self.neighbourhood <= MAX_NEIGHBOURHOOD or self.neighbourhood % 2 == 0:
             raise ModelError(
                 f"neighbourhood must be odd and at most {MAX_NEIGHBOURHOOD}, not "
@@ -130,17 +130,15 @@ class ModelSpec:
 
     @cached_property
     def grid(self) -> PatchGrid:
-        """The cells of each level.
-
-        Raises:
-            ModelError: if they don't fit the input size or each other.
-        """
-        levels = find_trunk(self.backbone).levels
-        strides = [levels[layer].stride for layer in self.channels]
         return PatchGrid(
-            cell_grids(self.preprocessing.size, strides, self.stride),
+            cell_grids(self.preprocessing.size, self._strides, self.stride),
             tuple(len(indices) for indices in self.channels.values()),
         )
+
+    @property
+    def _strides(self) -> list[int]:
+        levels = find_trunk(self.backbone).levels
+        return [levels[layer].stride for layer in self.channels]
 
     @property
     def mapper(self) -> AnomalyMapper:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from padim_ray.errors import ImageError
 from padim_ray.evaluation.agreement import Comparison, GroupComparison, Verdicts
+from padim_ray.images.preprocessing import GreyRange
 from padim_ray.report.charts import draw_score_pairs
 from padim_ray.report.gallery import Picture, encode_pictures, max_pixels, read_picture
 from padim_ray.report.page import MAX_BYTES, MAX_CHARTS, MAX_GROUPS, make_filters, render
@@ -76,7 +77,7 @@ def write_changes(
     *,
     storage_options: Mapping[str, Any] | None = None,
     sources: Mapping[str, str] | None = None,
-    grey_range: Sequence[float] | None = None,
+    grey_range: GreyRange | None = None,
 ) -> None:
     """Write the page of a comparison.
 

@@ -18,6 +18,7 @@ from padim_ray.errors import ImageError, PadimError
 from padim_ray.images.decode_in_child import Decoded, UprightImage, decode_all
 from padim_ray.images.fetch import Fetcher
 from padim_ray.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from padim_ray.images.preprocessing import GreyRange
 from padim_ray.report.rows import Row, captured_columns, score_ratio
 from padim_ray.storage.location import Location
 from padim_ray.storage.spelling import canonical_uri
@@ -82,7 +83,7 @@ def build_gallery(
     storage_options: Mapping[str, Any],
     sources: Mapping[str, str] | None = None,
     places: Sequence[Location] | None = None,
-    grey_range: Sequence[float] | None = None,
+    grey_range: GreyRange | None = None,
 ) -> list[GalleryImage]:
     """Fetch images and heatmaps, and shrink them until all of them fit in `PICTURE_BYTES`.
 
@@ -117,7 +118,7 @@ def build_gallery(
 def encode_pictures(
     columns: Sequence[tuple[Sequence[str | ImageError | None], Mapping[str, Any]]],
     pixels: int,
-    grey_range: Sequence[float] | None,
+    grey_range: GreyRange | None,
 ) -> Iterator[tuple[bytes | ImageError | None, ...]]:
     """Encode pictures as WebP, row by row, so that all of them fit in `PICTURE_BYTES`.
 
@@ -133,8 +134,7 @@ def encode_pictures(
     """
     left = sum(uri is not None for uris, _ in columns for uri in uris)
     remaining = PICTURE_BYTES
-    range_given = (grey_range[0], grey_range[1]) if grey_range else None
-    target = UprightImage(pixels, QUALITIES[0][0], range_given)
+    target = UprightImage(pixels, QUALITIES[0][0], grey_range)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(columns[0][0]), WINDOW_ROWS):
             rows = slice(start, start + WINDOW_ROWS)

@@ -14,8 +14,8 @@ class Decision:
 
     `threshold`: images with a higher score are anomalous; None if the group has no threshold.
     `pixel_threshold`: pixels whose value in the anomaly map reaches it form regions. It is never
-    above the image threshold. `reference`:
-    leave-one-out scores (n,), ascending. `note`: a caveat about the threshold, for the user.
+    above the image threshold. `reference`: leave-one-out scores (n,), ascending. `note`: a caveat
+    about the threshold, for the user.
     """
 
     threshold: float | None

@@ -23,6 +23,7 @@ from padim_ray.evaluation.agreement import (
 )
 from padim_ray.images.decode_in_child import UprightImage, decode_all
 from padim_ray.images.manifest import group_counts
+from padim_ray.images.preprocessing import GreyRange
 from padim_ray.images.shards import shard_rows, shard_table
 from padim_ray.images.sources import uris_to_fetch, without_sources
 from padim_ray.model.readers import reading
@@ -192,7 +193,7 @@ class _Comparing:
     stages: dict[str, float] = field(default_factory=dict)
 
     @property
-    def _grey_range(self) -> tuple[float, float] | None:
+    def _grey_range(self) -> GreyRange | None:
         """The range in which images are drawn: the first model's."""
         return self.versions[0].spec.preprocessing.grey_range
 
