@@ -23,6 +23,7 @@ KNOWN_CAUSES = {
             f"not a {', '.join(FORMATS)} image",
             *(
                 "32-bit pixels, whose range nothing tells",
+                "pixels that are not numbers",
                 "the decoder hung",
                 "the decoder crashed",
                 "too much memory",
