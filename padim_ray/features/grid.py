@@ -132,6 +132,15 @@ class Embeddings:
         """The embeddings of some of the images."""
         return Embeddings(tuple(level[images] for level in self.levels), self.channels)
 
+    def to(self, device: torch.device | str) -> "Embeddings":
+        """Copy to a device; features that are already there are not copied."""
+        return Embeddings(tuple(level.to(device) for level in self.levels), self.channels)
+
+    def unpadded(self) -> list[torch.Tensor]:
+        """Per level (B, P_ℓ, c_ℓ), contiguous."""
+        pairs = zip(self.levels, self.channels, strict=True)
+        return [level[..., :channels].contiguous() for level, channels in pairs]
+
     def split(self, images: int) -> list["Embeddings"]:
         """Split into views of at most `images` images each."""
         parts = (level.split(images) for level in self.levels)

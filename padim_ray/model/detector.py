@@ -10,7 +10,7 @@ from padim_ray.features.embedder import Embedder
 from padim_ray.features.grid import Embeddings
 from padim_ray.features.trunk import Trunk
 from padim_ray.features.weights import StateDict
-from padim_ray.features.workers import Workers
+from padim_ray.features.workers import ONE_BY_ONE, Workers
 from padim_ray.model.layout import state_shards
 from padim_ray.model.spec import ModelSpec
 from padim_ray.scoring.anomaly_map import image_scores
@@ -120,18 +120,27 @@ class Detector:
         """
         return self.measure(self.embed(images), fitted, left_out_of=left_out_of)
 
-    @torch.inference_mode()
     def measure(
         self, embeddings: Embeddings, fitted: Fitted, *, left_out_of: int | None = None
     ) -> Detections:
         """As `detect`, from embeddings."""
-        nested = self.density.distances(
-            fitted, embeddings, left_out_of=left_out_of, workers=self.workers
-        )
-        distances = self.spec.grid.unnest(nested)
-        maps = self.spec.mapper.maps(distances)
-        scores = image_scores(distances, maps, self.spec.score_share)
-        return Detections(scores, distances, maps)
+        return measure(self.spec, embeddings, fitted, left_out_of=left_out_of, workers=self.workers)
+
+
+@torch.inference_mode()
+def measure(
+    spec: ModelSpec,
+    embeddings: Embeddings,
+    fitted: Fitted,
+    *,
+    left_out_of: int | None = None,
+    workers: Workers = ONE_BY_ONE,
+) -> Detections:
+    """Score embeddings: compute distances, upsample and smooth; see `Detector.detect`."""
+    nested = spec.density.distances(fitted, embeddings, left_out_of=left_out_of, workers=workers)
+    distances = spec.grid.unnest(nested)
+    maps = spec.mapper.maps(distances)
+    return Detections(image_scores(distances, maps, spec.score_share), distances, maps)
 
 
 def fit_density(spec: ModelSpec, statistics: Statistics) -> Fitted:

@@ -1,6 +1,7 @@
 """Sizes of the units of work: images per shard, images per partial sum, sums per merge."""
 
 import math
+from collections.abc import Mapping
 
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.model.spec import ModelSpec
@@ -15,6 +16,9 @@ MAX_PARTIAL_BYTES = 2**30
 """Maximum bytes of decoded pixels in a partial sum."""
 FAN_IN = 4
 """Sums that one task merges."""
+
+WRITING_BYTES = 2**30
+"""Maximum bytes of the merged statistics of groups that are being written."""
 
 SHARD_BYTES = 48 * 2**20
 """Maximum bytes of decoded pixels in a shard. Ray Data splits larger blocks."""
@@ -62,3 +66,43 @@ def images_per_shard(images: int, preprocessing: Preprocessing) -> int:
     height, width = preprocessing.size
     even = max(-(-images // EVEN_SHARDS), MIN_SHARD_IMAGES)
     return max(1, min(even, MAX_SHARD_IMAGES, SHARD_BYTES // (3 * height * width)))
+
+
+def groups_being_written(spec: ModelSpec) -> int:
+    """How many finished groups may be being written while the next is summed up."""
+    return WRITING_BYTES // spec.density.empty(spec.grid, "meta").double().nbytes
+
+
+def kept_groups(
+    groups: Mapping[str, int], spec: ModelSpec, calibration_images: int, memory: int
+) -> set[str]:
+    """The first groups whose calibration images' embeddings fit the memory together.
+
+    Args:
+        groups: number of images per group.
+        spec: of the model.
+        calibration_images: maximum number per group.
+        memory: in bytes.
+    """
+    kept, left = set(), memory
+    for group, images in groups.items():
+        left -= min(images, calibration_images) * embedding_bytes(spec)
+        if left < 0:
+            break
+        kept.add(group)
+    return kept
+
+
+def embedding_bytes(spec: ModelSpec) -> int:
+    """Bytes of an image's features."""
+    return embedding_numbers(spec) * number_bytes(spec)
+
+
+def embedding_numbers(spec: ModelSpec) -> int:
+    """Number of an image's features, with each level on its own grid."""
+    return sum(p * c for p, c in zip(spec.grid.cells, spec.grid.channels, strict=True))
+
+
+def number_bytes(spec: ModelSpec) -> int:
+    """Bytes of a feature or of one of the trunk's weights."""
+    return 2 if spec.precision == "bfloat16" else 4

@@ -16,7 +16,17 @@ from padim_ray.features.trunk import CPU_PASS, GPU_PASS
 from padim_ray.features.trunks import find_trunk
 from padim_ray.model.layout import state_shards
 from padim_ray.model.spec import ModelSpec
-from padim_ray.planning.batches import FAN_IN, MERGING_SPEED, images_per_batch, images_per_shard
+from padim_ray.planning.batches import (
+    FAN_IN,
+    MERGING_SPEED,
+    embedding_bytes,
+    embedding_numbers,
+    groups_being_written,
+    images_per_batch,
+    images_per_shard,
+    kept_groups,
+    number_bytes,
+)
 from padim_ray.planning.resources import Plan, decoding_tasks
 from padim_ray.planning.sums import SumCounts, count_sums
 from padim_ray.runs.options.common import GROUP_MEMORY
@@ -73,6 +83,8 @@ class Rates:
         fit: images/s of one actor that adds images to statistics.
         score: images/s of one actor that scores.
         factorise: seconds of one core to fit a group's density; not counted if unknown.
+        left_out: images/s that one actor calibrates with from their embeddings; not counted if
+            unknown.
         source: where the rates come from, in words.
     """
 
@@ -80,6 +92,7 @@ class Rates:
     fit: float | None = None
     score: float | None = None
     factorise: float | None = None
+    left_out: float | None = None
     source: str = ""
 
 
@@ -173,6 +186,7 @@ def forecast_fit(
     rates: Rates,
     calibration_images: int,
     round_images: int,
+    embedding_memory: int,
 ) -> Forecast:
     """Forecast `fit`.
 
@@ -183,42 +197,50 @@ def forecast_fit(
         rates: speeds of single workers.
         calibration_images: maximum number per group.
         round_images: images after which a round is committed.
+        embedding_memory: bytes of embeddings that may be kept to calibrate with.
     """
     state, pixels = State.of(spec), image_bytes(spec)
     shard = images_per_shard(archive.images, spec.preprocessing)
     batch = images_per_batch(archive.images, plan.actors, spec, round_images)
     sums = count_sums(archive.groups, shard, batch, round_images)
-    sample = sum(min(images, calibration_images) for images in archive.groups.values())
+    sample = {group: min(n, calibration_images) for group, n in archive.groups.items()}
+    in_kept = kept_groups(archive.groups, spec, calibration_images, embedding_memory)
+    kept = sum(sample[group] for group in in_kept)
+    again = {group: n for group, n in sample.items() if group not in in_kept}
+    read_again = sum(again.values())
     row = archive.manifest_bytes / archive.images
     groups = len(archive.groups)
     # a row is stored twice: in the manifest's block, and beside its decoded pixels
     summed = archive.images * (2 * (row + ROW_BYTES) + pixels) + sums.partials * state.statistics
-    scored = sample * (3 * (row + ROW_BYTES) + ACTOR_COLUMNS_BYTES + pixels + distance_bytes(spec))
+    summed += 2 * kept * embedding_bytes(spec)  # beside the partial sums, then by themselves
+    scored = read_again * (
+        3 * (row + ROW_BYTES) + ACTOR_COLUMNS_BYTES + pixels + distance_bytes(spec)
+    )
     compute = None
     if rates.fit and rates.score:
         # CPU actors share their cores with merging, which counts as images here
         merging = (
             sums.partials * state.statistics / pixels / MERGING_SPEED if not plan.actor.gpus else 0
         )
-        embedding = (archive.images + merging) / rates.fit + sample / rates.score
+        embedding = (archive.images + merging) / rates.fit + read_again / rates.score
+        embedding += kept / rates.left_out if rates.left_out else 0
         finishing = groups * (rates.factorise or 0) / plan.fixed_decoders  # tasks of one core
         compute = embedding / plan.actors + finishing
-    tasks = _shards(archive.groups, shard) + _shards(
-        {group: min(images, calibration_images) for group, images in archive.groups.items()}, shard
-    )
-    seconds, bound = _pace(archive.images + sample, compute, tasks, plan, rates)
-    read = round(archive.bytes * (1 + sample / archive.images))
+    tasks = _shards(archive.groups, shard) + _shards(again, shard)
+    seconds, bound = _pace(archive.images + read_again, compute, tasks, plan, rates)
+    read = round(archive.bytes * (1 + read_again / archive.images))
     return Forecast(
         job="fit",
         images=archive.images,
         hours=seconds and seconds / 3600,
         bound=bound,
         read_bytes=read,
-        reads=archive.images + sample,
+        reads=archive.images + read_again,
         bytes_per_second=seconds and read / seconds,
         object_store_bytes=round(summed + sums.merges * state.merged + scored),
         object_store_at_once=fit_objects_at_once(
-            archive.groups, archive.manifest_bytes, spec, plan, round_images
+            *(archive.groups, archive.manifest_bytes, spec, plan),
+            *(round_images, kept * embedding_bytes(spec)),
         ),
         state_bytes=groups * (state.stored_statistics + state.stored_density),
         written_bytes=round(
@@ -227,7 +249,7 @@ def forecast_fit(
             + 2 * (archive.images * (row + ROW_BYTES) + RESULT_FILE_BYTES)
             + trunk_parameters(spec) * 4
             # calibrations: scores, and a histogram of the maps' values
-            + 4 * sample
+            + 4 * sum(sample.values())
             + groups * (12 * BINS + 2 * RESULT_FILE_BYTES)
         ),
         actor_bytes=_process(spec, plan)
@@ -284,11 +306,24 @@ def forecast_score(archive: Archive, spec: ModelSpec, plan: Plan, rates: Rates) 
 
 
 def fit_objects_at_once(
-    groups: Mapping[str, int], manifest_bytes: int, spec: ModelSpec, plan: Plan, round_images: int
+    groups: Mapping[str, int],
+    manifest_bytes: int,
+    spec: ModelSpec,
+    plan: Plan,
+    round_images: int,
+    kept: int,
 ) -> int:
     """Bytes of a fit's objects that are there at the same time.
 
     On a cluster that grows it is a lower bound: the number of decoding tasks isn't known.
+
+    Args:
+        groups: number of images per group.
+        manifest_bytes: size of their list.
+        spec: of the model.
+        plan: how the cluster is divided.
+        round_images: images after which a round is committed.
+        kept: bytes of embeddings that are kept.
     """
     images, pixels = sum(groups.values()), image_bytes(spec)
     shard = images_per_shard(images, spec.preprocessing)
@@ -296,9 +331,11 @@ def fit_objects_at_once(
     sums = count_sums(groups, shard, batch, round_images)
     return round(
         manifest_bytes
+        + kept
         + plan.actors * IN_FLIGHT * min(batch, images) * pixels
         + decoding_tasks(plan.decoders or 0) * min(shard, images) * pixels
         + _waiting(sums, len(groups), State.of(spec))
+        + min(groups_being_written(spec), len(groups) - 1) * State.of(spec).merged
     )
 
 
@@ -347,11 +384,6 @@ def _trunk_parameters(backbone: str, layers: tuple[str, ...]) -> int:
     return sum(parameter.numel() for parameter in find_trunk(backbone).build(layers).parameters())
 
 
-def embedding_numbers(spec: ModelSpec) -> int:
-    """Number of an image's features, with each level on its own grid."""
-    return sum(p * c for p, c in zip(spec.grid.cells, spec.grid.channels, strict=True))
-
-
 def device_bytes(spec: ModelSpec, state: int, *, kernels: bool = False) -> int:
     """GPU memory of an actor: an estimate that isn't checked by measurement.
 
@@ -360,7 +392,7 @@ def device_bytes(spec: ModelSpec, state: int, *, kernels: bool = False) -> int:
         state: bytes of statistics or densities on the GPU.
         kernels: scoring uses the fused kernels, which read features in place.
     """
-    item = _item(spec)
+    item = number_bytes(spec)
     height, width = spec.preprocessing.size
     # a layer's input, output and residual are alive together
     largest = find_trunk(spec.backbone).largest
@@ -382,19 +414,15 @@ def device_bytes(spec: ModelSpec, state: int, *, kernels: bool = False) -> int:
     )
 
 
-def _item(spec: ModelSpec) -> int:
-    return 2 if spec.precision == "bfloat16" else 4
-
-
 def _process(spec: ModelSpec, plan: Plan) -> int:
     """Memory of an actor's process without statistics and densities.
 
     It holds imports, trunk, images and features. With a GPU, features are in the GPU's memory.
     """
-    weights = _item(spec) * trunk_parameters(spec)
+    weights = number_bytes(spec) * trunk_parameters(spec)
     if plan.actor.gpus:
         return PROCESS_BYTES + weights + GPU_BATCH * image_bytes(spec)
-    features = CPU_BATCH * (embedding_numbers(spec) * _item(spec) + 2 * distance_bytes(spec))
+    features = CPU_BATCH * (embedding_numbers(spec) * number_bytes(spec) + 2 * distance_bytes(spec))
     # a thread computes on CPU_PASS images together
     activations = plan.threads * CPU_PASS * image_bytes(spec) * 4 * 4
     return PROCESS_BYTES + weights + CPU_BATCH * image_bytes(spec) + features + activations

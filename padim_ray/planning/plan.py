@@ -107,7 +107,10 @@ def _make_plan(options: PlanOptions) -> PlanReport:
         archive_survey.groups, round((size or 0) * images), archive_survey.manifest_bytes
     )
     jobs = (
-        forecast_fit(archive, spec, plan, rates, options.calibration_images, options.round_images),
+        forecast_fit(
+            *(archive, spec, plan, rates),
+            *(options.calibration_images, options.round_images, options.embedding_memory),
+        ),
         forecast_score(archive, spec, plan, rates),
     )
     memory, source = _gpu_memory(options)
@@ -189,6 +192,7 @@ def _rates(options: PlanOptions, spec: ModelSpec, plan: Plan, sampled: Sampled) 
         fit=speed.fit * scale,
         score=speed.score * scale,
         factorise=speed.factorise,
+        left_out=speed.left_out * scale,
         source="measured here"
         + (f" with {threads} of an actor's {plan.threads} threads" if scale > 1 else ""),
     )

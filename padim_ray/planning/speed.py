@@ -73,11 +73,13 @@ class ActorSpeed:
         fit: images/s that the actor adds to statistics.
         score: images/s that it scores.
         factorise: seconds of one core to fit a group's density.
+        left_out: images/s that it calibrates with from their embeddings.
     """
 
     fit: float
     score: float
     factorise: float
+    left_out: float
 
 
 def measure_actor(
@@ -121,7 +123,13 @@ def _measure(detector: Detector, pixels: np.ndarray) -> ActorSpeed:
         detector.detect(images, loaded).scores.cpu()
         return _finished(detector, count)
 
-    return ActorSpeed(fit, _rate(score), seconds)
+    embeddings = detector.embed(images)
+
+    def leave_out() -> int:
+        detector.measure(embeddings, loaded, left_out_of=count).scores.cpu()
+        return _finished(detector, count)
+
+    return ActorSpeed(fit, _rate(score), seconds, _rate(leave_out))
 
 
 def _fit(spec: ModelSpec, statistics: Statistics) -> tuple[float, Fitted]:

@@ -32,6 +32,7 @@ NOT_IDENTITY = frozenset(
     {
         *("model", "out", "batch_size", "actors", "max_failed", "storage_options", "address"),
         *("overwrite", "round_images", "gpus", "decode_resource", "group_memory"),
+        "embedding_memory",
         *("retry_failed", "allow_empty"),
     }
 )

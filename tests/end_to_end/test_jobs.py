@@ -9,13 +9,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from ray._private.internal_api import free
 from sklearn.metrics import roc_auc_score
 
 import padim_ray
 from padim_ray.images.decode import decode
 from padim_ray.images.preprocessing import Preprocessing
 from padim_ray.images.resize import model_input
+from padim_ray.model.spec import new_spec
 from padim_ray.model.version import open_version
+from padim_ray.pipeline.jobs import calibrate
+from padim_ray.pipeline.stages.measure import start_measuring
+from padim_ray.planning.batches import embedding_bytes
+from padim_ray.runs.options.model import ModelOptions
 from padim_ray.storage.location import Location
 from tests.densities.test_moments import assert_close
 
@@ -124,6 +130,57 @@ def test_a_calibration_with_a_sample_is_reproducible(archive, weights, tmp_path)
         scores.append(version.load_manifest()["leave_one_out_score"].to_pylist())
     assert scores[0] == scores[1]
     assert sum(score is not None for score in scores[0]) == 20
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_kept_embeddings_give_the_calibration_of_a_second_pass(
+    archive, weights, tmp_path, precision
+):
+    """No group's embeddings fit the memory, the first one's, all; all of a group, or a sample."""
+    options = SMALL | {"precision": precision}
+    spec, _ = new_spec(ModelOptions(weights=weights, **options), precision)
+    one = embedding_bytes(spec)
+    for images in (11, 2000):
+        found = {}
+        for memory in (0, 25 * one, 2**30):
+            model = tmp_path / f"{memory} {images}"
+            padim_ray.fit(
+                images=f"{archive}/{{group}}/train/good/*",
+                model=str(model),
+                weights=weights,
+                calibration_images=images,
+                embedding_memory=memory,
+                **options,
+            )
+            version = open_version(Location.of(str(model)))
+            manifest = version.load_manifest()
+            assert sum(entry.calibrated for entry in version.groups.values()) == min(39, 2 * images)
+            found[memory] = (
+                manifest["leave_one_out_score"].to_numpy(),
+                *(version.load_calibration(group).pixels for group in version.groups),
+            )
+        read_again, *bins = found[0]
+        for scores, *pixels in (found[25 * one], found[2**30]):
+            np.testing.assert_allclose(scores, read_again, rtol=1e-3)
+            assert abs(np.subtract(pixels, bins)).sum() <= 2e-3 * np.sum(bins)
+
+
+def test_lost_embeddings_are_computed_again(archive, weights, tmp_path, monkeypatch, caplog):
+    def lose(group, kept, *rest):
+        free([each.ref for each in kept])
+        return start_measuring(group, kept, *rest)
+
+    monkeypatch.setattr(calibrate, "start_measuring", lose)
+    with caplog.at_level("WARNING", "padim_ray"):
+        padim_ray.fit(
+            images=f"{archive}/{{group}}/train/good/*",
+            model=str(tmp_path / "model"),
+            weights=weights,
+            **SMALL,
+        )
+    assert "Embeddings are lost" in caplog.text
+    groups = open_version(Location.of(str(tmp_path / "model"))).groups
+    assert {group: entry.calibrated for group, entry in groups.items()} == {"bolt": 24, "nut": 15}
 
 
 def pixels(paths):

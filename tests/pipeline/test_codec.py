@@ -14,6 +14,7 @@ from padim_ray.pipeline.merging.codec import (
     partial_sum_row,
     read_statistics,
 )
+from padim_ray.pipeline.merging.kept import KEPT, KeptEmbeddings, kept_row
 from tests.densities.test_moments import SEEDS, moments_of
 from tests.helpers.features import grids, nest, random_features
 
@@ -58,6 +59,27 @@ def test_rows_of_a_block_hold_the_statistics(grid, seed, images, shards, dtype, 
         assert_equal(read, part)
         assert addresses(read)[0] % ALIGNMENT == 0
         assert all(0 <= at - state.address < state.size for at in addresses(read))  # not copied
+
+
+@given(grids(), SEEDS, st.integers(1, 5), st.sampled_from(["float32", "bfloat16"]), st.data())
+def test_a_row_of_kept_embeddings_holds_them(grid, seed, images, precision, data):
+    """On GPUs embeddings are padded, which the row isn't."""
+    features = random_features(grid, images, np.random.default_rng(seed))
+    padding = data.draw(st.integers(0, 3))
+    padded = [np.pad(each, [(0, 0), (0, padding), (0, 0), (0, 0)]) for each in features]
+    maps = [torch.from_numpy(each).to(getattr(torch, precision)) for each in padded]
+    uris = [f"s3://b/{number}" for number in range(images)]
+    row = kept_row("a", uris, grid.nest(maps))
+    assert row["shard"].to_pylist() == [KEPT] and row["count"].to_pylist() == [images]
+    assert pa.concat_tables([row, partial_sum_row("a", 0, None, {})]).num_rows == 2
+    kept = KeptEmbeddings.of_row(row)
+    assert kept.uris == uris
+    read = kept.embeddings()
+    assert read.channels == grid.channels
+    for level, each, channels in zip(
+        read.levels, grid.nest(maps).levels, grid.channels, strict=True
+    ):
+        assert torch.equal(level, each[..., :channels]) and level.dtype == each.dtype
 
 
 @given(grids(), SEEDS)

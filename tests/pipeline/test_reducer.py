@@ -16,6 +16,7 @@ from padim_ray.features.grid import PatchGrid, split_cells
 from padim_ray.model.draft import DraftVersion
 from padim_ray.model.rounds import Round
 from padim_ray.pipeline.merging.codec import partial_sum_row
+from padim_ray.pipeline.merging.kept import kept_row
 from padim_ray.pipeline.merging.reducer import Reducer
 from padim_ray.planning.batches import FAN_IN
 from padim_ray.planning.resources import Share
@@ -75,8 +76,8 @@ def test_many_partial_sums_become_the_moments_of_all(tmp_path):
     for group, states in parts.items():
         for block in partial_sums(group, states):
             reducer.add(block)
-    assert list(reducer.entries) == ["a"]  # finished by the first block of b
     reducer.finish(Share(0.1))
+    assert list(reducer.entries) == ["a", "b"] and not reducer.kept
     for group, states in parts.items():
         expected = merge_all(states)
         merged = load_statistics(reducer, group)
@@ -87,6 +88,45 @@ def test_many_partial_sums_become_the_moments_of_all(tmp_path):
             for block, same_block in zip(row, same, strict=True):
                 torch.testing.assert_close(block, same_block, rtol=1e-4, atol=1e-5)
         assert reducer.entries[group].images == expected.count
+
+
+def test_groups_are_written_while_the_next_are_summed_up(tmp_path):
+    """A problem of such a group is raised before a round is committed, at the latest."""
+    same = [torch.ones(n, c, 4) for n, c in zip(GRID.cells, GRID.channels, strict=True)]
+    reducer = reducer_for(tmp_path, a=5, b=4, c=5)
+    for group, states in {
+        "a": parts_of(1, 1),
+        "b": [moments_of(same, torch.float32)],
+        "c": parts_of(2, 1),
+    }.items():
+        for block in partial_sums(group, states):
+            reducer.add(block)
+    assert len(reducer._writing) == 2 and not reducer.entries
+    with pytest.raises(ModelError, match="Group 'b' has a non-positive pivot"):
+        reducer.commit()
+    assert list(reducer.entries) == ["a"]
+    assert Round.latest(reducer.draft.location, reducer.draft.root).rows == 0
+
+
+def test_kept_embeddings_wait_without_their_partial_sums(tmp_path):
+    rng = np.random.default_rng(0)
+    batches = [
+        GRID.nest([torch.from_numpy(level) for level in random_features(GRID, images, rng)])
+        for images in (3, 2)
+    ]
+    uris = [["/1", "/2", "/3"], ["/4", "/5"]]
+    (block,) = map(ray.get, partial_sums("a", parts_of(1, 1)))
+    rows = [kept_row("a", *each) for each in zip(uris, batches, strict=True)]
+    reducer = reducer_for(tmp_path, a=5)
+    reducer.add(ray.put(pa.concat_tables([*rows, block])))
+    assert [kept.images for kept in reducer.kept["a"]] == [3, 2]
+    for kept, names, batch in zip(reducer.kept["a"], uris, batches, strict=True):
+        found = ray.get(kept.ref)[kept.index]
+        assert found.uris == names
+        for level, expected in zip(found.embeddings().levels, batch.levels, strict=True):
+            assert torch.equal(level, expected)
+    reducer.finish(Share(0.1))
+    assert reducer.entries["a"].images == 5
 
 
 def test_a_lost_partial_sum_is_noticed(tmp_path):

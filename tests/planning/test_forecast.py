@@ -25,6 +25,7 @@ from padim_ray.planning.forecast import (
 )
 from padim_ray.planning.resources import Node, plan_resources
 from padim_ray.planning.sums import count_sums
+from padim_ray.runs.options.common import EMBEDDING_MEMORY
 
 specs = st.builds(
     lambda layers, n_features, size, precision, density, cells: ModelSpec(
@@ -120,7 +121,7 @@ def test_each_batch_of_whole_shards_is_one_sum(images, shard, shards):
 def forecasts(archive, spec, cluster, speed, actors=None):
     plan = plan_resources([cluster], actors)
     return (
-        forecast_fit(archive, spec, plan, speed, 2000, 20_000),
+        forecast_fit(archive, spec, plan, speed, 2000, 20_000, EMBEDDING_MEMORY),
         forecast_score(archive, spec, plan, speed),
     )
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,9 +22,10 @@ from padim_ray.pipeline.cluster.session import data_context
 from padim_ray.pipeline.graphs import partial_sums_of, scored_shards
 from padim_ray.pipeline.merging import reducer
 from padim_ray.pipeline.merging import tree as tree_module
+from padim_ray.pipeline.merging.kept import KEPT
 from padim_ray.pipeline.merging.tree import MergeTree, merge_sources
 from padim_ray.planning import forecast
-from padim_ray.planning.batches import images_per_batch, images_per_shard
+from padim_ray.planning.batches import embedding_bytes, images_per_batch, images_per_shard
 from padim_ray.planning.plan import make_plan
 from padim_ray.planning.resources import Node, plan_resources
 from padim_ray.planning.sums import count_sums
@@ -135,6 +137,8 @@ def test_the_object_store_holds_what_plan_forecast(archive, weights, tmp_path):
     manifest = pa.table({"uri": uris, "group": ["bolt"] * 440 + ["nut"] * 160})
     for name, kind in (("size", pa.int64()), ("version_tag", pa.string())):
         manifest = manifest.append_column(name, pa.nulls(600, kind))
+    keep = np.arange(600) % 3 == 0
+    manifest = manifest.append_column("keep", pa.array(keep))
     options = FitOptions(images="a/*", model="m", weights=weights, round_images=260, **SMALL)
     cluster = plan_resources([Node(2)], actors=2)
     parts = partial_sums_of(manifest, spec, root, options, cluster)
@@ -144,8 +148,10 @@ def test_the_object_store_holds_what_plan_forecast(archive, weights, tmp_path):
     assert batch == 256 == 2 * shard
     groups = {"bolt": 440, "nut": 160}
     sums = count_sums(groups, shard, batch, 260)
-    assert sums.partials == sum(block.num_rows for block in blocks) == 5
+    shards = [shard for block in blocks for shard in block["shard"].to_pylist()]
+    assert sums.partials == len(shards) - shards.count(KEPT) == 5
     predicted = sums.partials * forecast.State.of(spec).statistics
+    predicted += keep.sum() * embedding_bytes(spec)
     assert sum(block.nbytes for block in blocks) == pytest.approx(predicted, rel=0.02)
 
     with data_context(preserve_order=True):

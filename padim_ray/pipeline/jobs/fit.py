@@ -59,6 +59,7 @@ def run_fit(options: FitOptions) -> Summary:
                 root=claim.root,
                 claim=claim,
                 sample=Sample(options.calibration_images, options.seed),
+                embedding_memory=options.embedding_memory,
                 identity=identity,
                 why="fitted to {} images",
                 spec=spec,

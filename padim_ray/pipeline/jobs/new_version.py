@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from padim_ray.densities import MIN_LEFT_OUT_OF
 from padim_ray.errors import PadimError
 from padim_ray.images.manifest import TEXT, group_counts, sort_images
 from padim_ray.images.sources import FETCHED, without_sources
@@ -43,6 +44,7 @@ from padim_ray.pipeline.graphs import partial_sums_of
 from padim_ray.pipeline.jobs.calibrate import Sample, calibrate
 from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.pipeline.merging.reducer import Reducer
+from padim_ray.planning.batches import embedding_bytes, kept_groups
 from padim_ray.planning.forecast import State, fit_objects_at_once
 from padim_ray.planning.resources import Plan
 from padim_ray.runs.failures import Failures, count_causes
@@ -72,6 +74,7 @@ class Job(ABC):
         why: description of the version, with {} for the number of images.
         base: versions that images are added to or subtracted from.
         calibrates: whether the groups that change are calibrated.
+        embedding_memory: bytes of images' embeddings that are kept to calibrate their groups.
         skipped: number of listed images that are in the model already.
         sampled: number of images in the calibration sample.
         calibrated: number of them that could be read.
@@ -88,6 +91,7 @@ class Job(ABC):
     why: str
     base: BaseVersions = field(default_factory=BaseVersions)
     calibrates: bool = True
+    embedding_memory: int = 0
     skipped: int = 0
     sampled: int = 0
     calibrated: int = 0
@@ -187,10 +191,18 @@ class Job(ABC):
 
     def _objects_at_once(self, spec: ModelSpec, images: pa.Table, plan: Plan) -> int:
         """Bytes in the object stores at the same time."""
+        kept = sum(self.kept_images(group_counts(images), spec).values()) * embedding_bytes(spec)
         added = fit_objects_at_once(
-            group_counts(images), images.nbytes, spec, plan, self.options.round_images
+            group_counts(images), images.nbytes, spec, plan, self.options.round_images, kept
         )
         return added + (State.of(spec).merged if self.base.versions else 0)
+
+    def kept_images(self, groups: Mapping[str, int], spec: ModelSpec) -> dict[str, int]:
+        """How many images' embeddings are kept to calibrate their groups, by group."""
+        most = self.sample.calibration_images if self.calibrates else 0
+        new = {group: count for group, count in groups.items() if not self.base.images(group)}
+        kept = kept_groups(new, spec, most, self.embedding_memory)
+        return {group: min(new[group], most) for group in kept}
 
     def repeated_images(self, record: JobRecord) -> pa.Table | None:
         """The images of a finished job with the same identity; None if this job's differ."""
@@ -369,6 +381,8 @@ class _NewVersion:
         if not images.num_rows:
             return
         reducer.try_again(images["uri"].to_pylist() if again else None)
+        keep = np.zeros(len(images), bool) if again else self._keep(images, reducer)
+        images = images.append_column("keep", pa.array(keep))
         parts = partial_sums_of(images, self.spec, self.job.root, self.job.options, plan)
         with closing(parts):
             for blocks in parts:
@@ -376,6 +390,22 @@ class _NewVersion:
                 for block in blocks:
                     reducer.add(block)
                 self.metrics.report_progress(reducer.rows, len(reducer.failures))
+
+    def _keep(self, images: pa.Table, reducer: Reducer) -> np.ndarray:
+        """Which images' embeddings are kept to calibrate their groups, (n,) bool.
+
+        None of a group with images in the base, or of the one that an earlier attempt began: their
+        other embeddings are gone.
+        """
+        job, keep = self.job, np.zeros(images.num_rows, bool)
+        groups = group_counts(images)
+        kept = job.kept_images(groups, self.spec)
+        start = 0
+        for group, count in groups.items():
+            if group in kept and group != reducer.group:
+                keep[start + job.sample.draw(images.slice(start, count))] = True
+            start += count
+        return keep
 
     def _count(self, images: int, causes: Mapping[str, int]) -> None:
         self.metrics.count_fitted(images)
@@ -391,14 +421,14 @@ class _NewVersion:
         scores = manifest["leave_one_out_score"].to_numpy().astype(np.float32)
         scores[has_changed.to_numpy()] = np.nan
         entries: Mapping[str, GroupEntry] = reducer.entries
-        if job.calibrates and job.sample.calibration_images:
+        if job.calibrates:
+            rows = self._rows_to_calibrate(manifest, has_changed, entries)
+            sample = manifest.take(rows).drop_columns(list(OUTCOMES))
             version = ModelVersion(job.root, self.number, self.spec, entries)
-            is_candidate = pc.and_(is_fitted, has_changed)
-            candidates = manifest.filter(is_candidate).drop_columns(list(OUTCOMES))
-            entries, scores[is_candidate.to_numpy()], job.sampled = calibrate(
-                candidates, version, job.sample, job.options, self._plan()
+            entries, scores[rows] = calibrate(
+                sample, version, job.options, self._plan(), reducer.kept
             )
-            job.calibrated = int(np.isfinite(scores[is_candidate.to_numpy()]).sum())
+            job.sampled, job.calibrated = len(rows), int(np.isfinite(scores[rows]).sum())
         manifest = without_sources(manifest)
         manifest = manifest.set_column(
             manifest.column_names.index("leave_one_out_score"),
@@ -414,6 +444,24 @@ class _NewVersion:
         job.check_calibration(manifest)
         images = self.images.num_rows - len(reducer.failures)
         publish(job.root, self.number, self.spec, groups, manifest, job.why.format(images))
+
+    def _rows_to_calibrate(
+        self, manifest: pa.Table, has_changed: pa.Array, entries: Mapping[str, GroupEntry]
+    ) -> np.ndarray:
+        """The manifest's rows of images in the sample that were fitted.
+
+        The sample is drawn from the listed images, so it is the same whichever of them fail.
+        """
+        changed = has_changed.to_numpy().nonzero()[0]
+        rows = changed[self.job.sample.draw(manifest.filter(has_changed))]
+        chosen = manifest.select(["group", "status"]).take(rows)
+        groups, status = chosen["group"].to_pylist(), chosen["status"].to_pylist()
+        return rows[
+            [
+                each == "fitted" and entries[group].images >= MIN_LEFT_OUT_OF
+                for group, each in zip(groups, status, strict=True)
+            ]
+        ]
 
     def _manifest(self, failures: Mapping[str, str]) -> pa.Table:
         """The version's manifest: all of its images with their outcomes."""

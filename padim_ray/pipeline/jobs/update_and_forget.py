@@ -18,7 +18,7 @@ from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.pipeline.merging.reducer import check_count
 from padim_ray.runs.job_record import identify
 from padim_ray.runs.listing import check_images_option, read_images_table
-from padim_ray.runs.options.common import from_mapping
+from padim_ray.runs.options.common import EMBEDDING_MEMORY, from_mapping
 from padim_ray.runs.options.fit import VersionOptions
 from padim_ray.runs.summary import Summary
 from padim_ray.storage.claim import claimed
@@ -92,6 +92,7 @@ def _run(
                 root=root,
                 claim=claim,
                 sample=sample,
+                embedding_memory=EMBEDDING_MEMORY,
                 identity=identity,
                 why=why % version.number,
                 base=BaseVersions((version,), subtract=subtract),

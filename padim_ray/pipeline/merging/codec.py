@@ -5,7 +5,7 @@ travels as a row that `partial_sum_row` makes.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,17 +30,34 @@ def partial_sum_row(
         failures: errors of the other images, by URI.
 
     Returns:
-        Columns `group`, `shard`, `count` (of images in the statistics), `failures`, `names` (of the
-        tensors) and `state` (the tensors' bytes).
+        Columns `group`, `shard`, `count` (of images in the statistics), `failures`, `uris` (empty),
+        `names` (of the tensors) and `state` (the tensors' bytes).
     """
     named = {} if statistics is None else statistics.named
+    count = statistics.count if statistics else 0
+    return encode_row(group, shard, count, named, failures=failures)
+
+
+def encode_row(
+    group: str,
+    shard: int,
+    count: int,
+    named: Mapping[str, torch.Tensor],
+    *,
+    failures: Mapping[str, str] | None = None,
+    uris: Sequence[str] = (),
+) -> pa.Table:
+    """A row with these tensors' bytes as `state`; see `partial_sum_row` for the columns."""
     buffer = _serialise(named)
     return pa.table(
         {
             "group": pa.array([group], pa.string()),
             "shard": pa.array([shard], pa.int32()),
-            "count": pa.array([statistics.count if statistics else 0], pa.int64()),
-            "failures": pa.array([list(failures.items())], pa.map_(pa.string(), pa.string())),
+            "count": pa.array([count], pa.int64()),
+            "failures": pa.array(
+                [list((failures or {}).items())], pa.map_(pa.string(), pa.string())
+            ),
+            "uris": pa.array([list(uris)], pa.list_(pa.string())),
             "names": pa.array([list(named)], pa.list_(pa.string())),
             "state": pa.LargeBinaryArray.from_buffers(  # without a copy
                 pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, buffer.size])), buffer]
@@ -81,11 +98,20 @@ class StatisticsArrays:
     @classmethod
     def of_row(cls, row: pa.Table) -> "StatisticsArrays":
         """View the bytes of a row that `partial_sum_row` made as arrays."""
-        with pa.BufferReader(_only_value(row["state"])) as reader:
-            arrays = {
-                name: pa.ipc.read_tensor(reader).to_numpy() for name in row["names"][0].as_py()
-            }
-        return cls(row["count"][0].as_py(), arrays)
+        return cls(row["count"][0].as_py(), read_arrays(row))
+
+
+def read_arrays(row: pa.Table) -> dict[str, np.ndarray]:
+    """View the tensors that `encode_row` encoded as arrays, by name."""
+    with pa.BufferReader(_only_value(row["state"])) as reader:
+        return {name: pa.ipc.read_tensor(reader).to_numpy() for name in row["names"][0].as_py()}
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """View an array as a tensor. Don't write to it: Ray's arrays are read-only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns of read-only arrays; nothing writes to them
+        return torch.from_numpy(array)
 
 
 def _only_value(column: pa.ChunkedArray) -> pa.Buffer:
@@ -105,7 +131,5 @@ def read_statistics(density: Density, row: int | None, value: Any) -> Statistics
         value: the block, or the other task's `StatisticsArrays`.
     """
     stored = value if row is None else StatisticsArrays.of_row(value.slice(row, 1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch warns of read-only arrays; nothing writes to them
-        named = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
+    named = {name: as_tensor(array) for name, array in stored.arrays.items()}
     return density.statistics(stored.count, named)

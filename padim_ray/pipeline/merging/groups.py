@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import ray
@@ -26,52 +28,77 @@ from padim_ray.storage.location import Location
 log = logging.getLogger("padim_ray")
 
 
-def write_group(
-    group: str, merged: Mapping[int, Merged], count: int, draft: DraftVersion, share: Share
-) -> None:
-    """Fit a group's density, and write it and the statistics to the draft.
+@dataclass(frozen=True)
+class Writing:
+    """A group whose density is being fitted and written by tasks.
+
+    Attributes:
+        group: the group's name.
+        entry: its entry for model.json.
+        tasks: one per shard.
+    """
+
+    group: str
+    entry: GroupEntry
+    tasks: Sequence[ray.ObjectRef]
+
+    def finish(self, draft: DraftVersion) -> None:
+        """Wait for the tasks.
+
+        Raises:
+            ModelError: if the density can't be fitted, or a file isn't there.
+            RuntimeError: if an image is lost or counted twice.
+        """
+        for problem in filter(None, ray.get(list(self.tasks))):
+            raise ModelError(problem)
+        draft.check_written(self.group)
+
+
+def start_writing(
+    group: str, merged: Mapping[int, Merged], entry: GroupEntry, draft: DraftVersion, share: Share
+) -> Writing:
+    """Start to fit a group's density, and to write it and the statistics to the draft.
 
     Args:
         group: the group's name.
         merged: its statistics by shard number.
-        count: the number of images that each shard must have.
+        entry: says how many images each shard must have.
         draft: the version that is being written.
         share: resources of a task.
-
-    Raises:
-        ModelError: if the density can't be fitted.
-        RuntimeError: if the statistics don't have `count` images: one is lost or counted twice.
     """
-    pools = check_counts(group, merged, count, draft.shards)
-    pooled = ray.put(sum(pools[1:], pools[0]))
+    pooled = _check_task.options(**share.options).remote(
+        group, entry.images, draft.shards, *[part.pooled for part in merged.values()]
+    )
     task = _write_task.options(**share.options)
-    written = [
+    tasks = [
         task.remote(part.source.row, part.source.ref, pooled, draft, group, shard)
         for shard, part in merged.items()
     ]
-    for problem in filter(None, ray.get(written)):
-        raise ModelError(problem)
+    return Writing(group, entry, tasks or [pooled])
 
 
-def check_counts(
-    group: str, merged: Mapping[int, Merged], count: int, shards: int
-) -> Sequence[Pooled]:
+def check_counts(group: str, merged: Mapping[int, Merged], count: int, shards: int) -> None:
     """Check that the statistics have every image once.
-
-    Returns:
-        Each shard's pooled statistics.
 
     Raises:
         RuntimeError: if an image is lost or counted twice.
     """
-    pools = ray.get([part.pooled for part in merged.values()])
+    _pool(group, count, shards, ray.get([part.pooled for part in merged.values()]))
+
+
+@ray.remote(max_retries=-1)
+def _check_task(group: str, count: int, shards: int, *pools: Pooled) -> Pooled:
+    return _pool(group, count, shards, pools)
+
+
+def _pool(group: str, count: int, shards: int, pools: Sequence[Pooled]) -> Pooled:
     counts = {pool.count for pool in pools}
-    if len(merged) != shards or counts != {count}:
+    if len(pools) != shards or counts != {count}:
         raise RuntimeError(
             f"Group {group!r}: {count} images should be in {shards} shards of statistics, but "
-            f"{sorted(counts)} are in {len(merged)}"
+            f"{sorted(counts)} are in {len(pools)}"
         )
-    return pools
+    return reduce(add, pools)
 
 
 @ray.remote(max_retries=-1)

@@ -1,6 +1,7 @@
 """The reducer: consumes partial sums, writes finished groups and commits rounds."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,13 +18,16 @@ from padim_ray.model.model_json import GroupEntry
 from padim_ray.model.rounds import PartialGroup, Round
 from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.pipeline.merging.groups import (
+    Writing,
     check_counts,
     copy_groups,
     load_unfinished,
     save_unfinished,
-    write_group,
+    start_writing,
 )
+from padim_ray.pipeline.merging.kept import KEPT, Kept, KeptEmbeddings
 from padim_ray.pipeline.merging.tree import Merged, MergeTree
+from padim_ray.planning.batches import groups_being_written
 from padim_ray.planning.resources import Share
 from padim_ray.runs.failures import Failures, count_causes
 from padim_ray.storage.location import Location
@@ -37,7 +41,8 @@ MAX_SHOWN = 20  # images in an error message
 class Reducer:
     """Merges partial sums group after group, and finishes a group when the next one begins.
 
-    After every `round_images` images it commits a round, from which a killed job continues.
+    A finished group is fitted and written by tasks, a few groups at a time. After every
+    `round_images` images it commits a round, from which a killed job continues.
 
     Attributes:
         draft: the version that is being written.
@@ -52,6 +57,7 @@ class Reducer:
         failures: errors of failed images by URI.
         unfetched: the failed images, in earlier attempts, that couldn't be fetched.
         entries: the finished groups.
+        kept: embeddings by group.
         group: the unfinished group.
     """
 
@@ -66,9 +72,11 @@ class Reducer:
     failures: dict[str, str] = field(default_factory=dict)
     unfetched: list[str] = field(default_factory=list)
     entries: dict[str, GroupEntry] = field(default_factory=dict)
+    kept: dict[str, list[Kept]] = field(default_factory=dict)
     group: str | None = None
     _tree: MergeTree = field(init=False)
     _round: Round = field(init=False)
+    _writing: deque[Writing] = field(default_factory=deque)
     _uncommitted: dict[str, str | None] = field(default_factory=dict)
     _uncommitted_images: int = 0
     _again: Iterator[str] | None = None
@@ -115,8 +123,15 @@ class Reducer:
                 can't be fitted.
             TooManyFailed: as soon as more images failed than --max-failed allows.
         """
-        rows = ray.get(_describe_task.options(**self.share.options).remote(block))
-        for row, partial in enumerate(rows):
+        describe: Any = _describe_task.options(**self.share.options, num_returns=2)
+        described, kept = describe.remote(block)
+        index = 0
+        for row, partial in enumerate(ray.get(described)):
+            if partial["shard"] == KEPT:
+                refs = self.kept.setdefault(partial["group"], [])
+                refs.append(Kept(kept, index, partial["count"]))
+                index += 1
+                continue
             if partial["shard"] == 0:  # the first row of a partial sum
                 self._begin(partial)
             if partial["count"]:
@@ -125,10 +140,10 @@ class Reducer:
     def _begin(self, partial: Mapping[str, Any]) -> None:
         """Count a partial sum's images; first finish the group before, and commit a full round."""
         if partial["group"] != self.group:
-            self.finish(self.share)
+            self._finish_group(self.share)
             if self._again is not None:
                 self._reopen(partial["group"])
-            elif partial["group"] in self.entries:
+            elif partial["group"] in {*self.entries, *(each.group for each in self._writing)}:
                 raise RuntimeError(
                     f"partial sums of group {partial['group']!r} came after the next group's"
                 )
@@ -163,6 +178,7 @@ class Reducer:
 
     def _reopen(self, group: str) -> None:
         """Make a finished group the unfinished one again, all of whose images were counted."""
+        self._await_written()
         self.group, self._group_rows = group, self.listed[group]
         entry = self.entries.pop(group, None)
         if entry is None:  # a group of the base to which no image could be added
@@ -178,6 +194,7 @@ class Reducer:
 
     def commit(self) -> None:
         """Commit a round of everything that was added."""
+        self._await_written()
         partial = None
         number = self._round.number + 1
         if self.group is not None:
@@ -213,10 +230,15 @@ class Reducer:
         """Merge, fit and write the current group, by tasks that ask for `share`.
 
         Raises:
-            ModelError: if the group has too few readable images, or can't be fitted.
+            ModelError: if a group has too few readable images, or can't be fitted.
             TooManyFailed: if it has too few because images couldn't be fetched.
-            RuntimeError: if an image of the group is missing.
+            RuntimeError: if an image is missing or counted twice.
         """
+        self._finish_group(share)
+        self._await_written()
+
+    def _finish_group(self, share: Share) -> None:
+        """As `finish`, but don't wait until the last few groups are written."""
         if self.group is None:
             return
         if self._group_rows != self.listed[self.group]:
@@ -265,9 +287,16 @@ class Reducer:
         if self.base.images(group) and not self._group_has_base:
             density, shards = self.draft.spec.density, self.draft.shards
             merged = self.base.combine(density, group, merged, shards, share)
-        write_group(group, merged, count, self.draft, share)
-        self.draft.check_written(group)
-        self.entries[group] = GroupEntry(count, failed, self.draft.shards)
+        entry = GroupEntry(count, failed, self.draft.shards)
+        self._writing.append(start_writing(group, merged, entry, self.draft, share))
+        self._await_written(groups_being_written(self.draft.spec))
+
+    def _await_written(self, most: int = 0) -> None:
+        """Wait until at most this many groups are being written."""
+        while len(self._writing) > most:
+            written = self._writing.popleft()
+            written.finish(self.draft)
+            self.entries[written.group] = written.entry
 
 
 def check_count(group: str, count: int, failure: str | None = None) -> None:
@@ -281,6 +310,15 @@ def check_count(group: str, count: int, failure: str | None = None) -> None:
 
 
 @ray.remote(max_retries=-1)
-def _describe_task(block: pa.Table) -> list[dict[str, Any]]:
-    rows = block.drop_columns(["state", "names"]).to_pylist()
-    return [row | {"failures": dict(row["failures"])} for row in rows]
+def _describe_task(block: pa.Table) -> tuple[list[dict[str, Any]], list[KeptEmbeddings]]:
+    """Read a block's rows without their tensors, and copy the embeddings in it.
+
+    So that they can stay in the object store without the partial sums.
+    """
+    rows = block.drop_columns(["state", "names", "uris"]).to_pylist()
+    kept = [
+        KeptEmbeddings.of_row(block.slice(row, 1))
+        for row, each in enumerate(rows)
+        if each["shard"] == KEPT
+    ]
+    return [row | {"failures": dict(row["failures"])} for row in rows], kept

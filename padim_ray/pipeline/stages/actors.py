@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from padim_ray.densities.base import Fitted, Statistics
+from padim_ray.densities.base import Fitted
 from padim_ray.errors import ImageError
 from padim_ray.features.embedder import as_images
+from padim_ray.features.grid import Embeddings
 from padim_ray.model.detector import Detector
 from padim_ray.model.layout import state_shards
 from padim_ray.model.spec import ModelSpec
@@ -25,6 +26,7 @@ from padim_ray.pipeline.cluster.device import Device
 from padim_ray.pipeline.cluster.memory import prepare_memory
 from padim_ray.pipeline.cluster.prometheus import stage
 from padim_ray.pipeline.merging.codec import partial_sum_row
+from padim_ray.pipeline.merging.kept import kept_row
 from padim_ray.pipeline.stages.columns import column_array, fixed_size_column
 from padim_ray.pipeline.stages.density_cache import DensityCache
 from padim_ray.planning.resources import Plan
@@ -35,7 +37,8 @@ class PartialSums:
     """The actor of `fit`: decoded images in, partial sums out.
 
     Each group in a batch becomes one row per shard of cells, see `partial_sum_row`. The row of the
-    first shard also has the failed images.
+    first shard also has the failed images. Before them come the embeddings of the images whose
+    column `keep` is true, see `kept_row`.
 
     Args:
         root: of the model, which holds the trunk's weights.
@@ -63,9 +66,14 @@ class PartialSums:
     def _add_group(self, images: pa.Table) -> Iterator[pa.Table]:
         pairs = zip(images["uri"].to_pylist(), images["error"].to_pylist(), strict=True)
         failures = {uri: error for uri, error in pairs if error}
-        with stage("sum", images.num_rows):
-            total = self._add(images, failures)
         group = images["group"][0].as_py()
+        total = self.detector.empty_statistics()
+        with stage("sum", images.num_rows):
+            for rows, embeddings in self._embed(images, failures):
+                total = self.detector.add_(total, embeddings)
+                if kept := rows["keep"].to_numpy().nonzero()[0].tolist():
+                    uris = rows["uri"].take(kept).to_pylist()
+                    yield kept_row(group, uris, embeddings[torch.tensor(kept)])
         if not total.count:
             yield partial_sum_row(group, 0, None, failures)
             return
@@ -73,21 +81,21 @@ class PartialSums:
             part = total.cells(*run).to("cpu")
             yield partial_sum_row(group, shard, part, failures if shard == 0 else {})
 
-    def _add(self, images: pa.Table, failures: dict[str, str]) -> Statistics:
-        """The images' statistics; images without finite features are added to `failures`."""
-        total = self.detector.empty_statistics()
+    def _embed(
+        self, images: pa.Table, failures: dict[str, str]
+    ) -> Iterator[tuple[pa.Table, Embeddings]]:
+        """Yield batches of rows and embeddings; those not finite are added to `failures`."""
         parts: deque[pa.Table] = deque()
         for embeddings in self.detector.embed_each(self._batches(images, parts)):
-            uris = parts.popleft()["uri"]
-            good = embeddings.are_finite()
+            rows = parts.popleft()
+            good = embeddings.are_finite().cpu()
             if not good.all():
                 error = str(ImageError("embed", "NaN or infinite features"))
                 bad = (~good).nonzero().flatten().tolist()
-                failures.update({uris[row].as_py(): error for row in bad})
-                embeddings = embeddings[good]
+                failures.update({rows["uri"][row].as_py(): error for row in bad})
+                rows, embeddings = rows.filter(pa.array(good.numpy())), embeddings[good]
             if len(embeddings):
-                total = self.detector.add_(total, embeddings)
-        return total
+                yield rows, embeddings
 
     def _batches(self, images: pa.Table, parts: deque[pa.Table]) -> Iterator[torch.Tensor]:
         """Yield batches of the decoded images; the rows of each are appended to `parts`."""
@@ -98,7 +106,7 @@ class PartialSums:
             if part["error"].null_count < part.num_rows:
                 part = part.filter(pc.is_null(part["error"]))
             if part.num_rows:
-                parts.append(part)
+                parts.append(part.select(["uri", "keep"]))
                 yield as_images(column_array(part["image"], np.uint8, (*size, 3)))
 
 

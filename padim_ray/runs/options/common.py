@@ -21,6 +21,7 @@ MODEL = Group("Model", sort_key=2)
 RESULTS = Group("Results", sort_key=3)
 RUN = Group("Run", sort_key=4)
 GROUP_MEMORY = 2 * 2**30
+EMBEDDING_MEMORY = 2 * 2**30
 MAX_UNREADABLE_SHARE, MAX_UNREADABLE = 0.01, 10
 """Images that may be unreadable without --max-failed. An archive has a few truncated uploads; more
 of them mean another format, a broken camera or a wrong template, and so a model or a night that

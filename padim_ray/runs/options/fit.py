@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from padim_ray.errors import PadimError
 from padim_ray.runs.options.common import (
+    EMBEDDING_MEMORY,
     MODEL,
     RUN,
     JobOptions,
@@ -39,12 +40,17 @@ class CalibrationOptions(Options):
     """How many images calibrate a model."""
 
     calibration_images: Annotated[int, Parameter(group=MODEL)] = 2000
-    """Maximum number of training images per group to calibrate with, drawn by --seed. They are read
-    once more; thresholds and p-values follow from their leave-one-out scores. 0: no thresholds."""
+    """Maximum number of training images per group to calibrate with, drawn by --seed. Thresholds
+    and p-values follow from their leave-one-out scores. 0: no thresholds."""
+
+    embedding_memory: Annotated[int, Parameter(group=RUN)] = EMBEDDING_MEMORY
+    """Bytes of Ray's object store in which embeddings of images to calibrate with may be kept. The
+    images of groups that don't fit are read once more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("calibration_images", self.calibration_images)
+        check_number("embedding_memory", self.embedding_memory)
 
 
 @Parameter(name="*")
