@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, product
+from itertools import islice, pairwise, product
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -194,8 +194,9 @@ def measure(
     shrinkages: list[float],
     sigmas: list[float],
     shares: list[float],
+    members: list[Setting],
 ) -> list[dict]:
-    """Metrics of an archive for every setting, smoothing and score."""
+    """Metrics of an archive for every setting, smoothing and score, and for pairs of members."""
     cells = list(product(strides, neighbourhoods))
     plain = GaussianDensity(Regularization())
     sums = {cell: plain.empty(features.grid(cell[0])) for cell in cells}
@@ -220,24 +221,68 @@ def measure(
                 nested = plain.distances(fitted[setting], embeddings)
                 distances[setting].append(grid.unnest(nested))
     rows = []
-    for setting, parts in distances.items():
-        found = torch.cat(parts)
-        for sigma in sigmas:
-            rows += score(archive.name, setting, found, sigma, shares, pictures)
+    tests = {setting: torch.cat(parts) for setting, parts in distances.items()}
+    for setting, found in tests.items():
+        for sigma, share in product(sigmas, shares):
+            maps, scores = maps_and_scores(found, sigma, share)
+            labels = {**setting._asdict(), "sigma": sigma, "score_share": share}
+            rows.append(evaluate(archive.name, labels, maps, scores, pictures))
+    for one, other in pairwise(members):
+        alone = [leave_one_out(archive, features, fitted, member) for member in (one, other)]
+        for sigma, share in product(sigmas, shares):
+            found = [
+                standardised(tests[member], train, sigma, share)
+                for member, train in zip((one, other), alone, strict=True)
+            ]
+            maps, scores = (sum(part) / 2 for part in zip(*found, strict=True))
+            labels = {
+                name: f"{a:g} + {b:g}"
+                for name, a, b in zip(Setting._fields, one, other, strict=True)
+            }
+            labels |= {"sigma": sigma, "score_share": share}
+            rows.append(evaluate(archive.name, labels, maps, scores, pictures))
     return rows
 
 
-def score(
-    name: str,
-    setting: Setting,
-    distances: torch.Tensor,
-    sigma: float,
-    shares: list[float],
-    pictures: list[Picture],
-) -> list[dict]:
-    """Metrics of one setting and smoothing, for every score."""
-    mapper = AnomalyMapper(tuple(distances.shape[1:]), (SIDE, SIDE), sigma)
-    maps = mapper.maps(distances)
+def maps_and_scores(
+    distances: torch.Tensor, sigma: float, share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    maps = AnomalyMapper(tuple(distances.shape[1:]), (SIDE, SIDE), sigma).maps(distances)
+    return maps, image_scores(distances, maps, share)
+
+
+def leave_one_out(
+    archive: Archive, features: Features, fitted: dict, member: Setting
+) -> torch.Tensor:
+    """Leave-one-out distances of the training images."""
+    density, grid = GaussianDensity(Regularization(shrinkage=member[2])), features.grid(member[0])
+    images = list(archive.train())
+    parts = [
+        density.distances(fitted[member], embeddings, left_out_of=len(images))
+        for pixels in in_batches(images)
+        for _, embeddings in features.embed(pixels, [member[:2]])
+    ]
+    return torch.cat([grid.unnest(part) for part in parts])
+
+
+def standardised(
+    test: torch.Tensor, train: torch.Tensor, sigma: float, share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps and scores in standard deviations above the mean of the training images', plus 10.
+
+    So that they are positive, as histograms of pixels count them.
+    """
+    pairs = zip(
+        maps_and_scores(test, sigma, share), maps_and_scores(train, sigma, share), strict=True
+    )
+    found, scores = (10 + (ours - theirs.mean()) / theirs.std() for ours, theirs in pairs)
+    return found, scores
+
+
+def evaluate(
+    name: str, labels: dict, maps: torch.Tensor, scores: torch.Tensor, pictures: list[Picture]
+) -> dict:
+    """Metrics of one archive's test images."""
     is_defective = np.array([picture.is_defective for picture in pictures])
     pixels = None
     if all(picture.mask is not None for picture in pictures):
@@ -249,27 +294,20 @@ def score(
             ),
             PixelCounts.empty(),
         )
-    rows = []
-    for share in shares:
-        scores = image_scores(distances, maps, share).numpy()
-        _, negatives, positives = count_scores(scores, is_defective)
-        threshold = np.quantile(scores[~is_defective], 1 - FALSE_ALARMS)
-        kinds = defaultdict(list)
-        for picture, value in zip(pictures, scores, strict=True):
-            if picture.is_defective:
-                kinds[picture.kind].append(value > threshold)
-        rows.append(
-            {
-                "archive": name,
-                **setting._asdict(),
-                "sigma": sigma,
-                "score_share": share,
-                "image_auroc": float(auroc(negatives, positives)),
-                **(pixel_metrics(pixels) if pixels else {}),
-                "recall": {kind: float(np.mean(found)) for kind, found in kinds.items()},
-            }
-        )
-    return rows
+    found = scores.numpy()
+    _, negatives, positives = count_scores(found, is_defective)
+    threshold = np.quantile(found[~is_defective], 1 - FALSE_ALARMS)
+    kinds = defaultdict(list)
+    for picture, value in zip(pictures, found, strict=True):
+        if picture.is_defective:
+            kinds[picture.kind].append(value > threshold)
+    return {
+        "archive": name,
+        **labels,
+        "image_auroc": float(auroc(negatives, positives)),
+        **(pixel_metrics(pixels) if pixels else {}),
+        "recall": {kind: float(np.mean(each)) for kind, each in kinds.items()},
+    }
 
 
 def to_markdown(rows: list[dict]) -> str:
@@ -287,7 +325,7 @@ def to_markdown(rows: list[dict]) -> str:
         recall = " / ".join(f"{row['recall'][kind]:.2f}" for kind in kinds if kind in row["recall"])
         cells = [
             row["archive"],
-            *(f"{row[name]:g}" for name in ("stride", "neighbourhood", "shrinkage", "sigma")),
+            *(str(row[name]) for name in ("stride", "neighbourhood", "shrinkage", "sigma")),
             f"{row['score_share']:g}",
             f"{row['image_auroc']:.3f}",
             *pixel,
@@ -308,11 +346,19 @@ def main() -> None:
     parser.add_argument("--shrinkages", nargs="+", type=float, default=[0.1, 0.3, 0.5])
     parser.add_argument("--sigmas", nargs="+", type=float, default=[4])
     parser.add_argument("--shares", nargs="+", type=float, default=[0, 0.02])
+    parser.add_argument(
+        "--members",
+        nargs="*",
+        default=[],
+        metavar="STRIDE,NEIGHBOURHOOD",
+        help="measure the mean of the standardised maps of each two neighbours, such as 8,1 16,3",
+    )
     parser.add_argument("--drawn", nargs="*", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--output", type=Path, default=OUTPUT)
     chosen = parser.parse_args()
     features = Features(chosen.backbone, chosen.weights, chosen.precision)
     archives = [*map(read_archive, chosen.data), *map(draw_archive, chosen.drawn)]
+    members = [Setting(*map(int, each.split(",")), chosen.shrinkages[0]) for each in chosen.members]
     rows: list[dict] = []
     for archive in archives:
         rows += measure(
@@ -323,6 +369,7 @@ def main() -> None:
             chosen.shrinkages,
             chosen.sigmas,
             chosen.shares,
+            members,
         )
         chosen.output.parent.mkdir(parents=True, exist_ok=True)
         chosen.output.write_text(json.dumps(rows, indent=1))

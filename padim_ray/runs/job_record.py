@@ -37,8 +37,14 @@ NOT_IDENTITY = frozenset(
     }
 )
 """Options that results don't depend on, or that only say where things are."""
-LATER_OPTIONS = {"density": "gaussian"}
-"""Options of `fit` that job records of an earlier padim-ray lack."""
+LATER_OPTIONS = {
+    "density": "gaussian",
+    "stride": 4,
+    "neighbourhood": 1,
+    "score_share": 0.0,
+    "grey_range": None,
+}
+"""Options of `fit` that job records of an earlier padim-ray lack, as it worked."""
 
 NOT_OPTIONS = frozenset({"job", "model", "model_version", "model_sha256", "weights_sha256"}) | {
     *("models", "models_sha256")

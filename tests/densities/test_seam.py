@@ -16,7 +16,10 @@ from tests.model.test_padim_model import images
 
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
 MODULE = "padim_ray.densities.centre"
-SETTINGS = {"density": "centre", "image_size": 64, "n_features": 20, "precision": "float32"}
+SETTINGS = {
+    **{"density": "centre", "image_size": 64, "n_features": 20, "precision": "float32"},
+    **{"stride": 4, "neighbourhood": 1},  # levels of three grids
+}
 
 
 @pytest.fixture(autouse=True)

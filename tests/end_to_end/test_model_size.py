@@ -11,7 +11,10 @@ from padim_ray.storage.disk import disk_usage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-MODEL = {"image_size": 128, "n_features": 100, "precision": "float32", "calibration_images": 0}
+MODEL = {
+    **{"image_size": 128, "n_features": 100, "precision": "float32", "calibration_images": 0},
+    **{"stride": 4, "neighbourhood": 1},
+}
 UNITS = {"kB": 10**3, "MB": 10**6}
 
 

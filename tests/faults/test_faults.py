@@ -27,7 +27,10 @@ FAIL_POINTS = (
     "score:results-complete",
     "score:run-json-written",
 )
-LARGE_MODEL = ("--image-size", 128, "--n-features", 200, "--precision", "float32")
+LARGE_MODEL = (
+    *("--image-size", 128, "--n-features", 200, "--precision", "float32"),
+    *("--stride", 4, "--neighbourhood", 1),
+)
 SLOW_STORE = Faults(latency=0.15)  # slow enough for a commit to be interrupted
 SMALL_STORE = 80_000_000  # bytes; Ray's minimum is 78,643,200
 

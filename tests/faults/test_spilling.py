@@ -12,7 +12,10 @@ from tests.faults.processes import REPOSITORY
 
 pytestmark = pytest.mark.slow_faults
 
-LARGE = ("--image-size", "192", "--n-features", "200", "--precision", "float32")
+LARGE = (
+    *("--image-size", "192", "--n-features", "200", "--precision", "float32"),
+    *("--stride", "4", "--neighbourhood", "1"),
+)
 SMALL_STORE = 80_000_000  # bytes; one group's statistics are larger
 
 

@@ -14,6 +14,7 @@ from padim_ray.features.trunks import TRUNKS, check_levels, choose_channels, fin
 from padim_ray.features.trunks.base import Architecture, Level
 
 LAYERS = ["layer1", "layer2", "layer3"]
+CELLS = {"stride": 4, "neighbourhood": 1}
 
 
 @st.composite
@@ -116,7 +117,9 @@ def random_images(seed, count):
 
 
 def test_a_new_trunk_fits_scores_and_is_saved(tiny, tmp_path):
-    model = PadimModel(backbone="tiny", weights=tiny, image_size=(16, 24), device="cpu", sigma=1)
+    model = PadimModel(
+        backbone="tiny", weights=tiny, image_size=(16, 24), device="cpu", sigma=1, **CELLS
+    )
     model.update(random_images(0, 9))
     spoiled = random_images(1, 1)
     spoiled[:, :, :6, :6] = 255
@@ -128,7 +131,9 @@ def test_a_new_trunk_fits_scores_and_is_saved(tiny, tmp_path):
 
 
 def test_a_new_trunks_feature_maps_are_its_modules(tiny):
-    model = PadimModel(backbone="tiny", weights=tiny, image_size=(16, 24), precision="float32")
+    model = PadimModel(
+        backbone="tiny", weights=tiny, image_size=(16, 24), precision="float32", **CELLS
+    )
     stages = TINY.build(TINY.default_levels).eval()
     stages.load_state_dict(torch.load(tiny, weights_only=True))
     mean, std = (torch.tensor(values)[:, None, None] for values in (TINY.mean, TINY.std))

@@ -10,11 +10,14 @@ from padim_ray.runs.options.model import ModelOptions
 from tests.model.test_padim_model import images
 
 COUNT = 43
+PAPERS_CELLS = {"stride": 4, "neighbourhood": 1, "score_share": 0.0}  # levels of three grids
 
 
 @pytest.fixture(scope="module", params=["gaussian", "shared"])
 def spec_and_weights(request, weights):
-    options = ModelOptions(weights=weights, image_size=(64,), n_features=60, density=request.param)
+    options = ModelOptions(
+        weights=weights, image_size=(64,), n_features=60, density=request.param, **PAPERS_CELLS
+    )
     return new_spec(options, "float32")
 
 

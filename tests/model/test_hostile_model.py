@@ -130,7 +130,7 @@ def change(name, edit):
         (lambda t: t.update({"mean.3": torch.zeros(1)}), "1 are of something else"),
         (lambda t: t.update({"mean.0": t["mean.0"].half()}), "mean.0 is F16"),
         (lambda t: t.update({"mean.0": t["mean.0"].long()}), "mean.0 is I64"),
-        (lambda t: t.update({"mean.0": t["mean.0"][1:]}), "mean.0 is F.. .63, "),
+        (lambda t: t.update({"mean.0": t["mean.0"][1:]}), "mean.0 is F.. .3, "),
         (lambda t: t.update({"mean.0": t["mean.0"].T}), "mean.0 is F"),
         (lambda t: t.update({"mean.0": t["mean.0"][None]}), "mean.0 is F"),
         (lambda t: t["mean.0"].fill_(math.nan), "mean.0 has NaN or infinite values"),

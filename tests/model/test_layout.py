@@ -85,7 +85,8 @@ def test_shards_cover_all_cells_and_are_small(spec, monkeypatch):
 
 def test_the_number_of_shards_is_part_of_the_format(spec):
     """Earlier versions of padim-ray cut the statistics of these sizes into as many shards."""
-    sizes = {256: 11, 512: 44}
-    for size, count in sizes.items():
+    sizes = {(4, 256): 11, (4, 512): 44, (16, 256): 3, (16, 512): 9}
+    for (stride, size), count in sizes.items():
         preprocessing = replace(spec.preprocessing, resize=(size, size))
-        assert len(state_shards(replace(spec, preprocessing=preprocessing))) == count
+        of_size = replace(spec, preprocessing=preprocessing, stride=stride)
+        assert len(state_shards(of_size)) == count

@@ -112,8 +112,8 @@ def test_all_that_is_incompatible_is_named_with_both_values(spec):
     layers = dict(spec.channels)
     layers["layer1"] = [*layers["layer1"][:-1], 63]
     for other, told in (
-        (replace(spec, stride=16), r"stride \(4 there, 16 here\)"),
-        (replace(spec, neighbourhood=3), r"neighbourhood \(1 there, 3 here\)"),
+        (replace(spec, stride=8), r"stride \(16 there, 8 here\)"),
+        (replace(spec, neighbourhood=1), r"neighbourhood \(3 there, 1 here\)"),
         (replace(spec, precision="bfloat16"), r"precision \(float32 there, bfloat16 here\)"),
         (replace(spec, channels=layers), rf"channels of layer1 \(.* {spec.channels['layer1'][-1]}"),
         (replace(spec, weights_sha256=64 * "a"), r"weights \(SHA-256 \w{12}… there, .* aaaaaa"),
@@ -137,6 +137,6 @@ def test_regularisation_and_smoothing_may_differ(spec):
         "density": "gaussian",
         "regularization": "shrink (shrinkage 0.1, ridge 0.01)",
         "sigma": "4",
-        "score share": "0",
+        "score share": "0.01",
     }
     assert describe_settings(other)["regularization"] == "paper (epsilon 0.01)"

@@ -70,11 +70,11 @@ class FeatureOptions(Options):
     """Number of channels to keep, drawn by --seed from all layers together, or all. Default: as
     many as suit the backbone, all of the default one's (the paper: 100)."""
 
-    stride: Annotated[int, Parameter(group=MODEL)] = 4
+    stride: Annotated[int, Parameter(group=MODEL)] = 16
     """Side of a cell, in pixels of the input. Features are averaged over a cell before the density.
     A layer whose positions are larger keeps its own (the paper: 4)."""
 
-    neighbourhood: Annotated[int, Parameter(group=MODEL)] = 1
+    neighbourhood: Annotated[int, Parameter(group=MODEL)] = 3
     """Side of the square of a layer's positions that features are averaged over before that; odd.
     1: no average (the paper)."""
 
@@ -133,7 +133,7 @@ class ModelOptions(FeatureOptions):
     """Standard deviation of the Gaussian that smooths the anomaly map, in pixels. 0: no smoothing.
     """
 
-    score_share: Annotated[float, Parameter(group=MODEL)] = 0.0
+    score_share: Annotated[float, Parameter(group=MODEL)] = 0.01
     """Share of the cells, the most distant ones, whose mean is an image's score. 0: the maximum of
     the anomaly map is the score (the paper)."""
 
