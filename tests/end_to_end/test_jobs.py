@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from PIL import Image
-from ray._private.internal_api import free
 from sklearn.metrics import roc_auc_score
 
 import padim_ray
@@ -19,7 +19,6 @@ from padim_ray.images.resize import model_input
 from padim_ray.model.spec import new_spec
 from padim_ray.model.version import open_version
 from padim_ray.pipeline.jobs import calibrate
-from padim_ray.pipeline.stages.measure import start_measuring
 from padim_ray.planning.batches import embedding_bytes
 from padim_ray.runs.options.model import ModelOptions
 from padim_ray.storage.location import Location
@@ -166,9 +165,17 @@ def test_kept_embeddings_give_the_calibration_of_a_second_pass(
 
 
 def test_lost_embeddings_are_computed_again(archive, weights, tmp_path, monkeypatch, caplog):
+    @ray.remote(num_cpus=0)
+    class Owner:
+        def put(self):
+            return [ray.put("embeddings")]
+
     def lose(group, kept, *rest):
-        free([each.ref for each in kept])
-        return start_measuring(group, kept, *rest)
+        """References to what was lost with the process that owned it."""
+        owner = Owner.remote()
+        lost = ray.get(owner.put.remote())
+        ray.kill(owner)
+        return lost
 
     monkeypatch.setattr(calibrate, "start_measuring", lose)
     with caplog.at_level("WARNING", "padim_ray"):
