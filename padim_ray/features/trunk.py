@@ -1,12 +1,13 @@
 """The trunk: a pretrained CNN up to its deepest used level."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from padim_ray.features.bfloat16 import is_bfloat16_faster
 from padim_ray.features.channels import select_channels
 from padim_ray.features.trunks import FusedTrunk, find_trunk
 from padim_ray.features.weights import StateDict, load_state_dict
@@ -120,11 +121,7 @@ def _fold_batch_norms(module: nn.Module) -> None:
 
 
 def native_precision(device: torch.device | str = "cpu") -> Precision:
-    """The fastest precision that a device supports natively: bfloat16 or float32."""
+    """The precision that is faster on a device: bfloat16 or float32."""
     if torch.device(device).type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # torch 2.11 may lack the query; float32 works everywhere
-    query = getattr(torch.cpu, "get_capabilities", None)
-    capabilities: Mapping[str, Any] = query() if query else {}
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bfloat16" if native else "float32"
+    return "bfloat16" if is_bfloat16_faster() else "float32"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from padim_ray.features import gpu
+from padim_ray.features.bfloat16 import is_bfloat16_faster
 from padim_ray.features.channels import select_channels
 from padim_ray.features.trunks.resnet import ResNet
 from padim_ray.features.trunks.resnet_modules import Block
@@ -24,7 +25,6 @@ ONEDNN = (
     "_convolution_pointwise",
     "_convolution_pointwise_",
     "_reorder_convolution_weight",
-    "_is_mkldnn_bf16_supported",
 )
 CUDNN = ("cudnn_convolution_relu", "cudnn_convolution_add_relu")
 
@@ -195,7 +195,7 @@ class _OneDnn(_Convolution):
     ) -> None:
         self.rounded_to: torch.dtype | None = None
         computed = dtype
-        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if dtype == torch.bfloat16 and not is_bfloat16_faster():
             # compute in float32 and round: several times as fast as PyTorch's emulated bfloat16
             self.rounded_to, computed = dtype, torch.float32
         self.geometry = [list(like.padding), list(like.stride), list(like.dilation), like.groups]

@@ -91,7 +91,7 @@ class FeatureOptions(Options):
     """Random seed for drawing channels and calibration images."""
 
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(group=MODEL)] = "auto"
-    """Precision of the trunk. auto: the fastest that the workers support natively."""
+    """Precision of the trunk. auto: the one that is faster on the workers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
