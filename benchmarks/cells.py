@@ -25,6 +25,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from demo.archive import GROUPS, photograph
 from padim_ray.densities.gaussian import GaussianDensity, Regularization
+from padim_ray.densities.gaussian.whitening import Gaussian
+from padim_ray.densities.search import cells_around
 from padim_ray.evaluation.metrics import PixelCounts, auroc, count_scores, pixel_metrics
 from padim_ray.features.cells import average_cells, cell_grids
 from padim_ray.features.embedder import as_images
@@ -194,6 +196,7 @@ def measure(
     shrinkages: list[float],
     sigmas: list[float],
     shares: list[float],
+    searches: list[int],
     members: list[Setting],
 ) -> list[dict]:
     """Metrics of an archive for every setting, smoothing and score, and for pairs of members."""
@@ -210,7 +213,7 @@ def measure(
         for shrinkage in shrinkages:
             density = GaussianDensity(Regularization(shrinkage=shrinkage))
             fitted[Setting(*cell, shrinkage)] = density.fit(statistics, pooled)
-    distances = defaultdict(list)
+    distances, searched = defaultdict(list), defaultdict(list)
     pictures = []
     for some in in_batches(archive.test()):
         pictures += [picture._replace(pixels=np.empty(0)) for picture in some]
@@ -220,12 +223,21 @@ def measure(
                 setting = Setting(*cell, shrinkage)
                 nested = plain.distances(fitted[setting], embeddings)
                 distances[setting].append(grid.unnest(nested))
+                for radius in filter(None, searches):
+                    nested = search_everywhere(fitted[setting], embeddings, grid, radius)
+                    searched[setting, radius].append(grid.unnest(nested))
     rows = []
     tests = {setting: torch.cat(parts) for setting, parts in distances.items()}
+    after = {key: torch.cat(parts) for key, parts in searched.items()}
     for setting, found in tests.items():
-        for sigma, share in product(sigmas, shares):
+        for sigma, share, radius in product(sigmas, shares, searches):
             maps, scores = maps_and_scores(found, sigma, share)
-            labels = {**setting._asdict(), "sigma": sigma, "score_share": share}
+            if radius:  # it changes scores only
+                _, scores = maps_and_scores(after[setting, radius], sigma, share)
+            labels = {
+                **setting._asdict(),
+                **{"sigma": sigma, "score_share": share, "search": radius},
+            }
             rows.append(evaluate(archive.name, labels, maps, scores, pictures))
     for one, other in pairwise(members):
         alone = [leave_one_out(archive, features, fitted, member) for member in (one, other)]
@@ -239,9 +251,19 @@ def measure(
                 name: f"{a:g} + {b:g}"
                 for name, a, b in zip(Setting._fields, one, other, strict=True)
             }
-            labels |= {"sigma": sigma, "score_share": share}
+            labels |= {"sigma": sigma, "score_share": share, "search": 0}
             rows.append(evaluate(archive.name, labels, maps, scores, pictures))
     return rows
+
+
+def search_everywhere(
+    fitted: Gaussian, embeddings: Embeddings, grid: PatchGrid, radius: int
+) -> torch.Tensor:
+    cells, images = torch.arange(grid.cells[0]), torch.arange(len(embeddings))
+    cells, images = cells.repeat(len(images)), images.repeat_interleave(len(cells))
+    around = cells_around(grid, radius)[cells]
+    found = GaussianDensity(Regularization()).search(fitted, embeddings, images, cells, around)
+    return found.view(len(embeddings), -1).T
 
 
 def maps_and_scores(
@@ -314,9 +336,9 @@ def to_markdown(rows: list[dict]) -> str:
     """One line per setting and archive."""
     kinds = [f"{size} px" for size in SIZES]
     lines = [
-        f"| archive | stride | neighbourhood | λ | σ | share | image AUROC | pixel AUROC | AUPRO | "
-        f"recall {' / '.join(kinds)} |",
-        "|" + "---|" * 10,
+        "| archive | stride | neighbourhood | λ | σ | share | search | image AUROC | pixel AUROC "
+        f"| AUPRO | recall {' / '.join(kinds)} |",
+        "|" + "---|" * 11,
     ]
     for row in rows:
         pixel = [
@@ -327,6 +349,7 @@ def to_markdown(rows: list[dict]) -> str:
             row["archive"],
             *(str(row[name]) for name in ("stride", "neighbourhood", "shrinkage", "sigma")),
             f"{row['score_share']:g}",
+            str(row["search"]),
             f"{row['image_auroc']:.3f}",
             *pixel,
             recall,
@@ -346,6 +369,7 @@ def main() -> None:
     parser.add_argument("--shrinkages", nargs="+", type=float, default=[0.1, 0.3, 0.5])
     parser.add_argument("--sigmas", nargs="+", type=float, default=[4])
     parser.add_argument("--shares", nargs="+", type=float, default=[0, 0.02])
+    parser.add_argument("--searches", nargs="+", type=int, default=[0])
     parser.add_argument(
         "--members",
         nargs="*",
@@ -369,6 +393,7 @@ def main() -> None:
             chosen.shrinkages,
             chosen.sigmas,
             chosen.shares,
+            chosen.searches,
             members,
         )
         chosen.output.parent.mkdir(parents=True, exist_ok=True)

@@ -165,6 +165,8 @@ FIT_VALUES = {
     "stride": sizes,
     "neighbourhood": sizes,
     "score_share": shares,
+    "search": st.integers(0, 9),
+    "search_maps": st.just(True),
     "precision": st.sampled_from(["float32", "bfloat16"]),
     "shrinkage": shares,
     "calibration_images": st.integers(0, 9),

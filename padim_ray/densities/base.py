@@ -176,6 +176,9 @@ class Density(ABC, Generic[S, F, P]):
     """Whether every run of cells has parameters of its own. Otherwise all runs share the same, and
     only the first is fitted and saved."""
 
+    searches: ClassVar[bool] = False
+    """Whether it implements `search`."""
+
     @classmethod
     def of_options(cls, options: Any) -> Self:
         """The density that `ModelOptions` ask for."""
@@ -304,3 +307,30 @@ class Density(ABC, Generic[S, F, P]):
         Returns:
             (P_0, B) float32 on the embeddings' device, not negative, in nested order.
         """
+
+    def search(
+        self,
+        fitted: F,
+        embeddings: Embeddings,
+        images: torch.Tensor,
+        cells: torch.Tensor,
+        around: torch.Tensor,
+        *,
+        left_out_of: int | None = None,
+        workers: Workers = ONE_BY_ONE,
+    ) -> torch.Tensor:
+        """Distances of some embeddings from the density at the nearest of several cells.
+
+        Args:
+            fitted: of all cells, from `load`.
+            embeddings: of all cells, on the same device.
+            images: (N,) ascending, which image each of the embeddings to measure is of.
+            cells: (N,), its cell on the finest grid, in nested order.
+            around: (N, K), the cells whose parameters it is measured against; -1: none.
+            left_out_of: see `distances`.
+            workers: threads to compute on.
+
+        Returns:
+            (N,) float32 on the embeddings' device, not negative.
+        """
+        raise NotImplementedError(f"{self.kind} densities don't search")

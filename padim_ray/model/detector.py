@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from padim_ray.densities.base import Fitted, Statistics
+from padim_ray.densities.search import cells_around, most_distant_after_search
 from padim_ray.features.embedder import Embedder
 from padim_ray.features.grid import Embeddings
 from padim_ray.features.trunk import Trunk
@@ -13,14 +14,15 @@ from padim_ray.features.weights import StateDict
 from padim_ray.features.workers import ONE_BY_ONE, Workers
 from padim_ray.model.layout import state_shards
 from padim_ray.model.spec import ModelSpec
-from padim_ray.scoring.anomaly_map import image_scores
+from padim_ray.scoring.anomaly_map import cells_of_share, image_scores
 
 
 class Detections(NamedTuple):
     """A detector's results for a batch of images, float32 on its device.
 
     Attributes:
-        scores: (B,), see `image_scores`.
+        scores: (B,), see `image_scores`; with search, the mean of the cells that are most distant
+            after it.
         distances: (B, H_0, W_0), at the cells of the finest level.
         maps: (B, H, W), the anomaly maps: distances upsampled to the input size and smoothed.
     """
@@ -138,9 +140,25 @@ def measure(
 ) -> Detections:
     """Score embeddings: compute distances, upsample and smooth; see `Detector.detect`."""
     nested = spec.density.distances(fitted, embeddings, left_out_of=left_out_of, workers=workers)
+
+    def search(images: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        around = cells_around(spec.grid, spec.search).to(cells.device)[cells]
+        return spec.density.search(
+            *(fitted, embeddings, images, cells, around), left_out_of=left_out_of, workers=workers
+        )
+
+    if spec.search and (spec.search_maps or not spec.score_share):
+        cells, images = (torch.arange(n, device=nested.device) for n in nested.shape)
+        everywhere = search(images.repeat_interleave(len(cells)), cells.repeat(len(images)))
+        nested = everywhere.view(len(images), -1).T
     distances = spec.grid.unnest(nested)
     maps = spec.mapper.maps(distances)
-    return Detections(image_scores(distances, maps, spec.score_share), distances, maps)
+    if spec.search and spec.score_share and not spec.search_maps:
+        count = cells_of_share(spec.score_share, len(nested))
+        scores = most_distant_after_search(nested.T, count, search).mean(1)
+    else:
+        scores = image_scores(distances, maps, spec.score_share)
+    return Detections(scores, distances, maps)
 
 
 def fit_density(spec: ModelSpec, statistics: Statistics) -> Fitted:

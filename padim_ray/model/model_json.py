@@ -20,7 +20,10 @@ MAX_SHARDS = 10_000
 MAX_CALIBRATED = 10**7
 MAX_IMAGES = 10**10
 MAX_VERSION = 10**9 - 1
-_BEFORE_VERSION_4 = {"stride": 4, "neighbourhood": 1, "score_share": 0.0}
+_BEFORE_VERSION_4 = {
+    **{"stride": 4, "neighbourhood": 1, "score_share": 0.0},
+    **{"search": 0, "search_maps": False},
+}
 _version = whole(1, MAX_VERSION)
 _name = text("[^\ud800-\udfff]*")  # JSON may contain lone surrogates, which UTF-8 can't encode
 _manifest = text(MANIFEST)

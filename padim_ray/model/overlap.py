@@ -46,6 +46,7 @@ def describe_settings(spec: ModelSpec) -> dict[str, str]:
     return spec.density.describe() | {
         "sigma": f"{spec.sigma:g}",
         "score share": f"{spec.score_share:g}",
+        "search": str(spec.search) + " with maps" * spec.search_maps,
     }
 
 

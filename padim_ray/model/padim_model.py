@@ -205,7 +205,7 @@ class PadimModel:
         if sigma is None:
             return Scores(found.scores.cpu(), found.maps.cpu())
         maps = replace(self.spec.mapper, sigma=sigma).maps(found.distances)
-        scores = image_scores(found.distances, maps, self.spec.score_share)
+        scores = found.scores if self.spec.score_share else image_scores(found.distances, maps, 0)
         return Scores(scores.cpu(), maps.cpu())
 
     def calibrate(

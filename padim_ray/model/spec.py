@@ -31,6 +31,7 @@ from padim_ray.storage.json_fields import (
 
 MAX_SIDE = 4096  # pixels; features and anomaly maps of larger images need too much memory
 MAX_SIGMA = 256  # pixels
+MAX_SEARCH = 4  # cells
 _NUMBERS = pair(number)
 _SIDES = pair(whole(1, MAX_SIDE))
 _PREPROCESSING = {
@@ -61,6 +62,8 @@ _SPEC = {
     "stride": whole(1, MAX_STRIDE),
     "neighbourhood": whole(1, MAX_NEIGHBOURHOOD),
     "score_share": number,
+    "search": whole(0, MAX_SEARCH),
+    "search_maps": flag,
 }
 
 
@@ -81,6 +84,8 @@ class ModelSpec:
         neighbourhood: side of the square of positions that features are averaged over first.
         score_share: share of the cells whose mean distance is the image's score; 0: the score is
             the map's maximum.
+        search: rows and columns around a cell whose density it is measured against, too.
+        search_maps: whether maps are made of searched distances; otherwise scores only.
 
     Raises:
         ModelError: if the settings are invalid or don't fit together.
@@ -97,6 +102,8 @@ class ModelSpec:
     stride: int
     neighbourhood: int
     score_share: float
+    search: int
+    search_maps: bool
 
     def __post_init__(self) -> None:
         check_levels(self.backbone, list(self.channels))
@@ -111,6 +118,10 @@ class ModelSpec:
             )
         if not 0 <= self.score_share <= 1:
             raise ModelError(f"score_share must be from 0 to 1, not {self.score_share}")
+        if not 0 <= self.search <= MAX_SEARCH:
+            raise ModelError(f"search must be from 0 to {MAX_SEARCH} cells, not {self.search}")
+        if self.search and not self.density.searches:
+            raise ModelError(f"The density {self.density.kind} can't search: leave out --search")
         if not 0 <= self.sigma <= MAX_SIGMA:
             raise ModelError(f"sigma must be from 0 to {MAX_SIGMA} pixels, not {self.sigma}")
         self._check_channels()
@@ -198,6 +209,8 @@ def new_spec(
         stride=options.stride,
         neighbourhood=options.neighbourhood,
         score_share=options.score_share,
+        search=options.search,
+        search_maps=options.search_maps,
     )
     return spec, weights
 

@@ -164,6 +164,8 @@ def _spec(options: PlanOptions) -> ModelSpec:
         stride=options.stride,
         neighbourhood=options.neighbourhood,
         score_share=0.0,
+        search=0,
+        search_maps=False,
     )
 
 

@@ -42,6 +42,8 @@ LATER_OPTIONS = {
     "stride": 4,
     "neighbourhood": 1,
     "score_share": 0.0,
+    "search": 0,
+    "search_maps": False,
     "grey_range": None,
 }
 """Options of `fit` that job records of an earlier padim-ray lack, as it worked."""

@@ -52,8 +52,12 @@ def image_scores(distances: "torch.Tensor", maps: "torch.Tensor", share: float) 
     if not share:
         return maps.amax((1, 2))
     cells = distances.flatten(1)
-    count = max(1, round(share * cells.shape[1]))
-    return cells.topk(count, sorted=False).values.mean(1)
+    return cells.topk(cells_of_share(share, cells.shape[1]), sorted=False).values.mean(1)
+
+
+def cells_of_share(share: float, cells: int) -> int:
+    """The number of cells whose mean distance is an image's score."""
+    return max(1, round(share * cells))
 
 
 def _like(matrix: np.ndarray, array: Array) -> Array:

@@ -57,9 +57,9 @@ def test_a_cluster_gives_the_moments_and_scores_of_one_node(submitted, one_node,
     assert store.secret not in fitted + scored
 
 
-def test_actors_ran_on_gpu_nodes_and_everything_else_on_decoding_nodes(submitted, cluster):
-    stages = {"FetchAndDecode", "WriteResults", "DrawHeatmaps", "CountPixels", "_describe_task"}
-    stages |= {"_pool_task", "_write_task", "PartialSums", "ScoreImages"}
+def test_what_computes_ran_on_gpu_nodes_and_everything_else_on_decoding_nodes(submitted, cluster):
+    stages = {"FetchAndDecode", "WriteResults", "DrawHeatmaps", "_describe_task", "_pool_task"}
+    stages |= {"_check_task", "_write_task", "_measure_task", "PartialSums", "ScoreImages"}
 
     def names():
         return " ".join(one.name for one in ask_where(cluster))
@@ -67,8 +67,9 @@ def test_actors_ran_on_gpu_nodes_and_everything_else_on_decoding_nodes(submitted
     wait_until(lambda: all(stage in names() for stage in stages), 60)
     ran = ask_where(cluster)
     assert {one.is_on_head for one in ran} == {False}
-    assert all("GPU" in one.resources for one in ran if one.is_of_actor)
-    assert all(DECODE in one.resources for one in ran if not one.is_of_actor)
+    computes = [one for one in ran if one.is_of_actor or one.name == "_measure_task"]
+    assert all("GPU" in one.resources for one in computes)
+    assert all(DECODE in one.resources for one in ran if one not in computes)
 
 
 def test_the_cluster_refuses_clients_without_the_token(cluster, store):

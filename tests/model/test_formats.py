@@ -77,6 +77,7 @@ def test_the_density_of_an_earlier_model_is_a_gaussian_per_cell(stored):
 def test_an_earlier_model_has_the_papers_cells(stored):
     spec = open_version(stored).spec
     assert (spec.stride, spec.neighbourhood, spec.score_share) == (4, 1, 0.0)
+    assert (spec.search, spec.search_maps) == (0, False)
 
 
 def test_an_earlier_model_can_be_updated_and_is_saved_in_the_present_format(stored, expected):

@@ -58,6 +58,8 @@ def test_an_endless_pointer_is_not_read(directory, tmp_path):
         (["spec", "stride"], [None, True, "4", 0, -4, 3, 4.0, 64, 10**400]),
         (["spec", "neighbourhood"], [None, True, "1", 0, -1, 2, 33, 1.0, 10**400]),
         (["spec", "score_share"], [None, True, "0", -0.1, 1.1, math.nan, math.inf, 10**400]),
+        (["spec", "search"], [None, True, "1", -1, 5, 1.0, 10**400]),
+        (["spec", "search_maps"], [None, 1, "true"]),
         (["spec", "channels"], [{}, [], {"layer5": [1]}, {"layer1": 3}, {"layer1": []}]),
         (["spec", "channels", "layer1"], [[-1], [64], [1, 1], [2, 1], [True], [1.0], ["1"], None]),
         (["spec", "channels", "layer1"], [{"0": 1}, [[1]], [10**30], list(range(65))]),

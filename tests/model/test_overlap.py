@@ -138,5 +138,6 @@ def test_regularisation_and_smoothing_may_differ(spec):
         "regularization": "shrink (shrinkage 0.1, ridge 0.01)",
         "sigma": "4",
         "score share": "0.01",
+        "search": "0",
     }
     assert describe_settings(other)["regularization"] == "paper (epsilon 0.01)"

@@ -40,6 +40,8 @@ specs = st.builds(
         stride=cells[0],
         neighbourhood=cells[1],
         score_share=0.02,
+        search=0,
+        search_maps=False,
     ),
     st.sampled_from([("layer1",), ("layer2", "layer3"), ("layer1", "layer2", "layer3")]),
     st.integers(1, 64),

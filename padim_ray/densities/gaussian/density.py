@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from padim_ray.densities.gaussian.leave_one_out import (
 )
 from padim_ray.densities.gaussian.moments import Moments, empty_moments, scatter_elements
 from padim_ray.densities.gaussian.regularization import PooledScatter, Regularization, pool
+from padim_ray.densities.gaussian.search import squared_distances_to_nearest
 from padim_ray.densities.gaussian.whitening import (
     Gaussian,
     concatenate,
@@ -32,6 +34,7 @@ class GaussianDensity(Density[Moments, Gaussian, PooledScatter]):
 
     kind: ClassVar[str] = "gaussian"
     statistics_kind: ClassVar[str] = "moments"
+    searches: ClassVar[bool] = True
     regularization: Regularization
 
     @classmethod
@@ -116,3 +119,29 @@ class GaussianDensity(Density[Moments, Gaussian, PooledScatter]):
             lambda run: squared(fitted.cells(*run), embeddings.patches(*run)), embeddings.runs()
         )
         return torch.cat(pieces).sqrt_()
+
+    @torch.inference_mode()
+    def search(
+        self,
+        fitted: Gaussian,
+        embeddings: Embeddings,
+        images: torch.Tensor,
+        cells: torch.Tensor,
+        around: torch.Tensor,
+        *,
+        left_out_of: int | None = None,
+        workers: Workers = ONE_BY_ONE,
+    ) -> torch.Tensor:
+        def squared(rows: slice) -> torch.Tensor:
+            return squared_distances_to_nearest(
+                *(fitted, embeddings, images[rows], cells[rows], around[rows]),
+                *(left_out_of, self.regularization),
+            )
+
+        counts = images.unique_consecutive(return_counts=True)[1]
+        # a thread's share; or, with a matrix for each image that is left out, a few images
+        few = LEFT_OUT_BATCH if left_out_of else -(-len(counts) // workers.threads) or 1
+        stops = [0, *counts.cumsum(0)[few - 1 :: few].tolist(), len(images)]
+        parts = [slice(*bounds) for bounds in pairwise(stops) if bounds[0] < bounds[1]]
+        pieces = workers.map(squared, parts)
+        return torch.cat([*pieces, images.new_empty(0, dtype=torch.float32)]).sqrt_()

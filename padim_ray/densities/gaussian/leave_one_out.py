@@ -63,11 +63,10 @@ def leave_one_out_squared_distances(
     """
     if count < MIN_LEFT_OUT_OF:
         raise ValueError(f"leaving one of {count} images out leaves no covariance")
-    if tolerance is None:
-        tolerance = TOLERANCE[regularization.kind]
-    if max_steps is None:
-        max_steps = MAX_STEPS if count < NEGLIGIBLE_FROM else 0
-    remove = _Removal(count, regularization.scale(count - 1))
+    steps, relative = steps_and_tolerance(count, regularization)
+    max_steps = steps if max_steps is None else max_steps
+    tolerance = relative if tolerance is None else tolerance
+    remove = Removal(count, regularization.scale(count - 1))
     if not max_steps:
         return remove.squared_distances(squared_distances(gaussian, patches) * remove.unscaled)
     channels = sum(mean.shape[1] for mean in gaussian.means)
@@ -77,7 +76,7 @@ def leave_one_out_squared_distances(
         offsets = [
             (x - mean[..., None]).mT for x, mean in zip(part, gaussian.means, strict=True)
         ]  # (P_ℓ, B, c_ℓ)
-        correction = _correction(offsets, count, regularization)
+        correction = correction_of(offsets, count, regularization)
         coarsest, elements = len(offsets[-1]), offsets[0][..., 0].numel() * channels
         solved.append(
             torch.cat(
@@ -97,8 +96,13 @@ def leave_one_out_squared_distances(
     return torch.cat(solved, -1)
 
 
+def steps_and_tolerance(count: int, regularization: Regularization) -> tuple[int, float]:
+    """Steps of conjugate gradients, at most, and relative error at which they end."""
+    return MAX_STEPS if count < NEGLIGIBLE_FROM else 0, TOLERANCE[regularization.kind]
+
+
 @dataclass(frozen=True)
-class _Removal:
+class Removal:
     """The removal of one image.
 
     Attributes:
@@ -110,23 +114,27 @@ class _Removal:
     scale: float
 
     @property
+    def share(self) -> float:
+        """c = n/(n−1)."""
+        return self.count / (self.count - 1)
+
+    @property
     def unscaled(self) -> float:
         """The factor from Σ⁻¹ to B⁻¹."""
         return (self.count - 2) / (self.count - 1)
 
     def squared_distances(self, q: torch.Tensor) -> torch.Tensor:
         """M² from q."""
-        share = self.count / (self.count - 1)
         # exactly, it is positive; in float32 a nearly singular covariance may round it to 0
-        denominator = (1 - self.scale * share * q).clamp_(min=MIN_DENOMINATOR)
-        return q * share**2 / denominator
+        denominator = (1 - self.scale * self.share * q).clamp_(min=MIN_DENOMINATOR)
+        return q * self.share**2 / denominator
 
 
 def _solve(
     gaussian: Gaussian,
     offsets: Sequence[torch.Tensor],
     correction: torch.Tensor | float,
-    remove: _Removal,
+    remove: Removal,
     tolerance: float,
     max_steps: int,
 ) -> torch.Tensor:
@@ -148,9 +156,7 @@ def _solve(
         solved += length * product
         before, squared = squared, remove.squared_distances(solved)
         last, change = change, float((squared / before.clamp(min=tiny)).max().sqrt()) - 1
-        # the change shrinks by about the same factor at every step; the first change is about it
-        next_change = change * (change / last if last else 2.5 * change)
-        if next_change <= tolerance or step == max_steps - 1:
+        if next_change(change, last) <= tolerance or step == max_steps - 1:
             break
         residual -= length[..., None] * image
         conditioned = _solve_covariance(gaussian, residual).mul_(remove.unscaled)
@@ -161,7 +167,13 @@ def _solve(
     return squared
 
 
-def _correction(
+def next_change(change: float, last: float | None) -> float:
+    """The expected change of the next step, given that of this one and of the last."""
+    # it shrinks by about the same factor at every step; the first change is about that factor
+    return change * (change / last if last else 2.5 * change)
+
+
+def correction_of(
     offsets: Sequence[torch.Tensor], count: int, regularization: Regularization
 ) -> torch.Tensor | float:
     """E of every image, (B, D, D); for `paper` the factor on I."""

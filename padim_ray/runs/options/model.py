@@ -137,9 +137,16 @@ class ModelOptions(FeatureOptions):
     """Share of the cells, the most distant ones, whose mean is an image's score. 0: the maximum of
     the anomaly map is the score (the paper)."""
 
+    search: Annotated[int, Parameter(group=MODEL)] = 0
+    """Rows and columns of cells around a cell whose Gaussians it is measured against, too; the
+    smallest distance counts. 1 is for parts that aren't aligned. It changes scores only."""
+
+    search_maps: Annotated[bool, Parameter(group=MODEL, negative="")] = False
+    """With --search, make maps of the searched distances as well, which takes longer."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("score_share", "sigma", "shrinkage", "ridge", "epsilon"):
+        for name in ("search", "score_share", "sigma", "shrinkage", "ridge", "epsilon"):
             check_number(name, getattr(self, name))
 
 
