@@ -162,6 +162,7 @@ FIT_VALUES = {
     "n_features": st.integers(1, 99) | st.just("all"),
     "scaled_jpeg": st.just(True),
     "grey_range": st.lists(st.floats(0, 1e6), min_size=2, max_size=2, unique=True).map(sorted),
+    "resize": st.just("letterbox"),
     "stride": sizes,
     "neighbourhood": sizes,
     "score_share": shares,

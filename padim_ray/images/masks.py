@@ -35,8 +35,10 @@ def decode_mask(data: bytes, max_pixels: int) -> np.ndarray:
 
 
 def fit_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Resize a mask (h, w) by nearest neighbour and crop it to the anomaly map (H, W); bool."""
-    rows, columns = preprocessing.resize
-    resized = Image.fromarray(mask).resize((columns, rows), Image.Resampling.NEAREST)
-    (top, left), (height, width) = preprocessing.corner, preprocessing.size
-    return np.asarray(resized, bool)[top : top + height, left : left + width]
+    """Resize a mask (h, w) by nearest neighbour to the image's place in the map (H, W); bool."""
+    placement = preprocessing.placement(*mask.shape)
+    size = placement.width, placement.height
+    resized = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+    fitted = np.zeros(preprocessing.size, bool)
+    placement.paste(np.asarray(resized, bool), fitted)
+    return fitted

@@ -60,6 +60,7 @@ def _features(spec: ModelSpec, other: ModelSpec) -> dict[str, str]:
         "image size": _size(seen.resize),
         "crop": _size(seen.crop) if seen.crop else "none",
         "scaled JPEG": str(seen.scaled_jpeg),
+        "resize": "letterbox" if seen.letterbox else "stretch",
         "grey range": "{:g} to {:g}".format(*seen.grey_range) if seen.grey_range else "none",
         "stride": str(spec.stride),
         "neighbourhood": str(spec.neighbourhood),

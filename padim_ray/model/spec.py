@@ -39,6 +39,7 @@ _PREPROCESSING = {
     "crop": lambda value, where: None if value is None else _SIDES(value, where),
     "scaled_jpeg": flag,
     "grey_range": lambda value, where: None if value is None else _NUMBERS(value, where),
+    "letterbox": flag,
 }
 
 
@@ -226,6 +227,7 @@ def preprocessing_of(options: FeatureOptions) -> Preprocessing:
         pair_of_sizes("crop", options.crop) if options.crop else None,
         options.scaled_jpeg,
         options.grey_range,
+        options.resize == "letterbox",
     )
 
 

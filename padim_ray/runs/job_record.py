@@ -45,6 +45,7 @@ LATER_OPTIONS = {
     "search": 0,
     "search_maps": False,
     "grey_range": None,
+    "resize": "stretch",
 }
 """Options of `fit` that job records of an earlier padim-ray lack, as it worked."""
 

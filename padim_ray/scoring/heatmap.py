@@ -39,20 +39,21 @@ def draw_heatmap(
 
     Args:
         image: (H, W, 3) uint8, as decoded.
-        anomaly_map: (h, w), of the part of the image that the model sees.
-        preprocessing: the model's preprocessing, which gives the position of that part.
+        anomaly_map: (h, w), of the model's input.
+        preprocessing: the model's preprocessing, which says where the image lies in the input.
         scale: distances at both ends of the colour map; opacity grows between them.
     """
     height, width = image.shape[:2]
     factor = min(MAX_SIDE / max(width, height), max(1.0, MIN_SIDE / min(width, height)))
     size = max(1, round(width * factor)), max(1, round(height * factor))
     canvas = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    left, top, right, bottom = (
-        round(share * side)
-        for share, side in zip(preprocessing.visible_share, size + size, strict=True)
-    )
+    placement = preprocessing.placement(height, width)
+    rows, columns = placement.inside(anomaly_map.shape)
+    down, across = size[1] / placement.height, size[0] / placement.width
+    top, bottom = (round((row - placement.top) * down) for row in (rows.start, rows.stop))
+    left, right = (round((at - placement.left) * across) for at in (columns.start, columns.stop))
     low, high = scale
-    heat = Image.fromarray(anomaly_map.astype(np.float32)).resize(
+    heat = Image.fromarray(anomaly_map[rows, columns].astype(np.float32)).resize(
         (max(1, right - left), max(1, bottom - top)), Image.Resampling.BILINEAR
     )
     # logarithmic colours: the distances of defects span more than a decade

@@ -46,22 +46,25 @@ def find_regions(
         height: of the original image, in pixels.
         min_area: smaller regions are dropped; in pixels of the original image.
     """
-    highest = anomaly_map.max()
+    placement = preprocessing.placement(height, width)
+    inside = placement.inside(anomaly_map.shape)
+    highest = anomaly_map[inside].max()
     if 0 < highest < threshold:
         threshold = PEAK_SHARE * highest
-    labels, count = ndimage.label(anomaly_map >= threshold, _EIGHT_CONNECTED)
+    reached = np.zeros(anomaly_map.shape, bool)
+    reached[inside] = anomaly_map[inside] >= threshold
+    labels, count = ndimage.label(reached, _EIGHT_CONNECTED)
     numbers = np.arange(1, count + 1)
     peaks = ndimage.maximum(anomaly_map, labels, numbers)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    (top, left), (rows, columns) = preprocessing.corner, preprocessing.resize
-    down, across = height / rows, width / columns
+    down, across = height / placement.height, width / placement.width
     regions = []
     for box, peak, size in zip(ndimage.find_objects(labels), peaks, sizes, strict=True):
         area = round(size * down * across)
         if area < min_area:
             continue
-        y, bottom = _scaled(box[0], top, down, height)
-        x, right = _scaled(box[1], left, across, width)
+        y, bottom = _scaled(box[0], -placement.top, down, height)
+        x, right = _scaled(box[1], -placement.left, across, width)
         regions.append(
             Region(x=x, y=y, width=right - x, height=bottom - y, peak=float(peak), area=area)
         )

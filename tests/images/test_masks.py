@@ -95,3 +95,12 @@ def test_a_mask_is_resized_by_nearest_neighbour_and_cropped():
 def test_unreadable_masks_fail_with_their_reason(data, message):
     with pytest.raises(ImageError, match=message):
         decode_mask(data, max_pixels=20_000)
+
+
+def test_a_mask_of_a_letterboxed_image_lies_where_the_image_does():
+    fitted = fit_mask(TRUTH, Preprocessing((40, 40), letterbox=True))
+    place = Preprocessing((40, 40), letterbox=True).placement(*TRUTH.shape)
+    inside = place.inside((40, 40))
+    stretched = fit_mask(TRUTH, Preprocessing((place.height, place.width)))
+    np.testing.assert_array_equal(fitted[inside], stretched)
+    assert fitted.sum() == stretched.sum() > 0

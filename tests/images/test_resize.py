@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from padim_ray.images.preprocessing import Preprocessing
-from padim_ray.images.resize import model_input
+from padim_ray.images.resize import BACKGROUND, model_input
 
 SIDES = st.integers(1, 400)
 
@@ -31,3 +31,19 @@ def test_the_crop_is_the_centre():
     whole = model_input(pixels, Preprocessing((64, 64)))
     centre = model_input(pixels, Preprocessing((64, 64), (32, 48)))
     np.testing.assert_array_equal(centre, whole[16:48, 8:56])
+
+
+@pytest.mark.parametrize("channels", [(), (3,)], ids=["grey", "RGB"])
+@given(height=SIDES, width=SIDES, rows=SIDES, columns=SIDES)
+def test_a_letterboxed_image_lies_in_a_plain_background(channels, height, width, rows, columns):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, *channels), np.uint8)
+    preprocessing = Preprocessing((rows, columns), letterbox=True)
+    found = model_input(pixels, preprocessing)
+    assert found.shape == (rows, columns, 3)
+    place = preprocessing.placement(height, width)
+    inside = place.inside((rows, columns))
+    stretched = model_input(pixels, Preprocessing((place.height, place.width)))
+    np.testing.assert_array_equal(found[inside], stretched)
+    around = np.ones((rows, columns), bool)
+    around[inside] = False
+    assert (found[around] == BACKGROUND).all()

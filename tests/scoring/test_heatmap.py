@@ -19,6 +19,7 @@ from padim_ray.scoring.heatmap import (
 
 WHOLE = Preprocessing((64, 64))
 CROPPED = Preprocessing((64, 96), (32, 64))
+LETTERBOX = Preprocessing((64, 64), letterbox=True)
 
 
 def noise(height, width, seed=0):
@@ -60,21 +61,23 @@ def test_below_the_scale_the_image_is_unchanged(size, preprocessing):
 
 
 @pytest.mark.parametrize("size", [(300, 400), (1500, 700), (90, 120)])
-@pytest.mark.parametrize("preprocessing", [WHOLE, CROPPED])
+@pytest.mark.parametrize("preprocessing", [WHOLE, CROPPED, LETTERBOX])
 @settings(max_examples=20)
 @given(share=st.tuples(st.floats(0.1, 0.9), st.floats(0.1, 0.9)))
 def test_the_hottest_place_is_the_maps_peak(size, preprocessing, share):
     height, width = preprocessing.size
-    y, x = share[0] * (height - 1), share[1] * (width - 1)
+    place = preprocessing.placement(*size)
+    rows, columns = place.inside((height, width))
+    y = rows.start + share[0] * (rows.stop - rows.start - 1)
+    x = columns.start + share[1] * (columns.stop - columns.start - 1)
     scale = (0.0, 10.0)
     heatmap = draw_heatmap(black(*size), peak_map((height, width), y, x), preprocessing, scale)
     brightness = np.asarray(heatmap).sum(2)
     hottest = np.argwhere(brightness > 0.98 * brightness.max()).mean(0)
     # from the model's pixel (y, x) to the resized image, then to the heatmap
-    top, left = preprocessing.corner
-    rows, columns = preprocessing.resize
-    expected = (top + y + 0.5) / rows * heatmap.height, (left + x + 0.5) / columns * heatmap.width
-    pixel = max(heatmap.height / rows, heatmap.width / columns)  # the size of a model's pixel
+    down, across = heatmap.height / place.height, heatmap.width / place.width
+    expected = (y - place.top + 0.5) * down, (x - place.left + 0.5) * across
+    pixel = max(down, across)  # the size of a model's pixel
     np.testing.assert_allclose(hottest + 0.5, expected, atol=0.75 * pixel)
 
 

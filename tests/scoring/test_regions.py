@@ -44,6 +44,16 @@ def test_boxes_are_in_the_original_images_pixels():
     assert region == {"x": 75, "y": 30, "width": 25, "height": 5, "peak": 3, "area": 125}
 
 
+def test_boxes_of_a_letterboxed_image_are_in_its_pixels_and_the_background_has_none():
+    """A 200×100 image lies in rows 10 to 30 of the 40×40 that the model sees."""
+    anomaly_map = np.zeros((40, 40), np.float32)
+    anomaly_map[:12, 5:10] = 3
+    anomaly_map[35:, 20] = 9
+    seen = Preprocessing((40, 40), letterbox=True)
+    (region,) = find_regions(anomaly_map, 1, seen, width=200, height=100)
+    assert region == {"x": 25, "y": 0, "width": 25, "height": 10, "peak": 3, "area": 250}
+
+
 def test_boxes_touch_every_pixel_and_stay_inside():
     """The image is smaller than the model's input, so a map's pixel is a fraction of its pixel."""
     anomaly_map = np.zeros((16, 16), np.float32)

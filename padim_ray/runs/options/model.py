@@ -57,6 +57,10 @@ class FeatureOptions(Options):
     """Decode large JPEGs at a half, a quarter or an eighth of their size. That is faster, but
     changes the pixels a little. The model keeps the setting for scoring."""
 
+    resize: Annotated[Literal["stretch", "letterbox"], Parameter(group=MODEL)] = "stretch"
+    """How images get the size. stretch: without regard to the aspect ratio. letterbox: with the
+    same aspect ratio, on a plain background."""
+
     grey_range: Annotated[
         tuple[float, float] | None,
         Parameter(group=MODEL, negative_iterable="", negative_none="", show_default=False),
