@@ -212,7 +212,7 @@ def forecast_fit(
     groups = len(archive.groups)
     # a row is stored twice: in the manifest's block, and beside its decoded pixels
     summed = archive.images * (2 * (row + ROW_BYTES) + pixels) + sums.partials * state.statistics
-    summed += 2 * kept * embedding_bytes(spec)  # beside the partial sums, then by themselves
+    summed += 2 * kept * (row + embedding_bytes(spec))  # in two blocks
     scored = read_again * (
         3 * (row + ROW_BYTES) + ACTOR_COLUMNS_BYTES + pixels + distance_bytes(spec)
     )

@@ -317,7 +317,7 @@ def test_an_update_waits_for_images_that_could_not_be_fetched(http, upload, weig
 
 def test_a_calibration_waits_for_images_that_could_not_be_fetched(http, upload, weights, tmp_path):
     manifest, paths = upload("train/good")
-    job = {"manifest": manifest, "weights": weights, **SMALL}
+    job = {"manifest": manifest, "weights": weights, "embedding_memory": 0, **SMALL}
     padim_ray.fit(**job, model=str(tmp_path / "undisturbed"))
     http.asked.clear()
     http.served_once = {paths[3], paths[30]}

@@ -176,6 +176,9 @@ def test_lost_embeddings_are_computed_again(archive, weights, tmp_path, monkeypa
         owner = Owner.remote()
         lost = ray.get(owner.put.remote())
         ray.kill(owner)
+        with pytest.raises(ray.exceptions.RayActorError):
+            while True:
+                ray.get(owner.put.remote())
         return lost
 
     monkeypatch.setattr(calibrate, "start_measuring", lose)

@@ -78,7 +78,7 @@ def test_another_format_version(mistake, model, archive, tmp_path):
     )
     file.write_text(content)
     assert sentence == (
-        f"{file} has format version 99, and this padim-ray reads 1 to 3; use the padim-ray "
+        f"{file} has format version 99, and this padim-ray reads 1 to 4; use the padim-ray "
         "that fitted it, or fit again"
     )
 

@@ -37,7 +37,7 @@ padim_ray.fit(
 )
 padim_ray.score(images=f"{archive}/{{group}}/test/{{defect}}/*", out=f"{out}/run", **shared)
 """
-STAGES = {"fetch", "decode", "sum", "merge", "factorise", "score", "write", "draw"}
+STAGES = {"fetch", "decode", "sum", "merge", "factorise", "calibrate", "score", "write", "draw"}
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def test_the_object_store_holds_what_plan_forecast(archive, weights, tmp_path):
     shards = [shard for block in blocks for shard in block["shard"].to_pylist()]
     assert sums.partials == len(shards) - shards.count(KEPT) == 5
     predicted = sums.partials * forecast.State.of(spec).statistics
-    predicted += keep.sum() * embedding_bytes(spec)
+    predicted += keep.sum() * (manifest.nbytes / 600 + embedding_bytes(spec))
     assert sum(block.nbytes for block in blocks) == pytest.approx(predicted, rel=0.02)
 
     with data_context(preserve_order=True):
