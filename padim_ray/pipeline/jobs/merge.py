@@ -18,7 +18,8 @@ from padim_ray.model.readers import reading
 from padim_ray.model.spec import ModelSpec
 from padim_ray.model.version import ModelVersion, open_named
 from padim_ray.pipeline.jobs.calibrate import Sample
-from padim_ray.pipeline.jobs.new_version import Job, nameless_images, with_outcomes
+from padim_ray.pipeline.jobs.make_version import nameless_images, with_outcomes
+from padim_ray.pipeline.jobs.new_version import Job
 from padim_ray.pipeline.jobs.on_version import sample_of
 from padim_ray.pipeline.merging.base import BaseVersions
 from padim_ray.runs.job_record import identify

@@ -8,7 +8,8 @@ import pyarrow as pa
 from padim_ray.model.layout import version_location
 from padim_ray.model.version import ModelVersion
 from padim_ray.pipeline.jobs.calibrate import Sample
-from padim_ray.pipeline.jobs.new_version import Job, with_outcomes
+from padim_ray.pipeline.jobs.make_version import with_outcomes
+from padim_ray.pipeline.jobs.new_version import Job
 from padim_ray.runs.job_record import JOB, read_identity
 from padim_ray.runs.options.fit import FitOptions
 from padim_ray.storage.json_fields import whole
