@@ -46,6 +46,7 @@ SEEN = Preprocessing((SIDE, SIDE))
 BATCH = 32
 SIZES = (2, 4, 8, 16, 40)  # pixels of a drawn defect
 DRAWN = {"train": 200, "good": 100, "defective": 60}  # images of a drawn archive; the last per size
+DESCRIBED_SHARES = (0.004, 0.01, 0.04, 0.16, 1)
 FALSE_ALARMS = 0.05  # of the good test images, at which the recall of defects is taken
 MAX_PIXELS = 2**28
 T = TypeVar("T")
@@ -198,6 +199,8 @@ def measure(
     shares: list[float],
     searches: list[int],
     members: list[Setting],
+    *,
+    variants: bool,
 ) -> list[dict]:
     """Metrics of an archive for every setting, smoothing and score, and for pairs of members."""
     cells = list(product(strides, neighbourhoods))
@@ -236,9 +239,19 @@ def measure(
                 _, scores = maps_and_scores(after[setting, radius], sigma, share)
             labels = {
                 **setting._asdict(),
-                **{"sigma": sigma, "score_share": share, "search": radius},
+                **{"sigma": sigma, "score_share": share},
+                "variant": f"search {radius}" if radius else "",
             }
             rows.append(evaluate(archive.name, labels, maps, scores, pictures))
+    for setting, found in tests.items() if variants else ():
+        alone = leave_one_out(archive, features, fitted, setting)
+        for sigma, share in product(sigmas, shares):
+            for variant, results in variants_of(found, alone, sigma, share).items():
+                labels = {
+                    **setting._asdict(),
+                    **{"sigma": sigma, "score_share": share, "variant": variant},
+                }
+                rows.append(evaluate(archive.name, labels, *results, pictures))
     for one, other in pairwise(members):
         alone = [leave_one_out(archive, features, fitted, member) for member in (one, other)]
         for sigma, share in product(sigmas, shares):
@@ -251,7 +264,7 @@ def measure(
                 name: f"{a:g} + {b:g}"
                 for name, a, b in zip(Setting._fields, one, other, strict=True)
             }
-            labels |= {"sigma": sigma, "score_share": share, "search": 0}
+            labels |= {"sigma": sigma, "score_share": share, "variant": ""}
             rows.append(evaluate(archive.name, labels, maps, scores, pictures))
     return rows
 
@@ -301,6 +314,39 @@ def standardised(
     return found, scores
 
 
+def variants_of(
+    test: torch.Tensor, train: torch.Tensor, sigma: float, share: float
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Maps and scores of what was tried besides.
+
+    Args:
+        test: distances of test images, (n, H, W).
+        train: leave-one-out distances of training images, (m, H, W).
+        sigma: of the smoothing.
+        share: of the cells in a score.
+    """
+    found = {}
+    mean, spread = train.mean(0), train.std(0)
+    for strength in (0.5, 1.0):
+        level = strength * (mean - mean.mean())
+        scale = (spread / spread.mean()) ** strength
+        standard = ((test - level) / scale).clamp(min=0)
+        found[f"cells standardised {strength:g}"] = maps_and_scores(standard, sigma, share)
+    maps, _ = maps_and_scores(test, sigma, share)
+    ours, theirs = describe_distances(test), describe_distances(train)
+    offset = ours - theirs.mean(0)
+    precision = torch.linalg.inv(theirs.T.cov())
+    found["score of descriptors"] = maps, (offset @ precision * offset).sum(1).sqrt()
+    return found
+
+
+def describe_distances(distances: torch.Tensor) -> torch.Tensor:
+    """Descriptors of images: logarithms of the means of several shares of the cells, (n, 5)."""
+    cells = distances.flatten(1).double().sort(1, descending=True).values
+    counts = [max(1, round(share * cells.shape[1])) for share in DESCRIBED_SHARES]
+    return torch.stack([cells[:, :count].mean(1).log() for count in counts], 1)
+
+
 def evaluate(
     name: str, labels: dict, maps: torch.Tensor, scores: torch.Tensor, pictures: list[Picture]
 ) -> dict:
@@ -336,7 +382,7 @@ def to_markdown(rows: list[dict]) -> str:
     """One line per setting and archive."""
     kinds = [f"{size} px" for size in SIZES]
     lines = [
-        "| archive | stride | neighbourhood | λ | σ | share | search | image AUROC | pixel AUROC "
+        "| archive | stride | neighbourhood | λ | σ | share | variant | image AUROC | pixel AUROC "
         f"| AUPRO | recall {' / '.join(kinds)} |",
         "|" + "---|" * 11,
     ]
@@ -349,7 +395,7 @@ def to_markdown(rows: list[dict]) -> str:
             row["archive"],
             *(str(row[name]) for name in ("stride", "neighbourhood", "shrinkage", "sigma")),
             f"{row['score_share']:g}",
-            str(row["search"]),
+            row["variant"],
             f"{row['image_auroc']:.3f}",
             *pixel,
             recall,
@@ -359,6 +405,7 @@ def to_markdown(rows: list[dict]) -> str:
 
 
 def main() -> None:
+    global SIDE, SEEN
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cells", description=__doc__)
     parser.add_argument("--weights", required=True, help="the trunk's weights, trained on ImageNet")
     parser.add_argument("--data", nargs="*", type=Path, default=[])
@@ -377,9 +424,16 @@ def main() -> None:
         metavar="STRIDE,NEIGHBOURHOOD",
         help="measure the mean of the standardised maps of each two neighbours, such as 8,1 16,3",
     )
+    parser.add_argument(
+        "--variants",
+        action="store_true",
+        help="measure standardised cells, and scores from several descriptors of an image",
+    )
+    parser.add_argument("--side", type=int, default=SEEN.size[0], help="of the input, in pixels")
     parser.add_argument("--drawn", nargs="*", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--output", type=Path, default=OUTPUT)
     chosen = parser.parse_args()
+    SIDE, SEEN = chosen.side, Preprocessing((chosen.side, chosen.side))
     features = Features(chosen.backbone, chosen.weights, chosen.precision)
     archives = [*map(read_archive, chosen.data), *map(draw_archive, chosen.drawn)]
     members = [Setting(*map(int, each.split(",")), chosen.shrinkages[0]) for each in chosen.members]
@@ -395,6 +449,7 @@ def main() -> None:
             chosen.shares,
             chosen.searches,
             members,
+            variants=chosen.variants,
         )
         chosen.output.parent.mkdir(parents=True, exist_ok=True)
         chosen.output.write_text(json.dumps(rows, indent=1))
