@@ -185,7 +185,7 @@ class Summary:
             log.info("%d more images are in the model already", self.skipped)
         if self.sampled:
             log.info(
-                "%d images read again for calibration in %.0f s",
+                "Calibrated with %d images in %.0f s",
                 self.calibrated,
                 self.stages["calibrate"],
             )

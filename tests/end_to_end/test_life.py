@@ -90,7 +90,7 @@ def test_a_merged_model_equals_one_fitted_to_all_images(line, caplog):
         summary = merge(line, "merged", "hamburg@1", "lyon@1")
     assert (summary.listed, summary.done) == (2, 2)  # the images of both models
     assert (summary.sampled, summary.calibrated) == (12, 12)  # bolts; the other groups are copied
-    assert "12 images read again for calibration in" in caplog.text
+    assert "Calibrated with 12 images in" in caplog.text
     merged, fitted = (open_version(line.model(name)) for name in ("merged", "all"))
     assert_same_model(merged, fitted, 1e-6)
     hamburg = open_version(line.model("hamburg"))

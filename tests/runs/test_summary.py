@@ -128,7 +128,7 @@ def test_a_report_mentions_what_there_is_and_nothing_else(logged):
     )
     assert lines[1:] == [
         ("INFO", "7 more images are in the model already"),
-        ("INFO", "8 images read again for calibration in 3 s"),
+        ("INFO", "Calibrated with 8 images in 3 s"),
         ("INFO", "20 of the images were done by an earlier attempt"),
         ("WARNING", "3 failed: decode: empty file"),
         ("WARNING", "1 failed: fetch: not found"),
