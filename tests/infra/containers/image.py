@@ -3,6 +3,7 @@
 What takes long is kept in build/containers: wheels, Debian, and the layers of the images.
 """
 
+import hashlib
 import re
 import shlex
 import shutil
@@ -56,8 +57,15 @@ def build(context: Path) -> str:
     base = ROOT / "tests/infra/containers/base.Dockerfile"
     _build("--tag", BASE, "--file", base, "--build-arg", f"RAY_VERSION={ray}", FOLDER / "debian")
     copy_context(context).chmod(0o755)  # the Dockerfile's user reads it
-    _build("--file", ROOT / dockerfile, *options, f"--build-arg=BASE={BASE}", context)
+    hashed = f"--build-arg=SOURCE={_hash(context)}"
+    _build("--file", ROOT / dockerfile, *options, f"--build-arg=BASE={BASE}", hashed, context)
     return name
+
+
+def _hash(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = [(str(path.relative_to(folder)), path.read_bytes()) for path in files]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _build(*options: object) -> None:
