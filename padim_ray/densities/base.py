@@ -321,6 +321,8 @@ class Density(ABC, Generic[S, F, P]):
     ) -> torch.Tensor:
         """Distances of some embeddings from the density at the nearest of several cells.
 
+        Called only if `searches`: a model's specification refuses search otherwise.
+
         Args:
             fitted: of all cells, from `load`.
             embeddings: of all cells, on the same device.

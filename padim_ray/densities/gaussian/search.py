@@ -31,7 +31,8 @@ from padim_ray.densities.gaussian.whitening import Gaussian
 from padim_ray.features.grid import Embeddings
 
 MAX_VECTOR_ELEMENTS = 2**24
-"""Of all pairs' vectors at once; with an image left out there are several fields of them."""
+"""Numbers in the vectors that are measured together. Leaving images out takes several times that.
+"""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Sample:
 
     def draw(self, manifest: pa.Table) -> np.ndarray:
         """The rows of a sorted manifest's images in the sample, ascending."""
+        if not self.calibration_images:  # otherwise all URIs would be hashed for nothing
+            return np.empty(0, int)
         return sample_images(manifest, self.calibration_images, self.seed)
 
 

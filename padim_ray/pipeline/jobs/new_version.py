@@ -1,4 +1,4 @@
-"""What fit, update, forget and merge share: a job that makes a new version, or continues one."""
+"""The job that fit, update, forget and merge share: it makes a new version, or continues one."""
 
 import logging
 import time
@@ -189,7 +189,9 @@ class Job(ABC):
 
     def embeddings_to_keep(self, groups: Mapping[str, int], spec: ModelSpec) -> dict[str, int]:
         """How many images' embeddings are kept to calibrate their groups, by group."""
-        most = self.sample.calibration_images if self.calibrates else 0
+        most = self.sample.calibration_images
+        if not (self.calibrates and most):
+            return {}
         new = {group: count for group, count in groups.items() if not self.base.images(group)}
         kept = kept_groups(new, spec, most, self.embedding_memory)
         return {group: min(new[group], most) for group in kept}
